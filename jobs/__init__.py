@@ -1,0 +1,1 @@
+"""Entry points for Ray jobs, one per stage, and `all`."""

@@ -1,0 +1,8 @@
+"""ray job submit --working-dir . -- python -m jobs.caption --root URL [--config TOML] [--set …]"""
+
+import sys
+
+from pipeline import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.invoke(["caption", *sys.argv[1:]]))

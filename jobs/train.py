@@ -1,0 +1,8 @@
+"""ray job submit --working-dir . -- python -m jobs.train --root URL [--config TOML] [--set …]"""
+
+import sys
+
+from pipeline import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.invoke(["train", *sys.argv[1:]]))

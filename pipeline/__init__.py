@@ -1,0 +1,1 @@
+"""ratecluster: labels a web-scale image collection without labels."""

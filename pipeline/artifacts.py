@@ -1,0 +1,229 @@
+"""What passes between the rooms: each stage's folder, and the columns of each table."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.store import columns, tables
+from pipeline.store.storage import Folder
+
+IDENTITY = [
+    ("sample_id", pa.string()),  # "{shard}/{key}", unique in a run
+    ("shard", pa.string()),  # stem of the shard
+    ("key", pa.string()),  # webdataset's key
+    ("index", pa.int32()),  # position in the shard
+]
+SOURCE = [
+    ("image_member", pa.string()),  # name of the image in the tar
+    ("tar_offset", pa.int64()),  # where its bytes begin in the tar
+    ("tar_size", pa.int64()),  # bytes
+    ("image_width", pa.int32()),  # pixels, upright
+    ("image_height", pa.int32()),
+]
+TEXTS = [("caption", pa.string()), ("json", pa.string())]  # the sample's own alt text and json
+
+REJECTS = pa.schema([*IDENTITY, ("member", pa.string()), ("reason", pa.string()), *TEXTS])
+HISTORY = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("phase", pa.string()),  # warm_up | cluster
+        ("loss", pa.float64()),
+        ("expansion", pa.float64()),  # R(Z), nats
+        ("compression", pa.float64()),  # R_c(Z, Π), nats
+        ("regularizer", pa.float64()),  # ‖Π‖²_F / 2
+        ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
+        ("gradient_norm", pa.float64()),
+        ("samples_per_s", pa.float64()),
+    ]
+)
+CURVE = pa.schema(
+    [
+        ("k", pa.int32()),
+        ("bits", pa.float64()),  # L(Z, cut) over all samples
+        ("low", pa.float64()),  # 5th percentile of bits over resamples
+        ("high", pa.float64()),  # 95th
+    ]
+)
+TREE = pa.schema(
+    [
+        ("k", pa.int32()),  # clusters left after this merge
+        ("kept", pa.int32()),  # leaf whose name the merged cluster carries on
+        ("merged", pa.int32()),  # leaf whose name disappears
+        ("bits_saved", pa.float64()),  # negative where merging costs bits
+    ]
+)
+EXEMPLARS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),
+        ("rank", pa.int32()),  # 0 is the most typical member
+        ("outlier_score", pa.float32()),
+        *IDENTITY[:3],
+        *SOURCE[:3],
+        ("caption", pa.string()),
+    ]
+)
+TOP = 3  # clusters that a label names, most likely first
+ASSIGNMENTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("cluster_id", pa.int32()),
+        ("confidence", pa.float32()),  # share of its cluster, 0 to 1
+        ("margin", pa.float32()),  # confidence less the best other share
+        ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
+        ("top_clusters", pa.list_(pa.int32())),
+        ("top_shares", pa.list_(pa.float32())),
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),
+        ("rank", pa.int32()),  # 0 is the best caption
+        ("caption", pa.string()),
+        ("share", pa.float32()),  # of the cluster's votes, 0 to 1
+        ("source", pa.string()),  # vocabulary | alt text
+    ]
+)
+CLUSTERS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),
+        ("size", pa.int64()),
+        ("cluster_caption", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("caption_shares", pa.list_(pa.float32())),
+        ("bits_per_sample", pa.float64()),  # coding length of its features over its size
+        ("nearest_clusters", pa.list_(pa.int32())),
+        ("typical_samples", pa.list_(pa.string())),
+    ]
+)
+LABEL = [  # the columns of a label that are ours, after IDENTITY
+    ("status", pa.string()),  # success | rejected
+    ("error_message", pa.string()),
+    ("caption", pa.string()),
+    *SOURCE,
+    ("cluster_id", pa.int32()),
+    ("cluster_caption", pa.string()),
+    *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id")],
+]
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """Rows of `embeddings/{stem}.parquet`: one per readable sample."""
+    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, ("embedding", tables.vectors(dim))])
+
+
+def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
+    """Rows of `network/sample.parquet`: landmarks before and after the network."""
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("embedding", tables.vectors(input_dim)),
+            ("feature", tables.vectors(feature_dim, pa.float32())),
+        ]
+    )
+
+
+def prototypes_schema(feature_dim: int) -> pa.Schema:
+    """Rows of `clusters/prototypes.parquet`: one per leaf of the tree."""
+    return pa.schema(
+        [
+            ("prototype", pa.int32()),
+            ("cluster_id", pa.int32()),
+            ("size", pa.int64()),
+            ("vector", tables.vectors(feature_dim, pa.float32())),
+        ]
+    )
+
+
+def label_name(column: str) -> str:
+    """The name in labels of an original json column: its own, unless one of ours has it."""
+    ours = {name for name, _ in [*IDENTITY, *LABEL]}
+    return f"input_{column}" if column in ours else column
+
+
+def labels_schema(kinds: dict[str, str]) -> pa.Schema:
+    """Rows of `labels/{stem}.parquet`; `kinds` are those of the run's json columns."""
+    originals = [(label_name(name), columns.TYPES[kind]) for name, kind in sorted(kinds.items())]
+    return pa.schema([*IDENTITY, *LABEL, *originals])
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """All the folders of one run, below one root."""
+
+    root: str
+
+    def folder(self, name: str) -> Folder:
+        """A folder directly below the root."""
+        return Folder(f"{self.root.rstrip('/')}/{name}")
+
+    @property
+    def embeddings(self) -> Folder:
+        """Stage embed: one part per shard."""
+        return self.folder("embeddings")
+
+    @property
+    def rejects(self) -> Folder:
+        """Stage embed: the unreadable samples, one part per shard."""
+        return self.folder("rejects")
+
+    @property
+    def network(self) -> Folder:
+        """Stage train."""
+        return self.folder("network")
+
+    @property
+    def clusters(self) -> Folder:
+        """Stage select_k: what the clusters are."""
+        return self.folder("clusters")
+
+    @property
+    def assignments(self) -> Folder:
+        """Stage select_k: which sample is in which, one part per shard."""
+        return self.folder("assignments")
+
+    @property
+    def captions(self) -> Folder:
+        """Stage caption."""
+        return self.folder("captions")
+
+    @property
+    def labels(self) -> Folder:
+        """Stage write: what users read, one part per shard."""
+        return self.folder("labels")
+
+    @property
+    def labeled(self) -> Folder:
+        """Stage write: the input shards again, with labels."""
+        return self.folder("labeled")
+
+    @property
+    def report(self) -> Folder:
+        """Stage report."""
+        return self.folder("report")
+
+    @property
+    def clusters_table(self) -> str:
+        """One row per cluster."""
+        return f"{self.root.rstrip('/')}/clusters.parquet"
+
+    @property
+    def run_json(self) -> str:
+        """What made this run."""
+        return f"{self.root.rstrip('/')}/run.json"
+
+    @property
+    def evaluation_json(self) -> str:
+        """Written by evaluate."""
+        return f"{self.root.rstrip('/')}/evaluation.json"
+
+
+def part_facts(folder: Folder, stems: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The facts in the footer of those of the parts that are there."""
+    there = folder.names()
+    found = [stem for stem in stems if f"{stem}.parquet" in there]
+    with ThreadPoolExecutor(32) as pool:
+        facts = pool.map(lambda stem: tables.facts(folder.file(f"{stem}.parquet")), found)
+        return dict(zip(found, facts, strict=True))

@@ -1,0 +1,275 @@
+"""Stage 4, caption: a ranked list of words for every cluster.
+
+reads   embeddings/, assignments/        all parts, twice
+writes  captions/captions.parquet        CAPTIONS
+        captions/manifest.json
+
+Candidates are a vocabulary and the n-grams of the samples' own alt texts that set a cluster apart
+(class-based tf-idf). Every member gives its votes: its TOP_VOTES largest softmax probabilities over
+all candidates (CPP, Chu et al. 2024). Ground truth is never read: only the caption (.txt) is.
+V candidates, D dimensions, k clusters. Core: `ngrams` … `ranked` (no Ray). Shell: `run`.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+
+from pipeline import artifacts, cluster, config, tasks
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.progress import StageProgress
+from pipeline.store import tables
+from pipeline.vision import clip, vocabulary
+
+log = logging.getLogger(__name__)
+TOP_VOTES = 5  # candidates that a member votes for
+RANKED = 10  # captions kept per cluster
+BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
+TEXTS_PER_CALL = 4096  # candidates that one call of a text encoder does
+TEXTS_PER_BATCH = 256  # through the text encoder at once
+NGRAM_WORDS = 3
+KEPT_NGRAMS = 2000  # per cluster and task: bounds the memory of the counts
+MIN_SHARE = 0.05  # of a cluster's alt texts must hold an n-gram that becomes a candidate
+STOPWORDS = frozenset(
+    """a an and are as at be by for from has have in into is it its of on or that the this to was
+    with you your i we he she they not no""".split()  # noqa: SIM905 - a list of words reads as one
+)
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*", re.UNICODE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Where candidate captions come from and how they are compared."""
+
+    vocabulary: tuple[str, ...] = setting(
+        (), "imagenet, wordnet, pico-clip or files of one name per line; none: fit to the model"
+    )
+    templates: tuple[str, ...] = setting(
+        (), "prompts with {} for the candidate, averaged; none: fit to the model"
+    )
+    alt_texts: int = setting(20, "candidates per cluster from the samples' own captions; 0: none")
+    temperature: float = setting(0.01, "of the softmax over candidates, in cosine units")
+    actors: int = setting(0, "text encoder processes; 0: one per GPU, or one", operational=True)
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"caption.temperature = {self.temperature}: give a positive number")
+        if self.alt_texts < 0 or self.actors < 0:
+            raise UserError("caption.alt_texts and caption.actors: give 0 or more")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise UserError(f"caption.templates: {template!r} must hold {{}} exactly once")
+
+
+def check(cfg: Config, model: str) -> list[str]:
+    """The vocabulary; UserError if it is missing or empty."""
+    return vocabulary.load(cfg.vocabulary or vocabulary.default(model))
+
+
+def ngrams(text: str) -> set[str]:
+    """The n-grams of 1 to 3 words of an alt text that neither begin nor end in a stop word."""
+    words = WORD.findall(text.lower())
+    found = set()
+    for start in range(len(words)):
+        for stop in range(start + 1, min(start + NGRAM_WORDS, len(words)) + 1):
+            if words[start] not in STOPWORDS and words[stop - 1] not in STOPWORDS:
+                found.add(" ".join(words[start:stop]))
+    return found
+
+
+Counts = list[Counter[str]]  # of each cluster: alt texts that hold an n-gram; "" counts all texts
+
+
+def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> Counts:
+    """N-grams of the members of each cluster, over some parts; the rare ones dropped."""
+    counts: Counts = [Counter() for _ in range(k)]
+    for stem in stems:
+        rows, clusters = _joined(stem, paths, ["sample_id", "caption"])
+        for number, text in zip(clusters.tolist(), rows["caption"].to_pylist(), strict=True):
+            if text:
+                counts[number].update(ngrams(text[:1000]) | {""})
+    return [trimmed(counter) for counter in counts]
+
+
+def trimmed(counter: Counter[str]) -> Counter[str]:
+    """The KEPT_NGRAMS commonest of one cluster, ties by name."""
+    if len(counter) <= KEPT_NGRAMS:
+        return counter
+    return Counter(
+        dict(sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:KEPT_NGRAMS])
+    )
+
+
+def distinctive(counts: Counts, per_cluster: int) -> list[str]:
+    """The n-grams of largest class-based tf-idf of each cluster, all clusters together, sorted.
+
+    tf is the share of the cluster's texts that hold the n-gram (at least MIN_SHARE), idf is
+    log(1 + mean share over clusters that have texts / n-gram's total share) as in BERTopic's
+    c-TF-IDF (Grootendorst 2022), with shares in place of counts so that large clusters do not rule.
+    """
+    totals = [max(1, counter[""]) for counter in counts]
+    spread: Counter[str] = Counter()
+    for counter, total in zip(counts, totals, strict=True):
+        for name, number in counter.items():
+            spread[name] += number / total  # type: ignore[assignment]
+    chosen: set[str] = set()
+    for counter, total in zip(counts, totals, strict=True):
+        shares = {name: n / total for name, n in counter.items() if name and n >= 2}
+        scores = {
+            name: share * math.log(1 + len(counts) / spread[name])
+            for name, share in shares.items()
+            if share >= MIN_SHARE
+        }
+        best = sorted(scores, key=lambda name: (-scores[name], name))
+        chosen.update(best[:per_cluster])
+    return sorted(chosen)
+
+
+def votes(
+    stems: list[str], paths: artifacts.RunPaths, texts: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
+    """Summed votes (k, V) of the members of each cluster over some parts; texts (V, D) unit."""
+    candidates = torch.from_numpy(texts)
+    total = torch.zeros(k, len(texts), dtype=torch.float64)
+    for stem in stems:
+        rows, clusters = _joined(stem, paths, ["sample_id", "embedding"])
+        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
+        for start in range(0, len(x), BATCH_ROWS):
+            batch = slice(start, start + BATCH_ROWS)
+            shares = torch.softmax(x[batch] @ candidates.T / temperature, dim=1)
+            top = shares.topk(min(TOP_VOTES, len(texts)), dim=1)
+            own = torch.from_numpy(clusters[batch].astype(np.int64))[:, None]
+            where = (own * len(texts) + top.indices).ravel()
+            total.view(-1).index_add_(0, where, top.values.double().ravel())
+    return total.numpy()
+
+
+def ranked(total: np.ndarray, names: list[str], own: set[str]) -> pa.Table:
+    """CAPTIONS: the RANKED candidates of most votes of each cluster; `own` are from alt texts."""
+    rows = []
+    for number, counted in enumerate(total):
+        order = np.argsort(-counted, kind="stable")[:RANKED]
+        for rank, index in enumerate(int(i) for i in order if counted[i] > 0):
+            rows.append(
+                {
+                    "cluster_id": number,
+                    "rank": rank,
+                    "caption": names[index],
+                    "share": float(counted[index] / counted.sum()),
+                    "source": "alt text" if names[index] in own else "vocabulary",
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
+
+
+def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
+    """Columns of a part of the embeddings, and the cluster of each of its rows."""
+    rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
+    assigned = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id"])
+    if not rows["sample_id"].equals(assigned["sample_id"]):
+        raise RuntimeError(f"caption: {stem}: embeddings and assignments hold different samples")
+    return rows, assigned["cluster_id"].to_numpy()
+
+
+class TextEncoder:
+    """An actor: the model is loaded once; each call encodes a run of candidates."""
+
+    def __init__(self, model: str, pretrained: str, templates: tuple[str, ...]) -> None:
+        self.encoder = clip.load(model, pretrained)
+        self.templates = templates
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Names to unit vectors (n, D): the mean over the templates, normalised again."""
+        prompts = [t.replace("{}", name) for name in row["names"] for t in self.templates]
+        encoded = self.encoder.encode_texts(prompts, TEXTS_PER_BATCH)
+        mean = encoded.reshape(len(row["names"]), len(self.templates), -1).mean(axis=1)
+        unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        return {"index": row["index"], "vectors": unit.astype(np.float32)}
+
+
+def encode(names: list[str], cfg: Config, model: str, pretrained: str) -> np.ndarray:
+    """All candidates through a pool of text encoders: (V, D) float32 unit rows."""
+    items = [
+        {"index": start, "names": names[start : start + TEXTS_PER_CALL]}
+        for start in range(0, len(names), TEXTS_PER_CALL)
+    ]
+    cluster.join()
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    templates = cfg.templates or clip.templates(model)
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        TextEncoder,  # type: ignore[arg-type]
+        fn_constructor_args=(model, pretrained, templates),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        compute=ActorPoolStrategy(size=min(cfg.actors or max(1, gpus), len(items))),
+    )
+    found = {row["index"]: row["vectors"] for row in rows.iter_rows()}
+    return np.concatenate([np.asarray(found[item["index"]], np.float32) for item in items])
+
+
+def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+    """Gather candidates, count votes, commit the ranking, then the manifest."""
+    embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
+    model = embedded["config"]["model"]
+    names = check(cfg, model)
+    made_of = config.fingerprint(cfg, clustered["fingerprint"], names)
+    if paths.captions.is_done(made_of):
+        log.info("caption: already done, %s", paths.captions.url)
+        return paths.captions.manifest()
+    paths.captions.clear()
+    k = len(clustered["sizes"])
+    chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]])
+    with StageProgress("caption", 2 * sum(map(len, chunks)), "parts") as progress:
+        own = _own_words(chunks, paths, k, cfg, progress)
+        known = {name.casefold() for name in names}
+        candidates = names + [name for name in own if name not in known]
+        texts = encode(candidates, cfg, model, embedded["config"]["pretrained"])
+        total = np.zeros((k, len(candidates)))
+        counted = tasks.results(votes, chunks, paths, texts, k, cfg.temperature)
+        for chunk, more in zip(chunks, counted, strict=True):
+            total += more
+            progress.advance(len(chunk))
+    table = ranked(total, candidates, set(own))
+    tables.write(paths.captions.file("captions.parquet"), table)
+    first = table.filter(pa.compute.equal(table["rank"], 0))
+    paths.captions.finish(
+        made_of,
+        config=config.facts(cfg),
+        candidates=len(candidates),
+        from_alt_texts=len(candidates) - len(names),
+        captions=first["caption"].to_pylist(),
+        seconds=round(progress.seconds, 2),
+    )
+    log.info(
+        "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
+        *(k, len(candidates), len(candidates) - len(names), progress.seconds),
+    )
+    return paths.captions.manifest()
+
+
+def _own_words(
+    chunks: list[Any],
+    paths: artifacts.RunPaths,
+    k: int,
+    cfg: Config,
+    progress: StageProgress,
+) -> list[str]:
+    """Candidates from the samples' own alt texts."""
+    counts: Counts = [Counter() for _ in range(k)]
+    if cfg.alt_texts:
+        found = tasks.results(count_ngrams, chunks, paths, k)
+        for chunk, more in zip(chunks, found, strict=True):
+            for counter, extra in zip(counts, more, strict=True):
+                counter.update(extra)
+            counts = [trimmed(counter) for counter in counts]
+            progress.advance(len(chunk))
+    return distinctive(counts, cfg.alt_texts)

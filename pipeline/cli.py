@@ -1,0 +1,219 @@
+"""One command line for every stage: parse, check, run, say in one line what went wrong.
+
+Exit code 0: everything asked for was done. 2: the user's mistake. 1: a failure.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import click
+import typer
+
+from pipeline import (
+    artifacts,
+    caption,
+    cluster,
+    config,
+    embed,
+    evaluate,
+    pack,
+    report,
+    select_k,
+    train,
+    write,
+)
+from pipeline.errors import UserError
+from pipeline.store import storage
+from pipeline.store.shards import list_shards
+
+log = logging.getLogger(__name__)
+KINDS: dict[str, type] = {
+    "shards": pack.Config,
+    "embed": embed.Config,
+    "train": train.Config,
+    "select_k": select_k.Config,
+    "caption": caption.Config,
+    "write": write.Config,
+    "evaluate": evaluate.Config,
+    "report": report.Config,
+}
+LARGEST = 10  # clusters in the summary
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Labels a web-scale image collection without labels.",
+    no_args_is_help=True,
+)
+Root = Annotated[str, typer.Option(help="URL of the run's folder: a path, s3://, gs://, hf://")]
+Shards = Annotated[
+    str, typer.Option(help="brace pattern, glob, folder or list file (.txt) of webdataset tars")
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="TOML file, one table per stage; see jobs/configs/")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; may be given several times")
+]
+Address = Annotated[
+    str | None, typer.Option(help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="make embeddings again that other settings made")
+]
+
+
+def settings_help(*sections: str) -> str:
+    """What may be set, with defaults and units, for the end of --help."""
+    rows = config.describe({name: KINDS[name] for name in sections})
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"  {name:<{width}}  {help} [{default}]" for name, default, help in rows]
+    return "\b\nSettings, for --set section.key=value or the TOML file [default]:\n" + "\n".join(
+        lines
+    )
+
+
+def _begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
+    """The settings of all stages and the run's folders; remembers which Ray to join."""
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    return config.load(KINDS, file, sets or ()), artifacts.RunPaths(root.rstrip("/") or "/")
+
+
+@app.command("shards", epilog=settings_help("shards"))
+def shards_command(
+    source: Annotated[str, typer.Option("--from", help="folder of images, cifar10 or cifar100")],
+    out: Annotated[str, typer.Option(help="URL of the folder for the shards")],
+    data_dir: Annotated[str | None, typer.Option(help="folder with CIFAR, or for it")] = None,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Pack images into webdataset shards."""
+    sections, _ = _begin(out, config_file, sets, address)
+    storage.check_writable(out)
+    pack.run(sections["shards"], source, out, data_dir)
+
+
+@app.command("embed", epilog=settings_help("embed"))
+def embed_command(
+    shards: Shards,
+    root: Root,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    address: Address = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Shards to CLIP embeddings, one part per shard."""
+    sections, paths = _begin(root, config_file, sets, address)
+    found = list_shards(shards)
+    embed.check(sections["embed"])
+    storage.check_writable(root)
+    embed.run(sections["embed"], found, paths, overwrite)
+
+
+def _add_stage(name: str, stage: Any, help: str) -> None:
+    """A command for a stage that needs nothing but the run's root."""
+    section = name.replace("-", "_")
+
+    def command(
+        root: Root,
+        config_file: ConfigFile = None,
+        sets: Overrides = None,
+        address: Address = None,
+    ) -> None:
+        sections, paths = _begin(root, config_file, sets, address)
+        stage.run(sections[section], paths)
+
+    app.command(name, epilog=settings_help(section), help=help)(command)
+
+
+_add_stage("train", train, "Embeddings to the network that makes clusters visible.")
+_add_stage("select-k", select_k, "Choose the number of clusters; assign every sample.")
+_add_stage("caption", caption, "Ranked captions for every cluster.")
+_add_stage("write", write, "Labels, labelled shards and the table of clusters.")
+_add_stage("report", report, "One self-contained page to look at.")
+_add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
+
+
+@app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+def run_command(
+    shards: Shards,
+    root: Root,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    address: Address = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Every stage in order: embed, train, select-k, caption, write, report.
+
+    Evaluates too if evaluate.label names a json field. What is done already is not done again.
+    """
+    sections, paths = _begin(root, config_file, sets, address)
+    found = list_shards(shards)
+    embed.check(sections["embed"])
+    caption.check(sections["caption"], sections["embed"].model)
+    storage.check_writable(root)
+    embed.run(sections["embed"], found, paths, overwrite)
+    for stage in (train, select_k, caption, write):
+        stage.run(sections[stage.__name__.rpartition(".")[2]], paths)
+    if sections["evaluate"].label:
+        evaluate.run(sections["evaluate"], paths)
+    page = report.run(sections["report"], paths)
+    typer.echo(summary(paths))
+    typer.echo(f"report: {page}")
+
+
+def summary(paths: artifacts.RunPaths) -> str:
+    """What a finished run found, in a few lines."""
+    embedded, clusters = paths.embeddings.manifest(), paths.clusters.manifest()
+    captions = paths.captions.manifest()["captions"]
+    lines = [
+        f"{embedded['samples']:,} samples in {len(embedded['shards']):,} shards: "
+        f"{embedded['embedded']:,} labelled, {embedded['rejected']:,} rejected",
+        f"{clusters['k']} clusters (fewest bits at {clusters['k_best']}, band "
+        f"{clusters['k_low']} to {clusters['k_high']}); the largest:",
+    ]
+    for number, size in list(enumerate(clusters["sizes"]))[:LARGEST]:
+        lines.append(f"{number:>5} {size:>12,}  {captions[number]}")
+    return "\n".join(lines)
+
+
+def invoke(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("ray", "open_clip", "root", "httpx", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app(arguments, prog_name="ratecluster", standalone_mode=False)
+    except (click.UsageError, click.Abort) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else "aborted"
+        return _say(message, 2)
+    except KeyboardInterrupt:
+        return _say("interrupted; run the same command again to go on", 1)
+    except Exception as error:  # the last door: whatever it is becomes one line and a code
+        cause = getattr(error, "cause", None) or error  # what a Ray task raised
+        if isinstance(cause, UserError):
+            return _say(str(cause), 2)
+        log.exception("ratecluster failed")
+        return _say(f"failed: {type(cause).__name__}: {cause}", 1)
+    finally:
+        cluster.leave()
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    typer.echo(f"ratecluster: {' '.join(message.split())}", err=True)
+    return code
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(invoke())

@@ -1,0 +1,388 @@
+"""Stage 1, embed: shards of images to CLIP embeddings, one part per shard.
+
+reads   the input shards
+writes  embeddings/{stem}.parquet  embeddings_schema  one row per readable sample
+        rejects/{stem}.parquet     REJECTS            one row per unreadable one, and per damage
+        embeddings/manifest.json   counts and facts of every shard, the json columns of the run
+
+A part is committed after its rejects, and carries its own facts in its footer, so it is the record
+that its shard is done. Core: `embed_shard` (no Ray). Worker: `Embedder`. Shell: `run`.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from pipeline import artifacts, cluster, config
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.progress import StageProgress
+from pipeline.store import columns, storage, tables
+from pipeline.store.shards import MissingImage, Sample, Shard, ShardReader
+from pipeline.vision import clip, images
+
+log = logging.getLogger(__name__)
+LOOKAHEAD_BATCHES = 2  # decoded ahead of the model, per shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How images become vectors."""
+
+    model: str = setting("pico-clip", "open_clip architecture, hf-hub:… or the bundled pico-clip")
+    pretrained: str = setting("", "open_clip tag or checkpoint file; '' is pico-clip's own weights")
+    precision: str = setting("auto", "auto, fp32, bf16 or fp16: arithmetic of the encoder")
+    device: str = setting("auto", "auto, cpu or cuda: where the encoder runs", operational=True)
+    batch_size: int = setting(64, "images in one call of the encoder")
+    actors: int = setting(0, "encoder processes; 0: one per GPU, or one", operational=True)
+    readers: int = setting(2, "shards read at once by each encoder", operational=True)
+    decode_threads: int = setting(0, "per shard being read; 0: one per core", operational=True)
+    threads: int = setting(0, "of the model on a CPU; 0: its share of the cores", operational=True)
+    max_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
+    max_member_bytes: int = setting(67_108_864, "bytes of a file in a tar; larger are rejected")
+    max_reject_fraction: float = setting(
+        0.5, "of a shard's or the run's samples, 0 to 1; more rejected fails", operational=True
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "readers", "max_pixels", "max_member_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"embed.{name} = {getattr(self, name)}: give 1 or more")
+        for name in ("actors", "decode_threads", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"embed.{name} = {getattr(self, name)}: give 0 (fit) or more")
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
+
+
+class Encoder(Protocol):
+    """What this stage needs of pipeline.vision.clip.Encoder."""
+
+    dim: int
+    device: str
+    precision: str
+
+    def prepare(self, image: Any) -> np.ndarray:
+        """Image to the encoder's own size, (h, w, 3) uint8."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """(n, h, w, 3) uint8 to (n, dim) float32 unit rows."""
+
+
+Row = dict[str, Any]
+
+
+def decode(sample: Sample, stem: str, encoder: Encoder, max_pixels: int) -> tuple[Row, Any]:
+    """The sample's row and its pixels; a row with a `reason` and no pixels if it is unreadable."""
+    row: Row = {
+        "sample_id": f"{stem}/{sample.id}",
+        "shard": stem,
+        "key": sample.key,
+        "index": sample.index,
+        "caption": sample.caption(),
+        "json": sample.json_text(),
+    }
+    if sample.problem:
+        return {**row, "reason": sample.problem}, None
+    try:
+        member = sample.image()
+    except MissingImage as missing:
+        return {**row, "reason": str(missing)}, None
+    try:
+        image = images.decode(member.data, max_pixels)
+    except images.BadImage as bad:
+        return {**row, "member": member.name, "reason": str(bad)}, None
+    row |= {"image_member": member.name, "tar_offset": member.offset, "tar_size": member.size}
+    row |= {"image_width": image.width, "image_height": image.height}
+    return row, encoder.prepare(image)
+
+
+def decoded(
+    reader: ShardReader, stem: str, encoder: Encoder, cfg: Config
+) -> Iterator[tuple[Row, Any]]:
+    """`decode` of every sample in order, in threads that stay LOOKAHEAD_BATCHES ahead."""
+    threads = cfg.decode_threads or os.cpu_count() or 1
+    waiting: deque[Future[tuple[Row, Any]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for sample in reader:
+            waiting.append(pool.submit(decode, sample, stem, encoder, cfg.max_pixels))
+            if len(waiting) > LOOKAHEAD_BATCHES * cfg.batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class ShardRows:
+    """What one shard has become so far: rows, their embeddings, rejects."""
+
+    def __init__(self, encoder: Encoder, lock: threading.Lock) -> None:
+        self.encoder, self.lock = encoder, lock
+        self.rows: list[Row] = []
+        self.rejects: list[Row] = []
+        self.embeddings: list[np.ndarray] = []
+        self.compute_s = 0.0
+
+    def encode(self, batch: list[tuple[Row, Any]]) -> None:
+        """One batch through the model; a sample whose embedding is not finite is rejected."""
+        pixels = np.stack([pixels for _, pixels in batch])
+        with self.lock:
+            started = time.perf_counter()
+            encoded = self.encoder.encode_images(pixels)
+            self.compute_s += time.perf_counter() - started
+        finite = np.isfinite(encoded).all(axis=1)
+        for (row, _), good in zip(batch, finite, strict=True):
+            if good:
+                self.rows.append(row)
+            else:
+                member = row["image_member"]
+                self.rejects.append({**row, "member": member, "reason": "embedding_not_finite"})
+        self.embeddings.append(encoded[finite].astype(np.float16))
+
+    def matrix(self) -> np.ndarray:
+        """(rows, dim) float16."""
+        empty = np.zeros((0, self.encoder.dim), np.float16)
+        return np.concatenate([empty, *self.embeddings])
+
+
+def embed_shard(
+    shard: Shard, encoder: Encoder, lock: threading.Lock, cfg: Config, paths: artifacts.RunPaths
+) -> dict[str, Any]:
+    """Read, decode and encode one shard, commit its rejects and its part; returns its facts.
+
+    Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
+    lock is around the model, which several shards share.
+    """
+    started = time.perf_counter()
+    out = ShardRows(encoder, lock)
+    with storage.open_read(shard.url) as stream:
+        reader = ShardReader(stream, cfg.max_member_bytes)
+        items = decoded(reader, shard.stem, encoder, cfg)
+        batch: list[tuple[Row, Any]] = []
+        for row, pixels in items:
+            if pixels is None:
+                out.rejects.append(row)
+                continue
+            batch.append((row, pixels))
+            if len(batch) == cfg.batch_size:
+                out.encode(batch)
+                batch = []
+        if batch:
+            out.encode(batch)
+    facts = shard_facts(shard, out, reader.end, cfg)
+    _commit(shard.stem, out, facts, paths)
+    took = {"compute_s": out.compute_s, "wall_s": time.perf_counter() - started}
+    return {**facts, "took": took}
+
+
+def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
+    """What is known of a finished shard; the same whenever and wherever it is made."""
+    samples = len(out.rows) + len(out.rejects)
+    return {
+        "stage": config.fingerprint(cfg),
+        "config": config.facts(cfg),
+        "shard": asdict(shard),
+        "samples": samples,
+        "embedded": len(out.rows),
+        "rejected": len(out.rejects),
+        "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
+        "end": end,
+        "columns": columns.kinds(row["json"] for row in (*out.rows, *out.rejects)),
+        "device": out.encoder.device,
+        "precision": out.encoder.precision,
+    }
+
+
+def _commit(stem: str, out: ShardRows, facts: dict[str, Any], paths: artifacts.RunPaths) -> None:
+    rejects = sorted(out.rejects, key=lambda row: row["index"])
+    if facts["end"] != "complete":  # damage is a row without a key: no sample, but a problem
+        rejects.append({"shard": stem, "reason": f"shard: {facts['end']}"})
+    table = pa.Table.from_pylist(rejects, schema=artifacts.REJECTS)
+    tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])
+    schema = artifacts.embeddings_schema(out.encoder.dim)
+    texts = {f.name: pa.array([r[f.name] for r in out.rows], f.type) for f in list(schema)[:-1]}
+    part = pa.table({**texts, "embedding": tables.from_matrix(out.matrix())}, schema=schema)
+    tables.write(paths.embeddings.file(f"{stem}.parquet"), part, **facts)
+
+
+class Embedder:
+    """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
+
+    def __init__(self, cfg: Config, paths: artifacts.RunPaths, threads: int) -> None:
+        self.cfg, self.paths, self.lock = cfg, paths, threading.Lock()
+        self.encoder = clip.load(
+            cfg.model, cfg.pretrained, device=cfg.device, precision=cfg.precision, threads=threads
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
+        shard = Shard(**json.loads(row["shard"]))
+        try:
+            facts = storage.retry(
+                lambda: embed_shard(shard, self.encoder, self.lock, self.cfg, self.paths)
+            )
+            return {"facts": json.dumps(facts), "error": ""}
+        except Exception as error:  # a row, so that one shard does not stop the others
+            log.error("embed: %s: %s", shard.url, traceback.format_exc())
+            return {"facts": "", "error": f"{shard.url}: {type(error).__name__}: {error}"}
+
+
+def check(cfg: Config) -> None:
+    """Raise UserError for an unknown model, tag or checkpoint; loads nothing."""
+    clip.check(cfg.model, cfg.pretrained)
+
+
+def plan(
+    cfg: Config, shards: list[Shard], paths: artifacts.RunPaths, overwrite: bool = False
+) -> tuple[list[dict[str, Any]], list[Shard]]:
+    """(facts of the parts that stand, shards to do). A shard that changed since is to do.
+
+    Raises UserError where parts of other settings lie, unless they may be overwritten.
+    """
+    known = artifacts.part_facts(paths.embeddings, [shard.stem for shard in shards])
+    other = [facts for facts in known.values() if facts.get("stage") != config.fingerprint(cfg)]
+    if other and not overwrite:
+        what = config.differences("embed", other[0].get("config", {}), cfg) or "other settings"
+        raise UserError(
+            f"{paths.embeddings.url} holds {len(other)} parts made otherwise ({what}): choose "
+            "another --root, or pass --overwrite to make them again"
+        )
+    done = [
+        facts
+        for shard in shards
+        if (facts := known.get(shard.stem))
+        and facts.get("stage") == config.fingerprint(cfg)
+        and facts["shard"] == asdict(shard)
+    ]
+    stems = {facts["shard"]["stem"] for facts in done}
+    todo = [shard for shard in shards if shard.stem not in stems]
+    if changed := [shard.stem for shard in todo if shard.stem in known and not overwrite]:
+        log.info("embed: %d shards changed since they were embedded: redone", len(changed))
+    return done, todo
+
+
+def run(
+    cfg: Config, shards: list[Shard], paths: artifacts.RunPaths, overwrite: bool = False
+) -> dict[str, Any]:
+    """Embed the shards that have no part yet, check the counts, commit the manifest."""
+    made_of = config.fingerprint(cfg, [asdict(shard) for shard in shards])
+    if paths.embeddings.is_done(made_of):
+        log.info("embed: already done, %s", paths.embeddings.url)
+        return paths.embeddings.manifest()
+    done, todo = plan(cfg, shards, paths, overwrite)
+    paths.embeddings.remove({"manifest.json"})
+    failures = []
+    with StageProgress("embed", len(todo), "shards") as progress:
+        for row in _rows(cfg, todo, paths) if todo else ():
+            if row["error"]:
+                failures.append(row["error"])
+                continue
+            facts = json.loads(row["facts"])
+            progress.advance(samples=facts["samples"], rejected=facts["rejected"])
+            done.append(facts)
+    if failures:
+        raise RuntimeError(
+            f"embed: {len(failures)} of {len(todo)} shards failed; run again to retry them. "
+            f"First: {failures[0]}"
+        )
+    manifest = summary(done, cfg, progress.seconds)
+    _report_problems(done, manifest, paths)
+    _check_counts(done, manifest, cfg.max_reject_fraction)
+    paths.embeddings.finish(made_of, **manifest)
+    log.info(
+        "embed: %d samples of %d shards, %d rejected, %.1f s",
+        *(manifest["samples"], len(done), manifest["rejected"], progress.seconds),
+    )
+    return paths.embeddings.manifest()
+
+
+def _rows(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Iterator[dict[str, Any]]:
+    """Ray Data over the shards, one block each, through a pool of encoders; a row per shard."""
+    cluster.join()
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
+    actors = min(cfg.actors or max(1, gpus), len(todo))
+    threads = cfg.threads or max(1, (os.cpu_count() or 1) // (1 if gpus else actors))
+    items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        Embedder,  # type: ignore[arg-type]
+        fn_constructor_args=(cfg, paths, threads),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        max_restarts=3,
+        max_task_retries=3,
+        compute=ActorPoolStrategy(
+            size=actors,
+            max_concurrent_calls_per_actor=cfg.readers,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=cfg.readers + 1,
+        ),
+    )
+    yield from dataset.iter_rows()
+
+
+def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str, Any]:
+    """The manifest: totals, the facts of every shard in order, the columns of all json."""
+    done = sorted(done, key=lambda facts: str(facts["shard"]["url"]))
+    kinds: dict[str, str] = {}
+    clashes: set[str] = set()
+    reasons: Counter[str] = Counter()
+    for facts in done:
+        clashes |= columns.merge(kinds, facts["columns"])
+        reasons.update(facts["reasons"])
+    per_shard = ("shard", "samples", "embedded", "rejected", "end")
+    return {
+        "config": config.facts(cfg),
+        "samples": sum(facts["samples"] for facts in done),
+        "embedded": sum(facts["embedded"] for facts in done),
+        "rejected": sum(facts["rejected"] for facts in done),
+        "reasons": dict(reasons),
+        "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
+        "conflicting_columns": sorted(clashes),
+        "precisions": sorted({f"{f['device']} {f['precision']}" for f in done}),
+        "shards": [{key: facts[key] for key in per_shard} for facts in done],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _report_problems(
+    done: list[dict[str, Any]], manifest: dict[str, Any], paths: artifacts.RunPaths
+) -> None:
+    """Log, once each, what a person should know."""
+    for facts in done:
+        if facts["end"] != "complete":
+            log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
+    if clashes := manifest["conflicting_columns"]:
+        log.warning("embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes))
+    if len(manifest["precisions"]) > 1:
+        log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
+    stems = {f"{facts['shard']['stem']}.parquet" for facts in done}
+    others = {name for name in paths.embeddings.names() - stems if name.endswith(".parquet")}
+    if stale := sorted(others):
+        log.warning("embed: parts without an input shard are left out: %s", ", ".join(stale[:5]))
+
+
+def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: float) -> None:
+    """Raise where rows do not add up, nothing was readable, or too much was rejected."""
+    for facts in [*done, manifest]:
+        name = facts["shard"]["url"] if "shard" in facts else "the run"
+        if facts["embedded"] + facts["rejected"] != facts["samples"]:
+            raise RuntimeError(f"embed: {name}: rows do not add up: {facts}")
+        if facts["rejected"] > limit * facts["samples"]:
+            raise RuntimeError(
+                f"embed: {facts['rejected']} of {facts['samples']} samples of {name} were rejected "
+                f"({facts['reasons']}), more than embed.max_reject_fraction = {limit}; see rejects/"
+            )
+    if not manifest["embedded"]:
+        raise RuntimeError("embed: no shard has a readable image; see rejects/ for the reasons")

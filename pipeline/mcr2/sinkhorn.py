@@ -1,0 +1,22 @@
+"""Affinities to a doubly stochastic membership, with its distance from one."""
+
+import torch
+from torch import Tensor
+
+
+def membership(scores: Tensor, eta: float, half_steps: int) -> tuple[Tensor, Tensor]:
+    """Π = n · Sinkhorn(scores / η) [CPP, Chu et al. 2024, with scores |CᵀC|] and its residual.
+
+    `scores` is (n, n). Rows and columns of exp(scores / η) are normalised in turn, `half_steps`
+    times, rows first; in the log domain, so that a small η cannot underflow a row. Π has entries
+    ≥ 0 and, after an odd number of half steps, rows that sum to 1; the residual is the largest
+    |sum − 1| of the other side. Gradients are those of the steps as they were done.
+    """
+    log_Pi = scores / eta
+    for step in range(half_steps):
+        log_Pi = log_Pi - log_Pi.logsumexp(dim=1 - step % 2, keepdim=True)
+    Pi = log_Pi.exp()
+    with torch.no_grad():
+        inexact = 1 - half_steps % 2  # the dimension summed over: rows came last if this is odd
+        residual = (Pi.sum(dim=inexact) - 1).abs().max()
+    return Pi, residual

@@ -1,0 +1,148 @@
+"""From many small groups to one: merge, again and again, the pair that saves most bits.
+
+k groups, d dimensions. Groups are known by their additive statistics only, so that the cost does
+not depend on how many samples they hold. Source: the pairwise steepest descent of Ma, Derksen,
+Hong, Wright, TPAMI 2007, started from an over-segmentation instead of from single samples.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.mcr2 import coding_rate
+
+BLOCK = 256  # pairs whose determinants are taken at once
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One step: group `merged` becomes part of group `kept`; positive savings mean fewer bits."""
+
+    kept: int
+    merged: int
+    bits_saved: float
+
+
+def grow(count: Tensor, total: Tensor, gram: Tensor, eps_sq: float, near: int = 32) -> list[Merge]:
+    """All k − 1 merges of k groups, best first at every step.
+
+    count (k,), total (k, d) sums of members, gram (k, d, d), all float64. Pairs are considered
+    among each group's `near` nearest by direction of the mean, renewed as groups merge; when those
+    run out, among all. The number of the smaller-numbered group is kept.
+    """
+    state = _Groups(count.clone(), total.clone(), gram.clone(), eps_sq)
+    merges: list[Merge] = []
+    heap = state.offers(range(len(count)), near)
+    while len(merges) < len(count) - 1:
+        if not heap:
+            heap = state.offers(sorted(state.alive), len(count))
+        loss, a, b, version_a, version_b = heapq.heappop(heap)
+        if (state.version[a], state.version[b]) != (version_a, version_b):
+            continue
+        state.merge(a, b)
+        merges.append(Merge(a, b, -loss))
+        for offer in state.offers([a], near):
+            heapq.heappush(heap, offer)
+    return merges
+
+
+Offer = tuple[float, int, int, int, int]  # bits lost, a < b, and the versions of both
+
+
+class _Groups:
+    """The groups that are still apart. A merged or changed group has a new version."""
+
+    def __init__(self, count: Tensor, total: Tensor, gram: Tensor, eps_sq: float) -> None:
+        self.count, self.total, self.gram, self.eps_sq = count, total, gram, eps_sq
+        self.samples = count.sum()
+        self.bits = coding_rate.length_bits(count, gram, eps_sq)
+        self.alive = set(range(len(count)))
+        self.version = [0] * len(count)
+
+    def offers(self, groups: "range | list[int]", near: int) -> list[Offer]:
+        """A heap of the merges of `groups` with their nearest others."""
+        pairs = sorted({(min(a, b), max(a, b)) for a in groups for b in self._nearest(a, near)})
+        heap = []
+        for start in range(0, len(pairs), BLOCK):
+            a, b = torch.tensor(pairs[start : start + BLOCK]).T
+            lost = self._lost(a, b)
+            for loss, i, j in zip(lost.tolist(), a.tolist(), b.tolist(), strict=True):
+                heap.append((loss, i, j, self.version[i], self.version[j]))
+        heapq.heapify(heap)
+        return heap
+
+    def merge(self, a: int, b: int) -> None:
+        """Group b into group a."""
+        self.count[a] += self.count[b]
+        self.total[a] += self.total[b]
+        self.gram[a] += self.gram[b]
+        self.bits[a] = coding_rate.length_bits(self.count[a], self.gram[a], self.eps_sq)
+        self.alive.remove(b)
+        self.version[a] += 1
+        self.version[b] = -1
+
+    def _nearest(self, a: int, near: int) -> list[int]:
+        others = torch.tensor(sorted(self.alive - {a}))
+        if len(others) <= near:
+            return list(others.tolist())
+        means = torch.nn.functional.normalize(self.total, dim=1)
+        closest = (means[others] @ means[a]).topk(near).indices
+        return list(others[closest].tolist())
+
+    def _lost(self, a: Tensor, b: Tensor) -> Tensor:
+        """Bits lost by merging a with b: codes of the members and their names."""
+        n_a, n_b = self.count[a], self.count[b]
+        codes = coding_rate.length_bits(n_a + n_b, self.gram[a] + self.gram[b], self.eps_sq)
+        names = _name_bits(n_a + n_b, self.samples) - _name_bits(n_a, self.samples)
+        names = names - _name_bits(n_b, self.samples)
+        return codes - self.bits[a] - self.bits[b] + names
+
+
+def _name_bits(count: Tensor, samples: Tensor) -> Tensor:
+    return -count * (count.clamp(min=1) / samples).log2()
+
+
+def cut(merges: list[Merge], leaves: int, k: int) -> list[int]:
+    """Cluster of each leaf when k clusters are left: (leaves,) numbers in [0, k), by first leaf.
+
+    Cuts of one tree are nested: every cluster of a smaller k is a union of clusters of a larger.
+    """
+    parent = list(range(leaves))
+    for merge in merges[: leaves - k]:
+        parent[merge.merged] = merge.kept
+    for leaf in range(leaves):  # kept < merged, so a parent is final before its children
+        parent[leaf] = parent[parent[leaf]]
+    names = {group: name for name, group in enumerate(sorted(set(parent)))}
+    return [names[group] for group in parent]
+
+
+def lengths_bits(merges: list[Merge], count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:
+    """L(X, cut) of every cut of a grown tree, (leaves,): entry i is the cut into i + 1 clusters.
+
+    count (leaves,) and gram (leaves, d, d) may be those that the tree was grown from or others of
+    the same leaves, such as a resample's. One determinant per node, in blocks.
+    """
+    count, gram = count.clone(), gram.clone()
+    samples = count.sum()
+    bits = [
+        _group_bits(count[i : i + BLOCK], gram[i : i + BLOCK], samples, eps_sq)
+        for i in range(0, len(count), BLOCK)
+    ]
+    group = torch.cat(bits)
+    total = group.sum()
+    curve = [total]
+    for merge in merges:
+        a, b = merge.kept, merge.merged
+        count[a] += count[b]
+        gram[a] += gram[b]
+        joined = _group_bits(count[a], gram[a], samples, eps_sq)
+        total = total + joined - group[a] - group[b]
+        group[a] = joined
+        curve.append(total)
+    return torch.stack(curve[::-1])
+
+
+def _group_bits(count: Tensor, gram: Tensor, samples: Tensor, eps_sq: float) -> Tensor:
+    return coding_rate.length_bits(count, gram, eps_sq) + _name_bits(count, samples)

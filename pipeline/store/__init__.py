@@ -1,0 +1,1 @@
+"""Bytes, files, shards and tables on any fsspec store."""

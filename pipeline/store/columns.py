@@ -1,0 +1,70 @@
+"""The json of samples as columns of one type for the whole run, whatever each shard's json held.
+
+A kind is one of bool, int, float, str, null and json (lists, objects, numbers beyond 64 bits, and
+columns whose types clash between samples: kept as JSON text).
+"""
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+TYPES = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "str": pa.string(),
+    "null": pa.string(),
+    "json": pa.string(),
+}
+MAX_COLUMNS = 1000  # of a run; a shard of random keys must not make a table of a million columns
+
+
+def kinds(texts: Iterable[str | None]) -> dict[str, str]:
+    """Column -> kind over the json texts of many samples, the first MAX_COLUMNS by name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        merge(found, {name: _kind(value) for name, value in parse(text).items()})
+    return dict(islice(sorted(found.items()), MAX_COLUMNS))
+
+
+def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
+    """Widen `found` by `more`: null gives way, int with float is float, any other clash is json.
+
+    Returns the columns that clash.
+    """
+    clashes = set()
+    for name, kind in more.items():
+        both = {found.get(name, kind), kind}
+        if len(both) > 1:
+            both.discard("null")
+        if both == {"int", "float"}:
+            both = {"float"}
+        if len(both) > 1:
+            clashes.add(name)
+        found[name] = both.pop() if len(both) == 1 else "json"
+    return clashes
+
+
+def parse(text: str | None) -> dict[str, Any]:
+    """The object in a sample's json text; names without NUL, which Parquet tools do not like."""
+    values = json.loads(text) if text else {}
+    return {str(name).replace("\0", ""): value for name, value in values.items()}
+
+
+def value(raw: Any, kind: str) -> Any:
+    """A json value as its column's kind."""
+    if raw is None:
+        return None
+    if kind == "json":
+        return json.dumps(raw, ensure_ascii=False, sort_keys=True)
+    return float(raw) if kind == "float" else raw
+
+
+def _kind(raw: Any) -> str:
+    if isinstance(raw, int) and not isinstance(raw, bool) and not -(2**63) <= raw < 2**63:
+        return "json"
+    names = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
+    return names.get(type(raw), "json")

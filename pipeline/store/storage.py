@@ -1,0 +1,193 @@
+"""Files and folders on any fsspec store.
+
+A file is seen whole or not at all. A folder is done when its manifest is there, and the manifest is
+written last.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from uuid import uuid4
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
+FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def retry(operation: Callable[[], T]) -> T:
+    """Run `operation`; an OSError that may pass is tried again, a few times, with longer waits."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return operation()
+        except FINAL:
+            raise
+        except OSError as error:
+            if error.errno in FULL or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def commit(url: str) -> Iterator[IO[bytes]]:
+    """Open `url` for writing; it appears, whole, only if the block ends without an error.
+
+    Local disk: a temporary file beside it, fsync, rename. Elsewhere: a local temporary file, then
+    one put (s3fs completes a multipart upload only when all its parts are there).
+    Not `with fs.open(url, "wb")`: on an error that closes the file, and so publishes half of it.
+    Not `fs.transaction`: it belongs to the filesystem object, which fsspec shares between threads.
+    """
+    fs, path = url_to_fs(url)
+    local = isinstance(fs, LocalFileSystem)
+    if local:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(path).parent / f".{Path(path).name}.partial-{uuid4().hex}"
+    else:
+        partial = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            if local:
+                os.fsync(file.fileno())
+        if local:
+            partial.replace(path)
+            _sync_folder(Path(path).parent)
+        else:
+            retry(lambda: fs.put_file(str(partial), path))
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Commit `data` as the file `url`."""
+    with commit(url) as file:
+        file.write(data)
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file."""
+    fs, path = url_to_fs(url)
+    return retry(lambda: bytes(fs.cat_file(path)))
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """`size` bytes of the file from `offset`."""
+    fs, path = url_to_fs(url)
+    return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+
+
+def open_read(url: str) -> IO[bytes]:
+    """The file as a stream, for one pass from its start to its end."""
+    fs, path = url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path).open("rb")
+    return retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
+
+
+def exists(url: str) -> bool:
+    """Whether the file is there."""
+    fs, path = url_to_fs(url)
+    return retry(lambda: bool(fs.exists(path)))
+
+
+def check_writable(url: str) -> None:
+    """Raise UserError unless a file can be made below the folder `url`; leaves nothing behind."""
+    fs, path = url_to_fs(url)
+    existed = fs.exists(path)
+    probe = f"{url.rstrip('/')}/.ratecluster-probe-{uuid4().hex}"
+    try:
+        write_bytes(probe, b"")
+        fs.rm_file(url_to_fs(probe)[1])
+        if not existed and isinstance(fs, LocalFileSystem):
+            Path(path).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{url} cannot be written: {error.strerror or error}; choose another --root"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What one stage leaves behind."""
+
+    url: str
+
+    def file(self, name: str) -> str:
+        """The URL of a file in it."""
+        return f"{self.url}/{name}"
+
+    def names(self) -> set[str]:
+        """Names of the files that lie in it; empty if there is no such folder."""
+        fs, path = url_to_fs(self.url)
+        try:
+            fs.invalidate_cache(path)
+            found = retry(lambda: fs.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        return {str(name).rstrip("/").rpartition("/")[2] for name in found}
+
+    def manifest(self) -> dict[str, Any]:
+        """The facts of the finished stage; UserError if it is not finished."""
+        if (manifest := self.peek()) is None:
+            stage = self.url.rpartition("/")[2]
+            raise UserError(f"{self.url} is not finished: run the stage that makes {stage} first")
+        return manifest
+
+    def peek(self) -> dict[str, Any] | None:
+        """The manifest, or None where the stage has not finished."""
+        try:
+            return json.loads(read_bytes(self.file("manifest.json")))
+        except FileNotFoundError:
+            return None
+
+    def is_done(self, fingerprint: str) -> bool:
+        """Whether the stage finished with exactly this fingerprint."""
+        manifest = self.peek()
+        return manifest is not None and manifest["fingerprint"] == fingerprint
+
+    def finish(self, fingerprint: str, **facts: object) -> None:
+        """Write the manifest: from here on the stage is done."""
+        manifest = {"fingerprint": fingerprint, **facts}
+        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
+        write_bytes(self.file("manifest.json"), text.encode())
+
+    def remove(self, names: set[str]) -> None:
+        """Delete files of it, the manifest first."""
+        fs, _ = url_to_fs(self.url)
+        for name in sorted(names, key=lambda name: name != "manifest.json"):
+            _, path = url_to_fs(self.file(name))
+            with suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+
+    def clear(self) -> None:
+        """Delete everything in it, the manifest first."""
+        fs, path = url_to_fs(self.url)
+        self.remove({"manifest.json"} & self.names())
+        if isinstance(fs, LocalFileSystem):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            self.remove(self.names())

@@ -1,0 +1,62 @@
+"""Parquet tables: written whole, by schema, with the facts of how they were made in the footer."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store import storage
+
+FACTS_KEY = b"ratecluster"
+ROW_GROUP_ROWS = 8192
+
+
+def vectors(dim: int, kind: pa.DataType | None = None) -> pa.DataType:
+    """FixedSizeList of `dim` numbers, float16 unless told: read by DuckDB, Polars and datasets."""
+    return pa.list_(pa.field("item", kind or pa.float16()), dim)
+
+
+def from_matrix(x: np.ndarray, kind: pa.DataType | None = None) -> pa.FixedSizeListArray:
+    """(n, dim) numbers as a column of vectors."""
+    flat = np.ascontiguousarray(x.reshape(-1), dtype=(kind or pa.float16()).to_pandas_dtype())
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vectors(x.shape[1], kind))
+
+
+def to_matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of vectors as (n, dim); `flatten` and not `values`, which ignores a slice."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    dim = array.type.list_size
+    return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(-1, dim)
+
+
+def write(url: str, table: pa.Table, **facts: object) -> None:
+    """Commit the table as one Parquet file; the bytes depend on nothing but the arguments."""
+    text = json.dumps(facts, sort_keys=True).encode()
+    kept = {k: v for k, v in (table.schema.metadata or {}).items() if k != FACTS_KEY}
+    table = table.replace_schema_metadata({**kept, FACTS_KEY: text})
+    with storage.commit(url) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+
+
+def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table, or some of its columns."""
+
+    def load() -> pa.Table:
+        with storage.open_read(url) as file:
+            return pq.read_table(file, columns=list(columns) if columns else None)
+
+    return storage.retry(load)
+
+
+def facts(url: str) -> dict[str, Any]:
+    """The facts in the footer of a table of ours; FileNotFoundError if it is not there."""
+
+    def load() -> dict[str, Any]:
+        with storage.open_read(url) as file:
+            metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
+        return json.loads(metadata.get(FACTS_KEY, b"{}"))
+
+    return storage.retry(load)

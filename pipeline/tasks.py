@@ -1,0 +1,44 @@
+"""Many Ray tasks over the parts of a run: bounded in number, results in the order of the parts."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+
+from pipeline import cluster
+
+T = TypeVar("T")
+RETRIES = 3  # of a task whose process or node died
+TASKS = 128  # about as many for any run, so that their number does not grow with the parts
+
+
+def chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    """The items in runs, one for each task.
+
+    Their size depends on the number of items alone and not on the cluster: sums of floating-point
+    numbers within and over the runs are then the same wherever they are made.
+    """
+    size = max(1, len(items) // TASKS)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> Iterator[T]:
+    """`function(item, *shared)` for every item, each a task of one CPU; results in order.
+
+    `shared` values go into the object store once. At most twice as many tasks as CPUs are under
+    way, so that results which wait do not fill the store. A failed task raises its error.
+    """
+    if not items:
+        return
+    cluster.join()
+    task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES)
+    common = [ray.put(value) for value in shared]
+    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: deque[Any] = deque()
+    for item in items:
+        running.append(task.remote(item, *common))
+        if len(running) >= limit:
+            yield ray.get(running.popleft())
+    while running:
+        yield ray.get(running.popleft())

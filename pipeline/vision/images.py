@@ -1,0 +1,153 @@
+"""Bytes of an image file → an upright RGB picture, or `BadImage(reason)`.
+
+A collection from the web holds anything under a name that ends in .jpg, so nothing is believed but
+the bytes. Six formats are read; which one is told by the first bytes. PIL's file classes are called
+directly, not through `Image.open`: its guard against decompression bombs is a global number and a
+warning, and neither is safe to change while other threads decode. Ours is `max_pixels`, checked
+after the header is read and before a pixel is. (Above 179 million pixels PIL's
+classes refuse a WebP, a tile of a TIFF and an outsize frame of a GIF by themselves; of the last two
+they warn from 89 million on.)
+"""
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+# Encoders resize the short side to a fixed length: of a line 1 pixel wide and 60,000 long that
+# would make gigabytes, though its own pixels are few.
+MAX_ASPECT = 100
+
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
+
+_UPRIGHT = {  # EXIF orientation → what undoes it; 1 is upright already
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure of the program
+    """An image that cannot be used; `reason` is one line, a stable code before any colon.
+
+    Codes: empty, not_an_image, too_large, too_elongated, truncated, corrupt.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
+
+    Transparency is laid on white, 16 bits become 8. Raises `BadImage`, and nothing else, for any
+    bytes. Safe to call from many threads.
+    """
+    try:
+        return _decode(data, max_pixels)
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"too_large: {_one_line(error)}") from error
+    except Exception as error:  # what PIL raises for broken bytes has no common base and no list
+        code = "truncated" if _is_truncation(error) else "corrupt"
+        raise BadImage(f"{code}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise BadImage("empty")
+    reader = _reader(data)
+    if reader is None:
+        raise BadImage("not_an_image")
+    with reader(io.BytesIO(data)) as image:
+        _check_size(image.size, max_pixels)
+        image.load()
+        _check_size(image.size, max_pixels)  # a TIFF is turned upright, a GIF may grow, on loading
+        return _to_rgb(_upright(image))
+
+
+def _reader(data: bytes) -> type[ImageFile] | None:
+    """PIL's class for the format that the first bytes announce."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImageFile
+    if data.startswith(b"BM"):
+        return BmpImageFile
+    if data.startswith(_TIFF_MAGICS):
+        return TiffImageFile
+    return None
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width <= 0 or height <= 0:
+        raise BadImage(f"corrupt: {width}x{height} pixels")
+    if width * height > max_pixels:
+        raise BadImage(f"too_large: {width}x{height} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"too_elongated: {width}x{height} pixels")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is where that cannot be read.
+
+    Not `ImageOps.exif_transpose`: that writes the EXIF anew, and fails where another tag is broken.
+    """
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF is written by anything; the pixels are good
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _to_eight_bits(np.asarray(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":  # premultiplied grey has no direct way to RGBA
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGBA", rgba.size, "white")
+    canvas.alpha_composite(rgba)
+    return canvas.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> Image.Image:
+    """Grey values (h, w) of 16 or 32 bits or floats → mode L.
+
+    White is 65,535 for integers; for floats the least of 1, 255 and 65,535 that holds them all.
+    Where values lie above, white is the greatest of them. Negative and non-finite ones are black.
+    """
+    whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    grey = np.where(np.isfinite(values), values, 0).astype(np.float64).clip(min=0)
+    top = float(grey.max())
+    white = next((w for w in whites if top <= w), top)
+    return Image.fromarray(np.rint(grey * (255 / white)).astype(np.uint8))
+
+
+def _is_truncation(error: Exception) -> bool:
+    words = ("truncated", "unexpected end", "not enough image data")
+    return isinstance(error, EOFError) or any(word in str(error).lower() for word in words)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,86 @@
+"""Lists of candidate names for clusters: ImageNet's, WordNet's, pico-clip's, or the user's file."""
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Sequence
+
+import fsspec
+import open_clip
+
+from pipeline.errors import UserError
+
+MAX_CHARACTERS = 200  # of one word or phrase; longer ones are a sign that the file is no word list
+
+_ASSETS = {"wordnet": "wordnet/nouns.txt", "pico-clip": "pico-clip/vocabulary.txt"}
+_JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian, in Indic scripts, in emoji
+
+
+def default(model: str) -> tuple[str, ...]:
+    """Names of the vocabularies that suit a model."""
+    return ("pico-clip",) if model == "pico-clip" else ("imagenet", "wordnet")
+
+
+def load(names: Sequence[str]) -> list[str]:
+    """Words of all vocabularies in order; of words alike but for case, the first.
+
+    A name is imagenet, wordnet, pico-clip, or the path or URL of a text file: one word or phrase
+    per line, UTF-8, empty lines and lines that start with # skipped. Raises UserError.
+    """
+    if not names:
+        raise UserError(f"no vocabulary is named; name one of {_known()} or a text file")
+    words: dict[str, str] = {}
+    for name in names:
+        for word in _words(name):
+            words.setdefault(word.casefold(), word)
+    return list(words.values())
+
+
+def _words(name: str) -> list[str]:
+    if name == "imagenet":
+        return list(open_clip.IMAGENET_CLASSNAMES)
+    words = list(_parse(name, _text(name)))
+    if not words:
+        raise UserError(f"vocabulary {name} has no words; write one word or phrase per line")
+    return words
+
+
+def _text(name: str) -> str:
+    try:
+        return _read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"vocabulary {name} is not UTF-8 (byte {error.start}); convert it to UTF-8"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:  # no such file, protocol, or its package
+        raise UserError(
+            f"cannot read vocabulary {name!r} ({type(error).__name__}: {error}); "
+            f"name one of {_known()} or a text file"
+        ) from error
+
+
+def _read(name: str) -> bytes:
+    if name in _ASSETS:
+        return (importlib.resources.files("pipeline") / "assets" / _ASSETS[name]).read_bytes()
+    with fsspec.open(name, "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
+def _parse(name: str, text: str) -> Iterator[str]:
+    """Words of a text; runs of white space become one space. Raises UserError naming the line."""
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        word = " ".join(line.split())
+        if not word or word.startswith("#"):
+            continue
+        if len(word) > MAX_CHARACTERS:
+            raise UserError(
+                f"vocabulary {name}, line {number}: {len(word)} characters; "
+                f"write one word or phrase of at most {MAX_CHARACTERS} per line"
+            )
+        if not all(c.isprintable() or c in _JOINERS for c in word):
+            raise UserError(f"vocabulary {name}, line {number}: control character; remove it")
+        yield word
+
+
+def _known() -> str:
+    return ", ".join(("imagenet", *_ASSETS))

@@ -1,0 +1,109 @@
+"""Where a model's weights come from, and that reading them runs no code.
+
+`pretrained` is "" for the default (only pico-clip, hf-hub: and local-dir: have one), a tag of
+open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
+"""
+
+import difflib
+import functools
+import importlib.resources
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from pipeline.errors import UserError
+
+PICO = "pico-clip"  # the bundled model
+RANDOM = "none"
+
+_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own; config and weights come together
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def check(model: str, pretrained: str) -> None:
+    """Raises UserError where `load` would, as far as that can be told without reading weights."""
+    if model.startswith(_SCHEMES):
+        _check_scheme(model, pretrained)
+        return
+    _register_pico()
+    known = open_clip.list_models()
+    if model not in known:
+        near = difflib.get_close_matches(model, known, n=3, cutoff=0.4) or [PICO, "ViT-B-32"]
+        raise UserError(f"unknown model {model!r}; did you mean {' or '.join(near)}?")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained in ("", RANDOM) or open_clip.is_pretrained_cfg(model, pretrained):
+        if pretrained == "" and model != PICO:
+            raise UserError(f"model {model} needs pretrained weights: {_choices(tags)}")
+    elif pretrained.endswith(_SUFFIXES) or Path(pretrained).exists():
+        _check_checkpoint(Path(pretrained))
+    else:
+        raise UserError(f"unknown pretrained {pretrained!r} for {model}: {_choices(tags)}")
+
+
+def source(model: str, pretrained: str) -> dict[str, Any]:
+    """Arguments by which open_clip finds the weights, and fails where it finds none."""
+    if pretrained == RANDOM:
+        return {"pretrained": None, "pretrained_text": False}
+    if pretrained == "" and model == PICO:
+        pretrained = str(_pico_folder() / "open_clip_model.safetensors")
+    # The tags of OpenAI and some others were trained with another activation than the config of
+    # the same name has; open_clip only warns, and the vectors are then quietly worse.
+    quick = bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
+    return {"pretrained": pretrained, "require_pretrained": True, "force_quick_gelu": quick}
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """No pickle but of tensors is read inside, by whatever library.
+
+    open_clip asks torch for the same, but tries again without where the first try raises a
+    TypeError, which a file can be made to do; and the user's environment may forbid it.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
+
+
+@functools.cache
+def _register_pico() -> None:
+    open_clip.add_model_config(_pico_folder())
+
+
+def _pico_folder() -> Path:
+    return Path(str(importlib.resources.files("pipeline") / "assets" / PICO))
+
+
+def _check_scheme(model: str, pretrained: str) -> None:
+    if pretrained:
+        raise UserError(f"weights come with {model!r}; leave pretrained empty, not {pretrained!r}")
+    if model.startswith("local-dir:"):
+        config = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
+        if not config.is_file():
+            raise UserError(f"model {model!r}: there is no file {config}")
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist or is no file")
+    if path.suffix not in _SUFFIXES:
+        raise UserError(f"checkpoint {path} must end in one of {', '.join(_SUFFIXES)}")
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UserError(f"checkpoint {path} is a TorchScript archive; give a state dict")
+
+
+def _choices(tags: Sequence[str]) -> str:
+    tail = f'the path of a checkpoint, or "{RANDOM}" for random weights'
+    return f"choose one of {', '.join(tags)}, {tail}" if tags else f"give {tail}"

@@ -1,0 +1,242 @@
+"""Stage 5, write: what users read.
+
+reads   embeddings/, rejects/, assignments/, captions/, and the input shards again
+writes  labels/{stem}.parquet   labels_schema  one row per input sample, failures included
+        labeled/{stem}.tar                     the shard again, labels added to its json
+        clusters.parquet        CLUSTERS       one row per cluster
+        run.json                               what made this run
+        labels/manifest.json
+
+A shard's tar is committed before its labels, so the labels are the record that it is done.
+Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
+"""
+
+import json
+import logging
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import artifacts, config, tasks
+from pipeline.config import setting
+from pipeline.progress import StageProgress
+from pipeline.store import columns, storage, tables
+from pipeline.store.shards import Sample, ShardReader, ShardWriter, labelled
+
+log = logging.getLogger(__name__)
+NEAREST = 3  # clusters named as neighbours of each
+TYPICAL = 5  # members named for each cluster
+IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
+MADE_WITH = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is written."""
+
+    shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task gets beside its shards."""
+
+    paths: artifacts.RunPaths
+    kinds: dict[str, str]  # of the run's json columns
+    captions: list[str | None]  # best caption of each cluster
+    shards: bool
+    made_of: str
+
+
+def label_rows(stem: str, job: Job) -> pa.Table:
+    """One row per input sample of a shard, in the order of the tar."""
+    embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"))
+    embedded = embedded.drop_columns(["embedding"])
+    assigned = tables.read(job.paths.assignments.file(f"{stem}.parquet"))
+    rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
+    rejected = rejected.filter(pc.is_valid(rejected["sample_id"]))
+    if not embedded["sample_id"].equals(assigned["sample_id"]):
+        raise RuntimeError(f"write: {stem}: embeddings and assignments hold different samples")
+    rows = [
+        {**row, **label, "status": "success", "cluster_caption": job.captions[label["cluster_id"]]}
+        for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
+    ]
+    for row in rejected.to_pylist():
+        rows.append({**row, "status": "rejected", "error_message": row["reason"]})
+    rows.sort(key=lambda row: row["index"])
+    for row in rows:
+        originals = columns.parse(row["json"])
+        for name, kind in job.kinds.items():
+            row[artifacts.label_name(name)] = columns.value(originals.get(name), kind)
+        if row["caption"] is None and isinstance(originals.get("caption"), str):
+            row["caption"] = originals["caption"]
+    return pa.Table.from_pylist(rows, schema=artifacts.labels_schema(job.kinds))
+
+
+def relabel(source: IO[bytes], target: IO[bytes], labels: list[dict[str, Any]]) -> int:
+    """Copy a shard, adding each sample's label to its json; returns the number of samples.
+
+    `labels` are in the order of the tar. Member bytes, names and order stay as they are.
+    """
+    count = 0
+    with ShardWriter(target) as writer:
+        for sample, label in zip(_samples(source), labels, strict=True):
+            if f"{label['shard']}/{sample.id}" != label["sample_id"]:
+                raise RuntimeError(
+                    f"write: sample {sample.index} is {sample.id}, labels say {label['sample_id']}"
+                )
+            for name, data in labelled(sample, _json_label(label)):
+                writer.add(name, data)
+            count += 1
+    return count
+
+
+def _samples(source: IO[bytes]) -> Iterator[Sample]:
+    yield from ShardReader(source, max_member_bytes=None)
+
+
+def _json_label(label: dict[str, Any]) -> dict[str, Any]:
+    """What goes under "ratecluster" in a sample's json: the fields that are not null."""
+    found = {name: label[name] for name in IN_JSON if label[name] is not None}
+    return {n: round(v, 6) if isinstance(v, float) else v for n, v in found.items()}
+
+
+def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
+    """Labels and labelled tar of some shards; returns how many samples each has."""
+    counts = []
+    for shard in shards:
+        stem = shard["stem"]
+        table = label_rows(stem, job)
+        if job.shards:
+            storage.retry(lambda shard=shard, table=table: _copy(shard, table, job))  # type: ignore[misc]
+        tables.write(
+            job.paths.labels.file(f"{stem}.parquet"),
+            table,
+            made_of=job.made_of,
+            rows=table.num_rows,
+        )
+        counts.append(table.num_rows)
+    return counts
+
+
+def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
+    wanted = ["sample_id", "shard", *IN_JSON]
+    target = job.paths.labeled.file(f"{shard['stem']}.tar")
+    with storage.open_read(shard["url"]) as source, storage.commit(target) as file:
+        relabel(source, file, table.select(wanted).to_pylist())
+
+
+def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
+    """CLUSTERS: size, captions, tightness, neighbours and typical members of each cluster."""
+    prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
+    captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
+    exemplars = tables.read(paths.clusters.file("exemplars.parquet")).to_pylist()
+    manifest = paths.clusters.manifest()
+    nearest = nearest_clusters(prototypes)
+    rows = []
+    for cluster, size in enumerate(manifest["sizes"]):
+        own = [row for row in captions if row["cluster_id"] == cluster]
+        typical = [row["sample_id"] for row in exemplars if row["cluster_id"] == cluster]
+        rows.append(
+            {
+                "cluster_id": cluster,
+                "size": size,
+                "cluster_caption": own[0]["caption"] if own else None,
+                "captions": [row["caption"] for row in own],
+                "caption_shares": [row["share"] for row in own],
+                "bits_per_sample": manifest["cluster_bits"][cluster] / size,
+                "nearest_clusters": nearest[cluster],
+                "typical_samples": typical[:TYPICAL],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=artifacts.CLUSTERS)
+
+
+def nearest_clusters(prototypes: pa.Table) -> list[list[int]]:
+    """The NEAREST other clusters of each, by cosine of their mean prototypes."""
+    vectors = tables.to_matrix(prototypes["vector"]) * prototypes["size"].to_numpy()[:, None]
+    cluster_of = prototypes["cluster_id"].to_numpy()
+    means = np.zeros((cluster_of.max() + 1, vectors.shape[1]))
+    np.add.at(means, cluster_of, vectors)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(float).tiny)
+    similarity = means @ means.T
+    np.fill_diagonal(similarity, -np.inf)
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    return [row[: min(NEAREST, len(means) - 1)].tolist() for row in order]
+
+
+def run_facts(paths: artifacts.RunPaths) -> dict[str, Any]:
+    """What made this run: versions, and of each stage its settings, counts and fingerprint."""
+    stages = {"embed": paths.embeddings, "train": paths.network, "select_k": paths.clusters}
+    stages |= {"caption": paths.captions, "write": paths.labels}
+    facts = {name: folder.manifest() for name, folder in stages.items()}
+    for manifest in facts.values():
+        manifest.pop("shards", None)
+    return {"versions": versions(), "stages": facts}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
+
+
+def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+    """Write what is missing of labels and shards, check the counts, commit the tables."""
+    embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
+    made_of = config.fingerprint(
+        cfg,
+        embedded["fingerprint"],
+        clustered["fingerprint"],
+        paths.captions.manifest()["fingerprint"],
+    )
+    if paths.labels.is_done(made_of):
+        log.info("write: already done, %s", paths.labels.url)
+        return paths.labels.manifest()
+    shards = [s["shard"] for s in embedded["shards"]]
+    known = artifacts.part_facts(paths.labels, [shard["stem"] for shard in shards])
+    done = {stem for stem, facts in known.items() if facts.get("made_of") == made_of}
+    _remove_others(paths, done)
+    todo = [shard for shard in shards if shard["stem"] not in done]
+    captions = paths.captions.manifest()["captions"]
+    job = Job(paths, embedded["columns"], captions, cfg.shards, made_of)
+    chunks = tasks.chunks(todo)
+    with StageProgress("write", len(todo), "shards") as progress:
+        for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
+            progress.advance(len(chunk), sum(counts))
+    _check_counts(embedded, paths)
+    tables.write(paths.clusters_table, cluster_rows(paths))
+    paths.labels.finish(
+        made_of,
+        config=config.facts(cfg),
+        labels=embedded["samples"],
+        clusters=len(clustered["sizes"]),
+        seconds=round(progress.seconds, 2),
+    )
+    text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
+    storage.write_bytes(paths.run_json, text.encode())
+    log.info("write: %d labels, %.1f s", embedded["samples"], progress.seconds)
+    return paths.labels.manifest()
+
+
+def _remove_others(paths: artifacts.RunPaths, done: set[str]) -> None:
+    """Drop what another fingerprint made: labels and shards are never a mixture."""
+    keep = {f"{stem}.parquet" for stem in done} | {f"{stem}.tar" for stem in done}
+    for folder in (paths.labels, paths.labeled):
+        folder.remove(folder.names() - keep)
+
+
+def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths) -> None:
+    """Labels of every shard = samples in its tar."""
+    facts = artifacts.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
+    for shard in embedded["shards"]:
+        stem = shard["shard"]["stem"]
+        if facts.get(stem, {}).get("rows") != shard["samples"]:
+            raise RuntimeError(
+                f"write: {stem}: {facts.get(stem)} labels of {shard['samples']} samples"
+            )
