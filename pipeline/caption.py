@@ -5,8 +5,9 @@ writes  captions/captions.parquet        CAPTIONS
         captions/manifest.json
 
 Candidates are a vocabulary and the n-grams of the samples' own alt texts that set a cluster apart
-(class-based tf-idf). Every member gives its votes: its TOP_VOTES largest softmax probabilities over
-all candidates (CPP, Chu et al. 2024). Ground truth is never read: only the caption (.txt) is.
+(class-based tf-idf). Every member's picture gives its votes: its TOP_VOTES largest softmax
+probabilities over all candidates (CPP, Chu et al. 2024); what the members' own words say of a
+candidate is added. Ground truth is never read: only the caption (.txt) is.
 V candidates, D dimensions, k clusters. Core: `ngrams` … `ranked` (no Ray). Shell: `run`.
 """
 
@@ -109,29 +110,57 @@ def trimmed(counter: Counter[str]) -> Counter[str]:
     )
 
 
+def shares(counts: Counts) -> list[dict[str, float]]:
+    """Of each cluster: the share of its alt texts that hold an n-gram, where it is no rarity."""
+    return [
+        {name: n / counter[""] for name, n in counter.items() if name and n >= 2}
+        for counter in counts
+    ]
+
+
 def distinctive(counts: Counts, per_cluster: int) -> list[str]:
     """The n-grams of largest class-based tf-idf of each cluster, all clusters together, sorted.
 
     tf is the share of the cluster's texts that hold the n-gram (at least MIN_SHARE), idf is
-    log(1 + mean share over clusters that have texts / n-gram's total share) as in BERTopic's
-    c-TF-IDF (Grootendorst 2022), with shares in place of counts so that large clusters do not rule.
+    log(1 + clusters / sum of its shares) as in BERTopic's c-TF-IDF (Grootendorst 2022), with
+    shares in place of counts so that large clusters do not rule.
     """
-    totals = [max(1, counter[""]) for counter in counts]
-    spread: Counter[str] = Counter()
-    for counter, total in zip(counts, totals, strict=True):
-        for name, number in counter.items():
-            spread[name] += number / total  # type: ignore[assignment]
+    found = shares(counts)
+    spread = _spread(found)
     chosen: set[str] = set()
-    for counter, total in zip(counts, totals, strict=True):
-        shares = {name: n / total for name, n in counter.items() if name and n >= 2}
+    for own in found:
         scores = {
             name: share * math.log(1 + len(counts) / spread[name])
-            for name, share in shares.items()
+            for name, share in own.items()
             if share >= MIN_SHARE
         }
-        best = sorted(scores, key=lambda name: (-scores[name], name))
-        chosen.update(best[:per_cluster])
+        chosen.update(sorted(scores, key=lambda name: (-scores[name], name))[:per_cluster])
     return sorted(chosen)
+
+
+def text_scores(counts: Counts, names: list[str]) -> np.ndarray:
+    """How well each candidate sums up the alt texts of each cluster, (k, V), 0 to 1.
+
+    The share of the cluster's texts that hold it, times its share of all clusters' such shares: 1
+    where every text of this cluster holds it and none of another.
+    """
+    found = shares(counts)
+    spread = _spread(found)
+    scores = np.zeros((len(counts), len(names)))
+    for row, own in zip(scores, found, strict=True):
+        for column, name in enumerate(names):
+            share = own.get(name.lower(), 0.0)
+            row[column] = share * share / spread[name.lower()] if share >= MIN_SHARE else 0.0
+    return scores
+
+
+def _spread(found: list[dict[str, float]]) -> dict[str, float]:
+    """The sum over clusters of the shares of each n-gram."""
+    spread: dict[str, float] = {}
+    for own in found:
+        for name, share in own.items():
+            spread[name] = spread.get(name, 0.0) + share
+    return spread
 
 
 def votes(
@@ -153,8 +182,13 @@ def votes(
     return total.numpy()
 
 
+def combined(total: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Votes (k, V) as shares of each cluster's, plus `text_scores`: pictures and words agree."""
+    return total / np.maximum(total.sum(axis=1, keepdims=True), 1e-12) + texts
+
+
 def ranked(total: np.ndarray, names: list[str], own: set[str]) -> pa.Table:
-    """CAPTIONS: the RANKED candidates of most votes of each cluster; `own` are from alt texts."""
+    """CAPTIONS: the RANKED best candidates of each cluster by score; `own` are from alt texts."""
     rows = []
     for number, counted in enumerate(total):
         order = np.argsort(-counted, kind="stable")[:RANKED]
@@ -210,6 +244,8 @@ def encode(names: list[str], cfg: Config, model: str, pretrained: str) -> np.nda
         fn_constructor_args=(model, pretrained, templates),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
+        max_restarts=3,
+        max_task_retries=3,
         compute=ActorPoolStrategy(size=min(cfg.actors or max(1, gpus), len(items))),
     )
     found = {row["index"]: row["vectors"] for row in rows.iter_rows()}
@@ -229,7 +265,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     k = len(clustered["sizes"])
     chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]])
     with StageProgress("caption", 2 * sum(map(len, chunks)), "parts") as progress:
-        own = _own_words(chunks, paths, k, cfg, progress)
+        counts = _all_counts(chunks, paths, k, cfg, progress)
+        own = distinctive(counts, cfg.alt_texts)
         known = {name.casefold() for name in names}
         candidates = names + [name for name in own if name not in known]
         texts = encode(candidates, cfg, model, embedded["config"]["pretrained"])
@@ -238,15 +275,15 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         for chunk, more in zip(chunks, counted, strict=True):
             total += more
             progress.advance(len(chunk))
-    table = ranked(total, candidates, set(own))
+    table = ranked(combined(total, text_scores(counts, candidates)), candidates, set(own) - known)
     tables.write(paths.captions.file("captions.parquet"), table)
-    first = table.filter(pa.compute.equal(table["rank"], 0))
+    best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
         made_of,
         config=config.facts(cfg),
         candidates=len(candidates),
         from_alt_texts=len(candidates) - len(names),
-        captions=first["caption"].to_pylist(),
+        captions=[best.get(number) for number in range(k)],
         seconds=round(progress.seconds, 2),
     )
     log.info(
@@ -256,14 +293,14 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     return paths.captions.manifest()
 
 
-def _own_words(
+def _all_counts(
     chunks: list[Any],
     paths: artifacts.RunPaths,
     k: int,
     cfg: Config,
     progress: StageProgress,
-) -> list[str]:
-    """Candidates from the samples' own alt texts."""
+) -> Counts:
+    """`count_ngrams` over all parts; empty where alt texts are not to be candidates."""
     counts: Counts = [Counter() for _ in range(k)]
     if cfg.alt_texts:
         found = tasks.results(count_ngrams, chunks, paths, k)
@@ -272,4 +309,4 @@ def _own_words(
                 counter.update(extra)
             counts = [trimmed(counter) for counter in counts]
             progress.advance(len(chunk))
-    return distinctive(counts, cfg.alt_texts)
+    return counts

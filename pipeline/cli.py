@@ -28,7 +28,7 @@ from pipeline import (
 )
 from pipeline.errors import UserError
 from pipeline.store import storage
-from pipeline.store.shards import list_shards
+from pipeline.store.listing import list_shards
 
 log = logging.getLogger(__name__)
 KINDS: dict[str, type] = {
@@ -81,7 +81,7 @@ def _begin(root: str, file: str | None, sets: list[str] | None, address: str | N
     """The settings of all stages and the run's folders; remembers which Ray to join."""
     if address:
         os.environ["RAY_ADDRESS"] = address
-    return config.load(KINDS, file, sets or ()), artifacts.RunPaths(root.rstrip("/") or "/")
+    return config.load(KINDS, file, sets or ()), artifacts.RunPaths(storage.absolute(root))
 
 
 @app.command("shards", epilog=settings_help("shards"))

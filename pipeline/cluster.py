@@ -19,6 +19,8 @@ def join() -> None:
     """
     if not ray.is_initialized():
         _init(os.environ.get("RAY_ADDRESS") or "local")
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -33,7 +35,7 @@ def _init(address: str) -> None:
             "include_dashboard": False,
         }
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
 
 
 def leave() -> None:

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Sections = dict[str, Any]  # stage name -> its Config
 

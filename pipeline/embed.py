@@ -15,11 +15,10 @@ import os
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +27,13 @@ from ray.data import ActorPoolStrategy
 
 from pipeline import artifacts, cluster, config
 from pipeline.config import setting
+from pipeline.decoding import Decoder, Row
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
-from pipeline.store.shards import MissingImage, Sample, Shard, ShardReader
-from pipeline.vision import clip, images
+from pipeline.store.listing import Shard
+from pipeline.store.shards import ShardReader
+from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
 LOOKAHEAD_BATCHES = 2  # decoded ahead of the model, per shard
@@ -68,74 +69,17 @@ class Config:
             raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
 
 
-class Encoder(Protocol):
-    """What this stage needs of pipeline.vision.clip.Encoder."""
-
-    dim: int
-    device: str
-    precision: str
-
-    def prepare(self, image: Any) -> np.ndarray:
-        """Image to the encoder's own size, (h, w, 3) uint8."""
-
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, h, w, 3) uint8 to (n, dim) float32 unit rows."""
-
-
-Row = dict[str, Any]
-
-
-def decode(sample: Sample, stem: str, encoder: Encoder, max_pixels: int) -> tuple[Row, Any]:
-    """The sample's row and its pixels; a row with a `reason` and no pixels if it is unreadable."""
-    row: Row = {
-        "sample_id": f"{stem}/{sample.id}",
-        "shard": stem,
-        "key": sample.key,
-        "index": sample.index,
-        "caption": sample.caption(),
-        "json": sample.json_text(),
-    }
-    if sample.problem:
-        return {**row, "reason": sample.problem}, None
-    try:
-        member = sample.image()
-    except MissingImage as missing:
-        return {**row, "reason": str(missing)}, None
-    try:
-        image = images.decode(member.data, max_pixels)
-    except images.BadImage as bad:
-        return {**row, "member": member.name, "reason": str(bad)}, None
-    row |= {"image_member": member.name, "tar_offset": member.offset, "tar_size": member.size}
-    row |= {"image_width": image.width, "image_height": image.height}
-    return row, encoder.prepare(image)
-
-
-def decoded(
-    reader: ShardReader, stem: str, encoder: Encoder, cfg: Config
-) -> Iterator[tuple[Row, Any]]:
-    """`decode` of every sample in order, in threads that stay LOOKAHEAD_BATCHES ahead."""
-    threads = cfg.decode_threads or os.cpu_count() or 1
-    waiting: deque[Future[tuple[Row, Any]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for sample in reader:
-            waiting.append(pool.submit(decode, sample, stem, encoder, cfg.max_pixels))
-            if len(waiting) > LOOKAHEAD_BATCHES * cfg.batch_size:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 class ShardRows:
     """What one shard has become so far: rows, their embeddings, rejects."""
 
-    def __init__(self, encoder: Encoder, lock: threading.Lock) -> None:
+    def __init__(self, encoder: clip.Encoder, lock: threading.Lock) -> None:
         self.encoder, self.lock = encoder, lock
         self.rows: list[Row] = []
         self.rejects: list[Row] = []
         self.embeddings: list[np.ndarray] = []
         self.compute_s = 0.0
 
-    def encode(self, batch: list[tuple[Row, Any]]) -> None:
+    def encode(self, batch: list[tuple[Row, np.ndarray]]) -> None:
         """One batch through the model; a sample whose embedding is not finite is rejected."""
         pixels = np.stack([pixels for _, pixels in batch])
         with self.lock:
@@ -158,20 +102,25 @@ class ShardRows:
 
 
 def embed_shard(
-    shard: Shard, encoder: Encoder, lock: threading.Lock, cfg: Config, paths: artifacts.RunPaths
+    shard: Shard,
+    encoder: clip.Encoder,
+    lock: threading.Lock,
+    cfg: Config,
+    paths: artifacts.RunPaths,
 ) -> dict[str, Any]:
     """Read, decode and encode one shard, commit its rejects and its part; returns its facts.
 
     Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
     lock is around the model, which several shards share.
     """
-    started = time.perf_counter()
+    began = time.time()
     out = ShardRows(encoder, lock)
+    threads, ahead = cfg.decode_threads or os.cpu_count() or 1, LOOKAHEAD_BATCHES * cfg.batch_size
+    decoder = Decoder(shard.stem, encoder.prepare, cfg.max_pixels, threads, ahead)
     with storage.open_read(shard.url) as stream:
         reader = ShardReader(stream, cfg.max_member_bytes)
-        items = decoded(reader, shard.stem, encoder, cfg)
-        batch: list[tuple[Row, Any]] = []
-        for row, pixels in items:
+        batch: list[tuple[Row, np.ndarray]] = []
+        for row, pixels in decoder.all(reader):
             if pixels is None:
                 out.rejects.append(row)
                 continue
@@ -183,8 +132,7 @@ def embed_shard(
             out.encode(batch)
     facts = shard_facts(shard, out, reader.end, cfg)
     _commit(shard.stem, out, facts, paths)
-    took = {"compute_s": out.compute_s, "wall_s": time.perf_counter() - started}
-    return {**facts, "took": took}
+    return {**facts, "took": {"compute_s": out.compute_s, "began": began, "ended": time.time()}}
 
 
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
@@ -285,7 +233,7 @@ def run(
     paths.embeddings.remove({"manifest.json"})
     failures = []
     with StageProgress("embed", len(todo), "shards") as progress:
-        for row in _rows(cfg, todo, paths) if todo else ():
+        for row in embedded(cfg, todo, paths) if todo else ():
             if row["error"]:
                 failures.append(row["error"])
                 continue
@@ -308,7 +256,7 @@ def run(
     return paths.embeddings.manifest()
 
 
-def _rows(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Iterator[dict[str, Any]]:
+def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Iterator[dict[str, Any]]:
     """Ray Data over the shards, one block each, through a pool of encoders; a row per shard."""
     cluster.join()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0

@@ -203,7 +203,7 @@ def _best_captions(paths: artifacts.RunPaths) -> Captions:
 
 def _earlier(paths: artifacts.RunPaths) -> dict[str, Any]:
     try:
-        return json.loads(storage.read_bytes(paths.evaluation_json))  # type: ignore[no-any-return]
+        return json.loads(storage.read_bytes(paths.evaluation_json))
     except FileNotFoundError:
         return {}
 

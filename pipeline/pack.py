@@ -26,44 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import tasks
+from pipeline import cifar, tasks
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import storage
-from pipeline.store.shards import IMAGE_SUFFIXES, ShardWriter
+from pipeline.store.shard_writer import ShardWriter
+from pipeline.store.shards import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-CIFAR = ("cifar10", "cifar100")  # names for --from; a folder of that name is ./cifar10
-CACHE = Path("~/.cache/ratecluster")  # where CIFAR is downloaded to without --data-dir
 MAX_PER_SHARD = 10_000  # a key is five digits of the shard and four of the place in it
 RECORD = pa.schema(
     [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
     + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
     + [(name, pa.string()) for name in ("label", "source", "superlabel")]
 )
-SUPERLABELS = {  # CIFAR-100's own, which torchvision leaves out
-    "aquatic mammals": "beaver dolphin otter seal whale",
-    "fish": "aquarium_fish flatfish ray shark trout",
-    "flowers": "orchid poppy rose sunflower tulip",
-    "food containers": "bottle bowl can cup plate",
-    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
-    "household electrical devices": "clock keyboard lamp telephone television",
-    "household furniture": "bed chair couch table wardrobe",
-    "insects": "bee beetle butterfly caterpillar cockroach",
-    "large carnivores": "bear leopard lion tiger wolf",
-    "large man-made outdoor things": "bridge castle house road skyscraper",
-    "large natural outdoor scenes": "cloud forest mountain plain sea",
-    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
-    "medium-sized mammals": "fox porcupine possum raccoon skunk",
-    "non-insect invertebrates": "crab lobster snail spider worm",
-    "people": "baby boy girl man woman",
-    "reptiles": "crocodile dinosaur lizard snake turtle",
-    "small mammals": "hamster mouse rabbit shrew squirrel",
-    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
-    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
-    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +93,9 @@ def folder_pictures(folder: str) -> tuple[list[Picture], int]:
     """
     root = Path(folder).resolve()
     if not root.is_dir():
-        raise UserError(f"--from {folder}: no such folder; name a folder of images or {CIFAR}")
+        raise UserError(
+            f"--from {folder}: no such folder; name a folder of images or {' or '.join(cifar.NAMES)}"
+        )
     found, left_out = [], 0
     for place, _, names in os.walk(root):
         images = [name for name in names if _is_image(name) and _inside(Path(place, name), root)]
@@ -142,21 +121,6 @@ def _file_picture(path: Path, root: Path) -> Picture:
     below = path.relative_to(root)
     parts = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in below.parts]
     return Picture("/".join(parts), parts[0] if len(parts) > 1 else None, path)
-
-
-def cifar_pictures(
-    pixels: np.ndarray, targets: Sequence[int], classes: Sequence[str], split: str
-) -> list[Picture]:
-    """Pictures of CIFAR's arrays: pixels (N, 32, 32, 3) uint8, targets (N,) into `classes`."""
-    above = {name: label for label, names in SUPERLABELS.items() for name in names.split()}
-    with_superlabel = set(classes) == above.keys()
-    pictures = []
-    for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
-        label = classes[target].replace("_", " ")
-        source = f"{split}/{label}/{i:05d}.png"
-        superlabel = above[classes[target]] if with_superlabel else None
-        pictures.append(Picture(source, label, image, superlabel))
-    return pictures
 
 
 def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
@@ -237,22 +201,6 @@ def _dimensions(data: bytes) -> tuple[int | None, int | None]:
         return None, None
 
 
-def load_cifar(name: str, split: str, data_dir: str | None) -> list[Picture]:
-    """CIFAR through torchvision, which checks the archive's checksums before it reads them."""
-    from torchvision import datasets  # seconds to import, and not needed for folders
-
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    root = Path(data_dir or CACHE).expanduser()
-    try:
-        data = kind(str(root), train=split == "train", download=data_dir is None)
-    except (RuntimeError, OSError) as error:
-        what = f"{kind.base_folder}/ in {root}"
-        raise UserError(
-            f"{name}: no intact {what} ({error}); extract {kind.url} there and give --data-dir"
-        ) from None
-    return cifar_pictures(data.data, data.targets, data.classes, split)
-
-
 def made(shards: Sequence[ShardPlan], out: str) -> set[str]:
     """Stems of the shards that are already there; UserError if `out` has others."""
     names = storage.Folder(out).names()
@@ -287,8 +235,9 @@ def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, i
     """
     started = time.perf_counter()
     out = out.rstrip("/") if "://" in out else str(Path(out).expanduser().absolute())
-    if source in CIFAR:
-        pictures, left_out = load_cifar(source, cfg.split, data_dir), 0
+    if source in cifar.NAMES:
+        rows = cifar.load(source, cfg.split, data_dir)
+        pictures, left_out = [Picture(*row) for row in rows], 0
     else:
         pictures, left_out = folder_pictures(source)
     shards = plan(pictures, cfg)

@@ -12,33 +12,29 @@ writes  clusters/curve.parquet           CURVE       bits for every k, with a ba
 Landmarks are over-segmented once (spectral embedding of their neighbour graph); one pass over all
 parts gives each small group's additive statistics; merging them by coding length gives every k and
 a tree; a second pass assigns every sample. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `choose`, `assign_part` (no Ray). Shell: `run`.
+Core: `over_segment`, `statistics`, `choose`, and `assigning` (no Ray). Shell: `run`.
 """
 
-import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from pipeline import artifacts, config, tasks
+from pipeline.assigning import Assigner, assign_parts, load_network, most_typical, part_features
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.mcr2.network import Network
 from pipeline.progress import StageProgress
-from pipeline.store import storage, tables
+from pipeline.store import tables
 
 log = logging.getLogger(__name__)
-TYPICAL = 24  # members of each cluster kept as exemplars
-BATCH_ROWS = 4096  # through the network at once
 FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 
@@ -77,11 +73,12 @@ def fitted(cfg: Config, samples: int, landmarks: int) -> Config:
             "raise train.landmarks where there are more samples"
         )
     k_max = min(cfg.k_max or min(1000, math.ceil(2 * math.sqrt(samples))), landmarks)
-    leaves = max(cfg.leaves or min(2 * k_max, landmarks // 4), cfg.k, 1)
+    k_min = min(cfg.k_min, k_max)
+    leaves = max(cfg.leaves or min(2 * k_max, landmarks // 4), cfg.k, k_min)
     return replace(
         cfg,
         k_max=k_max,
-        k_min=min(cfg.k_min, k_max),
+        k_min=k_min,
         leaves=min(leaves, landmarks),
         neighbours=min(cfg.neighbours, landmarks - 1),
         components=min(cfg.components, landmarks - 1, leaves),
@@ -98,15 +95,6 @@ def over_segment(z: Tensor, cfg: Config) -> Tensor:
 
 
 Statistics = tuple[Tensor, Tensor, Tensor]  # count (p,), sum (p, d), Gram (p, d, d), float64
-
-
-def part_features(url: str, network: Network) -> Iterator[tuple[pa.Table, Tensor]]:
-    """(rows, their z (b, d)) of one part of the embeddings, BATCH_ROWS at a time."""
-    table = tables.read(url)
-    for start in range(0, table.num_rows, BATCH_ROWS):
-        rows = table.slice(start, BATCH_ROWS)
-        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
-        yield rows, network.features(x)
 
 
 def statistics(urls: list[str], network: Network, table: Tensor) -> Statistics:
@@ -142,14 +130,15 @@ def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
 
     The fewest bits between k_min and k_max; `cfg.k` overrides.
     """
-    low, high = cfg.k_min, min(cfg.k_max, len(bits))
+    high = min(cfg.k_max, len(bits))
+    low = min(cfg.k_min, high)
     window = bits[low - 1 : high]
     best = int(window.argmin()) + low
-    bests = resampled[:, low - 1 : high].argmin(dim=1).double() + low
     tolerance = FLAT * (bits[0] - window.min()).clamp(min=0)
     flat = (window <= window.min() + tolerance).nonzero()[:, 0] + low
     levels = torch.tensor(BAND, dtype=torch.float64)
     shifted = resampled - resampled.mean(dim=0) + bits  # the spread, around the curve itself
+    bests = shifted[:, low - 1 : high].argmin(dim=1).double() + low
     bands = shifted.quantile(levels, dim=0)
     columns = [range(1, len(bits) + 1), bits.tolist(), bands[0].tolist(), bands[1].tolist()]
     curve = pa.table(
@@ -189,92 +178,6 @@ def cluster_bits(stats: Statistics, cluster_of: Tensor, eps_sq: float) -> list[f
     counts = count.new_zeros(k).index_add_(0, cluster_of, count)
     grams = gram.new_zeros(k, *gram.shape[1:]).index_add_(0, cluster_of, gram)
     return [float(b) for b in coding_rate.length_bits(counts, grams, eps_sq)]
-
-
-@dataclass(frozen=True)
-class Assigner:
-    """All that assigning a sample takes."""
-
-    network: Network
-    table: Tensor  # (p, d) prototypes
-    cluster_of: Tensor  # (p,)
-    eta: float
-    made_of: str  # fingerprint of the stage, for the parts
-
-
-def assign_part(source: str, target: str, assigner: Assigner) -> tuple[np.ndarray, pa.Table]:
-    """Commit one part of the assignments; returns cluster sizes (k,) and its typical members."""
-    k = int(assigner.cluster_of.max()) + 1
-    found, members = [], []
-    for rows, z in part_features(source, assigner.network):
-        a = assignment.assign(z, assigner.table, assigner.cluster_of, assigner.eta, artifacts.TOP)
-        found.append(_assignment_rows(rows, a))
-        members.append(rows.drop_columns(["embedding", "json"]))
-    table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
-    tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
-    sizes = np.bincount(table["cluster_id"].to_numpy(), minlength=k)
-    return sizes, _typical(table, members)
-
-
-def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
-    columns = [
-        rows["sample_id"],
-        a.cluster.int().numpy(),
-        a.confidence.numpy(),
-        a.margin.numpy(),
-        a.outlier_score.numpy(),
-        pa.array(a.top_clusters.int().tolist(), pa.list_(pa.int32())),
-        pa.array(a.top_shares.tolist(), pa.list_(pa.float32())),
-    ]
-    return pa.table(
-        dict(zip(artifacts.ASSIGNMENTS.names, columns, strict=True)), schema=artifacts.ASSIGNMENTS
-    )
-
-
-def _typical(table: pa.Table, members: list[pa.Table]) -> pa.Table:
-    """EXEMPLARS of one part, or of several tables of them joined."""
-    if not members:
-        return artifacts.EXEMPLARS.empty_table()
-    scored = pa.concat_tables(members)
-    for name in ("cluster_id", "outlier_score"):
-        scored = scored.append_column(name, table[name])
-    return most_typical(scored)
-
-
-def most_typical(scored: pa.Table) -> pa.Table:
-    """EXEMPLARS: the TYPICAL rows of least outlier_score of each cluster; ties by sample_id."""
-    order = [(name, "ascending") for name in ("cluster_id", "outlier_score", "sample_id")]
-    scored = scored.sort_by(order)
-    clusters = scored["cluster_id"].to_numpy()
-    starts = np.searchsorted(clusters, clusters)  # first row of each row's cluster
-    rank = np.arange(len(clusters)) - starts
-    columns = {name: scored[name] for name in artifacts.EXEMPLARS.names if name != "rank"}
-    ranked = pa.table({**columns, "rank": rank.astype(np.int32)})
-    return ranked.filter(rank < TYPICAL).select(artifacts.EXEMPLARS.names).cast(artifacts.EXEMPLARS)
-
-
-def assign_parts(
-    stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
-) -> tuple[np.ndarray, pa.Table]:
-    """`assign_part` of several shards: summed sizes, and the most typical of all of them."""
-    sizes, typical = zip(
-        *(
-            assign_part(paths.embeddings.file(name), paths.assignments.file(name), assigner)
-            for name in (f"{stem}.parquet" for stem in stems)
-        ),
-        strict=True,
-    )
-    return np.sum(sizes, axis=0), most_typical(pa.concat_tables(typical))
-
-
-def load_network(paths: artifacts.RunPaths) -> Network:
-    """The trained network, in evaluation mode."""
-    shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
-    network = Network(**shape)
-    network.load_state_dict(
-        load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
-    )
-    return network.eval()
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:

@@ -28,22 +28,23 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import artifacts, cluster, config
+from pipeline.checkpoints import Checkpoints, State
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.mcr2 import objective
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.network import Network
 from pipeline.progress import StageProgress
+from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
 
 log = logging.getLogger(__name__)
+LEAST_STEPS = 100  # of a training whose epochs are fit
 RESTARTS = 2  # of the workers of one training
-OVERREAD = 4  # rows read for each row kept, where not all are: spreads the sample over more shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,11 @@ class Config:
     """How the network is trained. 0 where it says "fit" is chosen from the number of samples."""
 
     hidden_dim: int = setting(0, "width of the hidden layers; 0: fit, 4 × input up to 4096")
-    feature_dim: int = setting(128, "dimensions of the features z")
+    feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
-    epochs: float = setting(0.0, "passes over the training sample, warm-up included; 0: fit")
-    warm_up_steps: int = setting(-1, "steps of expansion alone at first; -1: fit, a tenth")
-    learning_rate: float = setting(1e-4, "of SGD, both heads")
+    epochs: float = setting(0.0, "passes over the training sample; 0: fit, one, or 100 steps")
+    warm_up_steps: int = setting(0, "steps of expansion alone at first")
+    learning_rate: float = setting(1e-3, "of SGD, both heads")
     momentum: float = setting(0.9, "of SGD")
     weight_decay: float = setting(1e-4, "of the trunk and the feature head")
     cluster_weight_decay: float = setting(5e-3, "of the cluster head")
@@ -72,13 +73,14 @@ class Config:
     checkpoint_steps: int = setting(200, "steps between checkpoints", operational=True)
 
     def __post_init__(self) -> None:
-        positive = ("feature_dim", "learning_rate", "eps_sq", "eta", "max_samples", "workers")
+        positive = ("learning_rate", "eps_sq", "eta", "max_samples", "workers")
         for name in (*positive, "checkpoint_steps", "sinkhorn_half_steps"):
             if getattr(self, name) <= 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give a positive number")
         if self.batch_size < 2 or self.landmarks < 2:
             raise UserError("train.batch_size and train.landmarks: give 2 or more")
-        for name in ("hidden_dim", "epochs", "columns", "gamma", "regularizer"):
+        zero = ("hidden_dim", "feature_dim", "epochs", "warm_up_steps", "columns", "gamma")
+        for name in (*zero, "regularizer"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 
@@ -90,23 +92,28 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
             f"{samples} embedded samples are too few for train.workers = {cfg.workers}: "
             "training needs 2 samples at least, and one per worker"
         )
+    if cfg.batch_size < cfg.workers:
+        raise UserError(
+            f"train.batch_size = {cfg.batch_size} is less than one sample for each of "
+            f"train.workers = {cfg.workers}: raise the one or lower the other"
+        )
     batch = min(cfg.batch_size, samples) // cfg.workers * cfg.workers
-    epochs = cfg.epochs or min(20.0, max(1.0, 100 * batch / samples))
-    steps = total_steps(samples, batch, epochs)
-    warm_up = cfg.warm_up_steps if cfg.warm_up_steps >= 0 else steps // 10
+    epochs = cfg.epochs or max(1.0, LEAST_STEPS / (samples // batch))
+    fit_dim = 2 ** int(math.log2(samples) / 2)  # so that a cluster has more members than that
     return replace(
         cfg,
         hidden_dim=cfg.hidden_dim or min(4096, 4 * input_dim),
         batch_size=batch,
         epochs=epochs,
-        warm_up_steps=min(warm_up, steps),
+        feature_dim=cfg.feature_dim or min(128, max(32, fit_dim)),
+        warm_up_steps=min(cfg.warm_up_steps, total_steps(samples, batch, epochs)),
         columns=min(cfg.columns or batch, batch) // cfg.workers * cfg.workers or cfg.workers,
     )
 
 
 def total_steps(samples: int, batch: int, epochs: float) -> int:
     """Steps of so many epochs; an epoch drops its last, incomplete batch."""
-    return max(1, math.ceil(epochs * (samples // batch)))
+    return max(1, round(epochs * (samples // batch)))
 
 
 def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
@@ -151,38 +158,6 @@ def new_optimizer(cfg: Config, network: Network) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.momentum)
 
 
-@dataclass
-class State:
-    """All that training goes on from."""
-
-    network: Network
-    optimizer: torch.optim.SGD
-    step: int
-    history: list[dict[str, Any]]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and momenta by name."""
-        found = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            if (buffer := state["momentum_buffer"]) is not None:
-                found[f"momentum.{index}"] = buffer
-        return {name: tensor.contiguous() for name, tensor in found.items()}
-
-    def restore(self, tensors: dict[str, Tensor], step: int, history: list[dict[str, Any]]) -> None:
-        """Go on from what `tensors` and the checkpoint's json recorded."""
-        prefix = "network."
-        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        self.network.load_state_dict(weights)
-        saved = self.optimizer.state_dict()
-        saved["state"] = {
-            int(name.removeprefix("momentum.")): {"momentum_buffer": tensor}
-            for name, tensor in tensors.items()
-            if name.startswith("momentum.")
-        }
-        self.optimizer.load_state_dict(saved)
-        self.step, self.history = step, history
-
-
 def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[State]:
     """Train to the last step, yielding the state after each.
 
@@ -196,8 +171,11 @@ def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[
         if state.step == cfg.warm_up_steps:
             network.start_cluster_head()
         rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
-        terms = _terms(cfg, network, x[rows].float(), state.step, workers)
         state.optimizer.zero_grad()
+        try:
+            terms = _terms(cfg, network, x[rows].float(), state.step, workers)
+        except torch.linalg.LinAlgError as error:  # of a determinant of NaN
+            raise _diverged(state.step, "features are not finite") from error
         terms.loss.backward()
         norm = workers.average_gradients(network)
         _check_finite(terms, norm, state.step)
@@ -228,10 +206,11 @@ def _terms(
 
 def _check_finite(terms: objective.Terms, norm: float, step: int) -> None:
     if not (math.isfinite(terms.loss.item()) and math.isfinite(norm)):
-        raise RuntimeError(
-            f"train: step {step}: loss {terms.loss.item()}, gradient norm {norm}: not finite; "
-            "lower train.learning_rate or raise train.eta"
-        )
+        raise _diverged(step, f"loss {terms.loss.item()}, gradient norm {norm}: not finite")
+
+
+def _diverged(step: int, what: str) -> RuntimeError:
+    return RuntimeError(f"train: step {step}: {what}; lower train.learning_rate or raise train.eta")
 
 
 def _row(
@@ -251,78 +230,6 @@ def _row(
         "gradient_norm": norm,
         "samples_per_s": cfg.batch_size / seconds,
     }
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows to read of one part: `take` of its `rows`, seeded by its place in the list."""
-
-    url: str
-    rows: int
-    take: int
-
-
-def plan(shards: list[dict[str, Any]], paths: artifacts.RunPaths, cfg: Config) -> list[Part]:
-    """Which rows of which parts make the training sample: all, or `max_samples` spread evenly."""
-    parts = [
-        Part(paths.embeddings.file(f"{s['shard']['stem']}.parquet"), s["embedded"], s["embedded"])
-        for s in shards
-        if s["embedded"]
-    ]
-    total = sum(part.rows for part in parts)
-    if total <= cfg.max_samples:
-        return parts
-    step = max(1, total // (OVERREAD * cfg.max_samples))
-    chosen = parts[::step]
-    share = cfg.max_samples / sum(part.rows for part in chosen)
-    return [replace(part, take=max(1, int(part.rows * share))) for part in chosen]
-
-
-def read_sample(parts: list[Part], seed: int) -> tuple[list[str], np.ndarray]:
-    """(sample ids, (N, D) float16) of the planned rows, in the order of the parts."""
-    ids: list[str] = []
-    blocks = []
-    for index, part in enumerate(parts):
-        table = tables.read(part.url, ["sample_id", "embedding"])
-        if part.take < part.rows:
-            rng = np.random.default_rng((seed, index))
-            table = table.take(np.sort(rng.choice(part.rows, part.take, replace=False)))
-        ids += table["sample_id"].to_pylist()
-        blocks.append(tables.to_matrix(table["embedding"]))
-    return ids, np.concatenate(blocks)
-
-
-class Checkpoints:
-    """The last state of an unfinished training, in network/; rank 0 writes, all read."""
-
-    def __init__(self, paths: artifacts.RunPaths, made_of: str) -> None:
-        self.folder, self.made_of = paths.network, made_of
-
-    def save(self, state: State) -> None:
-        """Commit the weights, then the json that makes them count, then drop older ones."""
-        name = f"checkpoint-{state.step}"
-        storage.write_bytes(self.folder.file(f"{name}.safetensors"), save_tensors(state.tensors()))
-        facts = {"made_of": self.made_of, "step": state.step, "history": state.history}
-        storage.write_bytes(self.folder.file(f"{name}.json"), json.dumps(facts).encode())
-        self.folder.remove({n for n in self._names() if n.rpartition(".")[0] != name})
-
-    def restore(self, state: State) -> None:
-        """The newest whole checkpoint of this very training, if there is one."""
-        found = [n for n in self._names() if n.endswith(".json")]
-        for name in sorted(found, key=lambda n: -int(n[len("checkpoint-") : -len(".json")])):
-            facts = json.loads(storage.read_bytes(self.folder.file(name)))
-            if facts["made_of"] == self.made_of:
-                weights = self.folder.file(name.replace(".json", ".safetensors"))
-                tensors = load_tensors(storage.read_bytes(weights))
-                state.restore(tensors, facts["step"], facts["history"])
-                return
-
-    def drop(self) -> None:
-        """Training is over."""
-        self.folder.remove(self._names())
-
-    def _names(self) -> set[str]:
-        return {name for name in self.folder.names() if name.startswith("checkpoint-")}
 
 
 @dataclass(frozen=True)
@@ -361,7 +268,7 @@ def worker(job: Job) -> None:
     cfg = fitted(job.cfg, len(x), x.shape[1])
     network = new_network(cfg, x.shape[1])
     state = State(network, new_optimizer(cfg, network), 0, [])
-    checkpoints = Checkpoints(job.paths, job.made_of)
+    checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
     checkpoints.restore(state)
     steps = total_steps(len(x), cfg.batch_size, cfg.epochs)
     for _ in fit(cfg, x, state, workers):
@@ -425,7 +332,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     if paths.network.is_done(made_of):
         log.info("train: already done, %s", paths.network.url)
         return paths.network.manifest()
-    fitted(cfg, embedded["embedded"], 1)  # refuses too few samples before any work
+    parts = plan(embedded["shards"], paths, cfg.max_samples)
+    fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
     cluster.join()
     names = paths.network.names()
     paths.network.remove({name for name in names if not name.startswith("checkpoint-")})
@@ -434,7 +342,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         follower = threading.Thread(target=_follow, args=(board, progress, over), daemon=True)
         follower.start()
         try:
-            _train(Job(cfg, plan(embedded["shards"], paths, cfg), paths, made_of, board))
+            _train(Job(cfg, parts, paths, made_of, board))
         finally:
             over.set()
             follower.join()

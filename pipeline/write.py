@@ -27,7 +27,8 @@ from pipeline import artifacts, config, tasks
 from pipeline.config import setting
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
-from pipeline.store.shards import Sample, ShardReader, ShardWriter, labelled
+from pipeline.store.shard_writer import ShardWriter, labelled
+from pipeline.store.shards import Sample, ShardReader
 
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each

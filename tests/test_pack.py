@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline import pack
+from pipeline import cifar, pack
 from pipeline.errors import UserError
 from pipeline.store import storage
 from pipeline.store.shards import ShardReader
@@ -169,14 +169,18 @@ def test_mistakes(tmp_path):
         pack.Config(split="val")
 
 
-def cifar(classes, n=12):
+def cifar_of(classes, n=12):
     pixels = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     targets = [i % len(classes) for i in range(n)]
-    return pixels, targets, pack.cifar_pictures(pixels, targets, classes, "test")
+    return (
+        pixels,
+        targets,
+        [pack.Picture(*row) for row in cifar.rows(pixels, targets, classes, "test")],
+    )
 
 
 def test_cifar10_is_lossless_png(tmp_path):
-    pixels, targets, pictures = cifar(["airplane", "cat"])
+    pixels, targets, pictures = cifar_of(["airplane", "cat"])
     (shard,) = pack.plan(pictures, pack.Config())
     pack.pack_shard(shard, str(tmp_path))
     for sample in samples_in(tmp_path):
@@ -192,9 +196,9 @@ def test_cifar10_is_lossless_png(tmp_path):
 
 
 def test_cifar100_has_superlabels(tmp_path):
-    classes = sorted(name for names in pack.SUPERLABELS.values() for name in names.split())
-    assert len(classes) == len(set(classes)) == 100 and len(pack.SUPERLABELS) == 20
-    _, _, pictures = cifar(classes, 100)
+    classes = sorted(name for names in cifar.SUPERLABELS.values() for name in names.split())
+    assert len(classes) == len(set(classes)) == 100 and len(cifar.SUPERLABELS) == 20
+    _, _, pictures = cifar_of(classes, 100)
     by_label = {p.label: p.superlabel for p in pictures}
     assert by_label["wolf"] == "large carnivores" and by_label["lawn mower"] == "vehicles 2"
     (shard,) = pack.plan(pictures, pack.Config())
@@ -202,13 +206,6 @@ def test_cifar100_has_superlabels(tmp_path):
     row = pq.read_table(tmp_path / "00000.parquet").to_pylist()[0]
     assert row["superlabel"] == by_label[row["label"]]
     assert list(row) == pack.RECORD.names
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_that_is_not_there(name, tmp_path):
-    with pytest.raises(UserError, match=f"{name}: no intact cifar-10.*--data-dir") as caught:
-        pack.load_cifar(name, "train", str(tmp_path))
-    assert "\n" not in str(caught.value)
 
 
 def test_what_is_there_is_known_by_what_it_was_made_from(folder, tmp_path):

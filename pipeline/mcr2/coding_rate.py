@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK_NUMBERS = 2**24  # numbers in one temporary of `compression`: 64 MiB of float32
 
@@ -83,6 +84,7 @@ class _Compression(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_Z, grad_Pi = ctx.saved_tensors
         return grad[0] * grad_Z, grad[0] * grad_Pi, None
@@ -97,21 +99,18 @@ def length_bits(count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:
     """
     d = gram.shape[-1]
     eye = torch.eye(d, dtype=gram.dtype, device=gram.device)
-    scale = d / (count.clamp(min=1).to(gram.dtype) * eps_sq)
+    count = count.to(gram.dtype)
+    scale = d / (count.clamp(min=1) * eps_sq)
     bits = (count + d) / (2 * math.log(2)) * logdet(eye + scale[..., None, None] * gram)
     return torch.where(count > 0, bits, torch.zeros_like(bits))
 
 
-def cut_length_bits(count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:
-    """L(X, cut) = Σ_c [L(X_c) − n_c log₂(n_c / n)]: bits to code the groups and the names of their
-    members [Ma07, eq. 13]; from `count` (k,) and `gram` (k, d, d). Scalar."""
-    return length_bits(count, gram, eps_sq).sum() + name_bits(count).sum()
+def name_bits(count: Tensor, samples: Tensor) -> Tensor:
+    """−n_c log₂(n_c / n): bits to say of a group's members, among n samples, that they are in it.
 
-
-def name_bits(count: Tensor) -> Tensor:
-    """−n_c log₂(n_c / n) of each group: bits to say which group its members are in; (k,)."""
-    share = count / count.sum()
-    return -count * torch.where(count > 0, share, torch.ones_like(share)).log2()
+    L(X, cut) = Σ_c [L(X_c) − n_c log₂(n_c / n)] is the length of all [Ma07, eq. 13].
+    """
+    return -count * (count.clamp(min=1) / samples).log2()
 
 
 def statistics(Z: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

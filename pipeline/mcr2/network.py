@@ -20,8 +20,9 @@ def alone(x: Tensor) -> Tensor:
 class GlobalBatchNorm(nn.Module):
     """BatchNorm1d whose statistics are those of the global batch, whatever worker holds it.
 
-    (torch's SyncBatchNorm needs CUDA.) In training `gather` brings the mean and the mean square of
-    every worker's equal share together, with gradients; in evaluation the running statistics serve.
+    (torch's SyncBatchNorm needs CUDA.) In training `gather` brings mean and variance of every
+    worker's equal share together, with gradients; in evaluation the running statistics serve. The
+    running variance is that of the batch, as training divides by; torch's is n/(n−1) times as much.
     """
 
     mean: Tensor
@@ -40,9 +41,10 @@ class GlobalBatchNorm(nn.Module):
         """(b, h) -> (b, h)."""
         if not self.training:
             return self._scale(x, self.mean, self.var)
-        moments = torch.stack([x.mean(0), (x * x).mean(0)])[None]  # (1, 2, h)
-        mean, square = self.gather(moments).mean(0)
-        var = (square - mean * mean).clamp(min=0)
+        moments = torch.stack([x.mean(0), x.var(0, correction=0)])[None]  # (1, 2, h)
+        means, variances = self.gather(moments).unbind(1)  # (W, h)
+        mean = means.mean(0)
+        var = variances.mean(0) + means.var(0, correction=0)  # within workers and between them
         with torch.no_grad():
             self.mean.lerp_(mean, self.momentum)
             self.var.lerp_(var, self.momentum)

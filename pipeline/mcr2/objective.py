@@ -38,7 +38,7 @@ class Terms:
 
 def expand(Z: Tensor, eps_sq: float, gather: Gather) -> Terms:
     """The warm-up: −R(Z) alone."""
-    R = coding_rate.rate(gather(Z).float(), eps_sq)
+    R = coding_rate.rate(gather(Z), eps_sq)
     zero = torch.zeros_like(R).detach()
     return Terms(-R, R.detach(), zero, zero, zero)
 
@@ -49,7 +49,7 @@ def cluster(Z: Tensor, C: Tensor, columns: Tensor, weights: Weights, gather: Gat
     All workers' `columns` together, equally many each, are a sample of the n columns; R_c is scaled
     by n over their number, which is exact when they are all of them and unbiased otherwise.
     """
-    Z, C = gather(Z).float(), gather(C).float()  # (n, d)
+    Z, C = gather(Z), gather(C)  # (n, d)
     Pi, residual = sinkhorn.membership((C @ C.T).abs(), weights.eta, weights.half_steps)
     R = coding_rate.rate(Z, weights.eps_sq)
     share = coding_rate.compression(Z, Pi[:, columns], weights.eps_sq) * (len(Z) / len(columns))

@@ -29,7 +29,7 @@ def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
     """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
     similarity, index = neighbours(Z, q)
     m = len(Z)
-    weights = torch.exp((similarity - 1) / eta).double().numpy().ravel()
+    weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
     rows = np.repeat(np.arange(m), q)
     graph = sp.csr_matrix((weights, (rows, index.numpy().ravel())), shape=(m, m))
     return graph.maximum(graph.T).tocsr()

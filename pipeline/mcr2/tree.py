@@ -95,13 +95,8 @@ class _Groups:
         """Bits lost by merging a with b: codes of the members and their names."""
         n_a, n_b = self.count[a], self.count[b]
         codes = coding_rate.length_bits(n_a + n_b, self.gram[a] + self.gram[b], self.eps_sq)
-        names = _name_bits(n_a + n_b, self.samples) - _name_bits(n_a, self.samples)
-        names = names - _name_bits(n_b, self.samples)
-        return codes - self.bits[a] - self.bits[b] + names
-
-
-def _name_bits(count: Tensor, samples: Tensor) -> Tensor:
-    return -count * (count.clamp(min=1) / samples).log2()
+        names = coding_rate.name_bits(torch.stack([n_a + n_b, n_a, n_b]), self.samples)
+        return codes - self.bits[a] - self.bits[b] + names[0] - names[1] - names[2]
 
 
 def cut(merges: list[Merge], leaves: int, k: int) -> list[int]:
@@ -145,4 +140,4 @@ def lengths_bits(merges: list[Merge], count: Tensor, gram: Tensor, eps_sq: float
 
 
 def _group_bits(count: Tensor, gram: Tensor, samples: Tensor, eps_sq: float) -> Tensor:
-    return coding_rate.length_bits(count, gram, eps_sq) + _name_bits(count, samples)
+    return coding_rate.length_bits(count, gram, eps_sq) + coding_rate.name_bits(count, samples)

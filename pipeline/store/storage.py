@@ -108,6 +108,11 @@ def open_read(url: str) -> IO[bytes]:
     return retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
 
 
+def absolute(url: str) -> str:
+    """The URL, or the absolute path of a local one: workers have folders of their own."""
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+
+
 def exists(url: str) -> bool:
     """Whether the file is there."""
     fs, path = url_to_fs(url)

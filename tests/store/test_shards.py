@@ -1,83 +1,29 @@
-"""Shards: against the webdataset library both ways, damaged in every place, and listed."""
+"""Reading shards: against the webdataset library both ways, and damaged in every place."""
 
 import io
-import json
-import os
 import pickle
 import random
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import pytest
 import webdataset
 
-from pipeline.errors import UserError
 from pipeline.store import shards
-from pipeline.store.shards import MissingImage, Sample, ShardReader, ShardWriter
-
-ODD = [  # names of one sample each, with the names of its members
-    {"0.jpg": b"\xff\xd8", "0.json": b'{"a": 1}', "0.txt": b"a dog"},
-    {"a/b/1.JPG": b"upper", "a/b/1.Txt": b"mixed"},
-    {"dir.v1/2.jpg": b"a dot in the folder"},
-    {"3.seg.jpg": b"dotted", "3.left.png": b"dotted too"},
-    {"./4.png": b"", "./4.cls": b"7"},
-    {"ünïcode/5.webp": b"w"},
-    {"long/" + "x" * 150 + ".jpg": b"long", "long/" + "x" * 150 + ".json": b"{}"},
-    {"a b/6 6.jpg": b"spaces"},
-    {"7.jpg": b"x" * 70_000, "7.": b"empty suffix"},
-]
-
-
-def tar_of(*entries) -> bytes:
-    """A tar of (name, data) pairs and ready TarInfo headers."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for entry in entries:
-            if isinstance(entry, tarfile.TarInfo):
-                tar.addfile(entry)
-            else:
-                header = tarfile.TarInfo(entry[0])
-                header.size = len(entry[1])
-                tar.addfile(header, io.BytesIO(entry[1]))
-    return buffer.getvalue()
-
-
-def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    header = tarfile.TarInfo(name)
-    header.type, header.linkname = kind, target
-    return header
-
-
-def read(data: bytes, limit: int | None = None) -> tuple[list[Sample], str]:
-    reader = ShardReader(io.BytesIO(data), limit)
-    return list(reader), reader.end
-
-
-def as_dict(sample: Sample) -> dict:
-    return {"__key__": sample.key, **{m.suffix: m.data for m in sample.members}}
-
-
-def oracle(path: Path) -> list[dict]:
-    found = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
-    return [{k: v for k, v in s.items() if k not in ("__url__", "__local_path__")} for s in found]
-
-
-def written(pairs) -> bytes:
-    buffer = io.BytesIO()
-    with ShardWriter(buffer) as writer:
-        for name, data in pairs:
-            writer.add(name, data)
-    return buffer.getvalue()
-
-
-def flat(samples=ODD) -> list[tuple[str, bytes]]:
-    return [pair for sample in samples for pair in sample.items()]
-
-
-SMALL = [(f"{i:03d}.{s}", bytes([i]) * n) for i in range(3) for s, n in (("jpg", 600), ("txt", 9))]
-
+from pipeline.store.shard_writer import labelled
+from pipeline.store.shards import MissingImage, ShardReader
+from tests.store.tars import (
+    ODD,
+    SMALL,
+    as_dict,
+    flat,
+    oracle,
+    read,
+    sample_of,
+    special,
+    tar_of,
+    written,
+)
 
 # ---- the same as webdataset, both ways
 
@@ -152,34 +98,6 @@ def test_what_webdataset_skips_is_skipped(tmp_path):
 def test_hidden_files_in_folders_are_skipped():
     samples, _ = read(tar_of(("d/.DS_Store", b"-"), ("d/0.jpg", b"-"), ("d/._0.jpg", b"-")))
     assert [(s.key, len(s.members)) for s in samples] == [("d/0", 1)]
-
-
-def test_names_that_are_not_utf8_survive_and_can_be_stored():
-    pairs = [("caf\udce9.jpg", b"1"), ("x" * 120 + "\udcff.jpg", b"2")]
-    samples, end = read(written(pairs))
-    assert end == "complete" and samples[0].key == samples[0].id == "caf\\xe9"
-    for sample in samples:
-        for text in (sample.key, sample.id, *(m.name for m in sample.members)):
-            text.encode()  # storable
-    again = [pair for s in samples for pair in shards.labelled(s, {})]
-    assert [pair for pair in again if pair[0].endswith("jpg")] == pairs
-
-
-def test_written_tars_depend_on_nothing_but_their_content():
-    data = written(SMALL)
-    assert data == written(SMALL) and len(data) % 512 == 0
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for m in tar:
-            assert (m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) == (0, 0, 0, "", "", 0o644)
-
-
-def test_writer_leaves_the_stream_open_and_a_failed_tar_without_its_end():
-    stream = io.BytesIO()
-    with pytest.raises(RuntimeError), ShardWriter(stream) as writer:
-        writer.add("0.jpg", b"x")
-        raise RuntimeError
-    assert not stream.closed
-    assert read(stream.getvalue())[1] == "no end-of-archive marker"
 
 
 # ---- damage
@@ -393,16 +311,11 @@ def test_pickles_are_bytes(tmp_path):
     samples, _ = read(tar_of(*((f"0.{s}", trap) for s in ("jpg", "pkl", "pyd", "pth", "json"))))
     assert samples[0].json_text() is None and samples[0].has_bad_json()
     assert samples[0].image().data == trap
-    list(shards.labelled(samples[0], {}))
+    list(labelled(samples[0], {}))
     assert not (tmp_path / "sprung").exists()
 
 
 # ---- what a sample says
-
-
-def sample_of(**members: bytes) -> Sample:
-    (sample,), _ = read(tar_of(*((f"0.{k.replace('__', '.')}", v) for k, v in members.items())))
-    return sample
 
 
 def test_image_is_the_exact_suffix_first():
@@ -430,221 +343,3 @@ def test_json_text_is_the_text():
     assert sample_of(json=text).json_text() == text.decode()
     assert not sample_of(json=text).has_bad_json()
     assert sample_of(jpg=b"").json_text() is None and not sample_of(jpg=b"").has_bad_json()
-
-
-# ---- labelled
-
-LABEL = {"z": 1, "cluster_id": 3, "caption": "Ünï", "none": None}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"a": 1.50, "b": "}"}', "{}", " { } \n", '{\n "a": [1, 2]\n}\n', '{"a": NaN}',
-     '{"v": "ratecluster"}', '{"a": "\\ud800"}', '{"a": 1, "a": 2}'],
-)  # fmt: skip
-def test_label_goes_in_before_the_final_brace(text):
-    sample = sample_of(jpg=b"j", JSON=text.encode(), txt=b"t")
-    out = dict(shards.labelled(sample, LABEL))
-    assert list(out) == ["0.jpg", "0.JSON", "0.txt"]
-    assert (out["0.jpg"], out["0.txt"]) == (b"j", b"t")
-    new = out["0.JSON"].decode()
-    head, _, tail = text.rpartition("}")
-    assert new.startswith(head) and new.endswith("}" + tail)
-    parsed = json.loads(new)
-    assert list(parsed)[-1] == "ratecluster" and parsed.pop("ratecluster") == LABEL
-    assert repr(parsed) == repr(json.loads(text))
-    assert '"ratecluster": {"caption": "Ünï", "cluster_id": 3, "none": null, "z": 1}' in new
-
-
-@pytest.mark.parametrize("old", ["1", "null", '{"cluster_id": 9}'])
-def test_an_old_label_is_replaced(old):
-    text = f'{{"ratecluster": {old}, "a": "\\ud800", "b": NaN}}'
-    out = dict(shards.labelled(sample_of(json=text.encode()), LABEL))
-    parsed = json.loads(out["0.json"])
-    assert parsed.pop("ratecluster") == LABEL and list(parsed) == ["a", "b"]
-    again = sample_of(json=out["0.json"])
-    assert dict(shards.labelled(again, LABEL)) == out
-
-
-def test_label_without_a_json_object():
-    (name, data) = list(shards.labelled(sample_of(jpg=b"j"), LABEL))[-1]
-    assert name == "0.json" and json.loads(data) == {"ratecluster": LABEL}
-    bad = sample_of(jpg=b"j", json=b"[1]")
-    out = list(shards.labelled(bad, LABEL))
-    assert out[:2] == [("0.jpg", b"j"), ("0.json", b"[1]")] and out[2][0] == "0.ratecluster.json"
-    again = sample_of(jpg=b"j", json=b"[1]", ratecluster__json=b"old")
-    assert list(shards.labelled(again, LABEL)) == out
-
-
-def test_label_refuses_nan():
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        list(shards.labelled(sample_of(jpg=b""), {"confidence": float("nan")}))
-
-
-def test_unsafe_samples_and_links_yield_nothing():
-    data = tar_of(("a/../0.jpg", b"-"), ("a/../0.jpg", b"-"), ("1.jpg", b""),
-                  special("1.png", tarfile.SYMTYPE, "1.jpg"))  # fmt: skip
-    unsafe, linked = read(data)[0]
-    assert list(shards.labelled(unsafe, LABEL)) == []
-    assert list(shards.labelled(replace(unsafe, problem="duplicate_key"), LABEL)) == []
-    assert [name for name, _ in shards.labelled(linked, LABEL)] == ["1.jpg", "1.json"]
-
-
-def test_webdataset_reads_labelled_shards(tmp_path):
-    before, after = tmp_path / "0.tar", tmp_path / "1.tar"
-    before.write_bytes(tar_of(*flat()))
-    samples, _ = read(before.read_bytes())
-    after.write_bytes(written(p for s in samples for p in shards.labelled(s, {"i": s.index})))
-    for i, (old, new) in enumerate(zip(oracle(before), oracle(after), strict=True)):
-        facts = json.loads(new.pop("json"))
-        assert facts.pop("ratecluster") == {"i": i}
-        assert facts == json.loads(old.pop("json", b"{}"))
-        assert new == old
-
-
-# ---- listing
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    """A folder with 00000.tar to 00003.tar, other files, and a/, b/ with equal names."""
-    url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
-    files = [f"{i:05d}.tar" for i in range(4)] + ["00000.parquet", ".00009.tar"]
-    for name in [*files, "a/00000.tar", "b/00000.tar", "b/c/00001.tar", "z/0.tar.gz", "y/0.jpg"]:
-        with fsspec.open(f"{url}/{name}", "wb", auto_mkdir=True) as file:
-            file.write(name.encode())
-    return url
-
-
-def stems(pattern: str) -> list[str]:
-    return [shard.stem for shard in shards.list_shards(pattern)]
-
-
-ALL = ["00000", "00001", "00002", "00003"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("", ALL), ("/", ALL), ("/*.tar", ALL), ("/0000[12].tar", ALL[1:3]), ("/*", ALL),
-        ("/{00000..00003}.tar", ALL), ("/{00001,00003}.tar", [ALL[1], ALL[3]]),
-        ("/00002.tar", ["00002"]), ("/{a,b}/*.tar", ["a__00000", "b__00000"]),
-        ("/{a,b}/00000.tar", ["a__00000", "b__00000"]), ("/b/**/*.tar", ["00000", "00001"]),
-        ("/{00000,a/00000,b/c/00001}.tar", ["00000", "a__00000", "b__c__00001"]),
-    ],
-)  # fmt: skip
-def test_every_kind_of_pattern(root, pattern, expected):
-    found = shards.list_shards(root + pattern)
-    assert [shard.stem for shard in found] == expected
-    assert [shard.url for shard in found] == sorted({shard.url for shard in found})
-    for shard in found:
-        with fsspec.open(shard.url, "rb") as file:
-            assert len(file.read()) == shard.size
-        assert shard.version
-
-
-def test_list_file(root, tmp_path):
-    lines = ["# shards", "", "00001.tar", " {00002..00003}.tar ", f"{root}/00001.tar", "b/*.tar"]
-    with fsspec.open(f"{root}/list.txt", "wb") as file:
-        file.write("\n".join(lines).encode())
-    expected = ["00001", "00002", "00003", "b__00000"]
-    assert [s.url for s in shards.list_shards(f"{root}/list.txt")][:3] == [
-        f"{root}/{name}.tar" for name in expected[:3]
-    ]
-    assert len(stems(f"{root}/list.txt")) == 4
-
-
-def test_relative_and_file_urls_are_the_same_shard(tmp_path, monkeypatch):
-    (tmp_path / "0.tar").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "l.lst").write_text(f"0.tar\nfile://{tmp_path}/0.tar\n./0.tar\n")
-    for pattern in ("0.tar", "*.tar", ".", f"file://{tmp_path}", "l.lst"):
-        assert [s.url for s in shards.list_shards(pattern)] == [str(tmp_path / "0.tar")]
-
-
-def test_version_changes_with_the_file(tmp_path):
-    path = tmp_path / "0.tar"
-    path.write_bytes(b"1")
-    (before,) = shards.list_shards(str(path))
-    path.write_bytes(b"22")
-    os.utime(path, (1, 1))
-    (after,) = shards.list_shards(str(path))
-    assert before.version != after.version and (before.size, after.size) == (1, 2)
-
-
-def test_linked_shards_count(tmp_path):
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / "x").write_bytes(b"12345")
-    (tmp_path / "0.tar").symlink_to(tmp_path / "blobs" / "x")
-    assert [(s.stem, s.size) for s in shards.list_shards(str(tmp_path))] == [("0", 5)]
-
-
-def test_folders_are_listed_once(tmp_path, monkeypatch):
-    fs = fsspec.filesystem("memory")
-    for i in range(30):
-        fs.pipe_file(f"/{tmp_path.name}/{i:02d}.tar", b"")
-    calls = []
-    ls = type(fs).ls
-    monkeypatch.setattr(type(fs), "ls", lambda *a, **k: (calls.append(a), ls(*a, **k))[1])
-    monkeypatch.setattr(type(fs), "info", None)  # nor is any file asked for alone
-    assert len(shards.list_shards(f"memory://{tmp_path.name}/{{00..29}}.tar")) == 30
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("pattern", "said"),
-    [
-        ("/{00002..00009}.tar", r"6 of 8 shards .*brace pattern.*00004.tar.*00006.tar;"),
-        ("/none/{0..3}.tar", r"4 of 4 shards"),
-        ("/{0..3.tar", "braces"),
-        ("/x*.tar", "no shard matches .*taken as a glob"),
-        ("/none", "no shard matches .*taken as a folder"),
-        ("/{a,x}/*.tar", r"no shard matches .*/x/\*\.tar"),
-        ("/none.tar", "1 of 1 shards .*taken as one shard"),
-        ("/z", "0.tar.gz is compressed"), ("/z/*", "compressed"), ("/z/0.tar.gz", "compressed"),
-        ("/z/{0,0}.tar.gz", "compressed"),
-        ("/y", "0.jpg is not a .tar"), ("/y/{0,0}.jpg", "not a .tar"),
-        ("/none.txt", "list file .* cannot be read"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_named_in_one_line(root, pattern, said):
-    with pytest.raises(UserError, match=said) as caught:
-        shards.list_shards(root + pattern)
-    assert "\n" not in str(caught.value) and root in str(caught.value)
-
-
-def test_empty_lists_and_folders(tmp_path):
-    (tmp_path / "l.txt").write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="names no shard"):
-        shards.list_shards(str(tmp_path / "l.txt"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="taken as a folder"):
-        shards.list_shards(str(tmp_path / "empty"))
-
-
-def test_stems_that_cannot_be_told_apart(tmp_path):
-    for name in ("a/b__0.tar", "a__b/0.tar", "c/0.tar"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="a__b__0"):
-        shards.list_shards(f"{tmp_path}/*/*.tar")
-
-
-def test_http_is_asked_file_by_file(tmp_path):
-    import functools
-    import http.server
-    import threading
-
-    for name in ("0.tar", "1.tar"):
-        (tmp_path / name).write_bytes(b"1234")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.func.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        found = shards.list_shards(f"{url}/{{0..1}}.tar?token=x")
-        assert [(s.stem, s.size) for s in found] == [("0", 4), ("1", 4)]
-        assert [(s.stem, s.size) for s in shards.list_shards(url)] == [("0", 4), ("1", 4)]
-        with pytest.raises(UserError, match=r"1 of 3 shards .*2\.tar"):
-            shards.list_shards(f"{url}/{{0..2}}.tar")
-        server.shutdown()

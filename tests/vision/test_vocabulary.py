@@ -27,8 +27,11 @@ def test_built_in_lists():
     assert imagenet[0] == "tench" and len(imagenet) == 998  # two names stand for two classes each
     assert len(vocabulary.load(["pico-clip"])) > 1_900
     wordnet = vocabulary.load(["wordnet"])
-    assert len(wordnet) > 40_000
+    assert 20_000 < len(wordnet) < 60_000
     assert {"dog", "truck", "mountain", "pizza", "German shepherd", "person"} <= set(wordnet)
+    scenes = "city forest wedding sunset book coin crowd village beach mountain street night concert"
+    assert set(scenes.split()) <= set(wordnet)
+    assert not {"cannon fodder", "lame duck", "Johnny Reb", "Blucher", "A. testudineus"} & set(wordnet)
     assert not {"freedom", "Paris", "Canis familiaris", "genus Canis", "kleptomaniac"} & set(
         wordnet
     )

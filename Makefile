@@ -1,0 +1,38 @@
+# Everything from a clean clone: needs Python 3.10 to 3.13, make and the package registries.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-run
+
+.PHONY: help demo test format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+$(VENV)/.cpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	@touch $@ $(VENV)/.cpu
+
+demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the report
+	$(BIN)/ratecluster run --shards pipeline/assets/noto-emoji --root $(DEMO) \
+		--config jobs/configs/demo.toml
+
+test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the demo's run and the virtual environment
+	rm -rf $(DEMO) $(VENV)

@@ -1,0 +1,120 @@
+"""Every sample of a part to its cluster, and the most typical samples of each.
+
+reads   network/…, embeddings/{stem}.parquet
+writes  assignments/{stem}.parquet       ASSIGNMENTS
+
+d dimensions, p prototypes, k clusters.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from pipeline import artifacts
+from pipeline.mcr2 import assignment
+from pipeline.mcr2.network import Network
+from pipeline.store import storage, tables
+
+TYPICAL = 24  # members of each cluster kept as exemplars
+BATCH_ROWS = 4096  # through the network at once
+
+
+def load_network(paths: artifacts.RunPaths) -> Network:
+    """The trained network, in evaluation mode."""
+    shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
+    network = Network(**shape)
+    network.load_state_dict(
+        load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
+    )
+    return network.eval()
+
+
+def part_features(url: str, network: Network) -> Iterator[tuple[pa.Table, Tensor]]:
+    """(rows, their z (b, d)) of one part of the embeddings, BATCH_ROWS at a time."""
+    table = tables.read(url)
+    for start in range(0, table.num_rows, BATCH_ROWS):
+        rows = table.slice(start, BATCH_ROWS)
+        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
+        yield rows, network.features(x)
+
+
+@dataclass(frozen=True)
+class Assigner:
+    """All that assigning a sample takes."""
+
+    network: Network
+    table: Tensor  # (p, d) prototypes
+    cluster_of: Tensor  # (p,)
+    eta: float
+    made_of: str  # fingerprint of the stage, for the parts
+
+
+def assign_part(source: str, target: str, assigner: Assigner) -> tuple[np.ndarray, pa.Table]:
+    """Commit one part of the assignments; returns cluster sizes (k,) and its typical members."""
+    k = int(assigner.cluster_of.max()) + 1
+    found, members = [], []
+    for rows, z in part_features(source, assigner.network):
+        a = assignment.assign(z, assigner.table, assigner.cluster_of, assigner.eta, artifacts.TOP)
+        found.append(_assignment_rows(rows, a))
+        members.append(rows.drop_columns(["embedding", "json"]))
+    table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
+    tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
+    sizes = np.bincount(table["cluster_id"].to_numpy(), minlength=k)
+    return sizes, _typical(table, members)
+
+
+def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
+    columns = [
+        rows["sample_id"],
+        a.cluster.int().numpy(),
+        a.confidence.numpy(),
+        a.margin.numpy(),
+        a.outlier_score.numpy(),
+        pa.array(a.top_clusters.int().tolist(), pa.list_(pa.int32())),
+        pa.array(a.top_shares.tolist(), pa.list_(pa.float32())),
+    ]
+    return pa.table(
+        dict(zip(artifacts.ASSIGNMENTS.names, columns, strict=True)), schema=artifacts.ASSIGNMENTS
+    )
+
+
+def _typical(table: pa.Table, members: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of one part, or of several tables of them joined."""
+    if not members:
+        return artifacts.EXEMPLARS.empty_table()
+    scored = pa.concat_tables(members)
+    for name in ("cluster_id", "outlier_score"):
+        scored = scored.append_column(name, table[name])
+    return most_typical(scored)
+
+
+def most_typical(scored: pa.Table) -> pa.Table:
+    """EXEMPLARS: the TYPICAL rows of least outlier_score of each cluster; ties by sample_id."""
+    order = [(name, "ascending") for name in ("cluster_id", "outlier_score", "sample_id")]
+    scored = scored.sort_by(order)
+    clusters = scored["cluster_id"].to_numpy()
+    starts = np.searchsorted(clusters, clusters)  # first row of each row's cluster
+    rank = np.arange(len(clusters)) - starts
+    columns = {name: scored[name] for name in artifacts.EXEMPLARS.names if name != "rank"}
+    ranked = pa.table({**columns, "rank": rank.astype(np.int32)})
+    return ranked.filter(rank < TYPICAL).select(artifacts.EXEMPLARS.names).cast(artifacts.EXEMPLARS)
+
+
+def assign_parts(
+    stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
+) -> tuple[np.ndarray, pa.Table]:
+    """`assign_part` of several shards: summed sizes, and the most typical of all of them."""
+    sizes, typical = zip(
+        *(
+            assign_part(paths.embeddings.file(name), paths.assignments.file(name), assigner)
+            for name in (f"{stem}.parquet" for stem in stems)
+        ),
+        strict=True,
+    )
+    return np.sum(sizes, axis=0), most_typical(pa.concat_tables(typical))

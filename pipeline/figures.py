@@ -1,0 +1,242 @@
+"""Pictures of the report, as data: URIs: figures from tables, thumbnails from input shards.
+
+A figure is drawn twice, for light and for dark pages, with a transparent ground. Same inputs, same
+bytes: no dates, no random ids.
+"""
+
+import base64
+import io
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from PIL import Image
+
+from pipeline.store import storage
+from pipeline.vision import images
+
+log = logging.getLogger(__name__)
+READERS = 8  # pictures read and decoded at once
+QUALITY = 78  # of WebP thumbnails, 0 to 100
+MAX_POINTS = 800  # of a line; more are thinned out
+SIZE = (5.4, 3.1)  # inches of 72 units: text stays readable on a narrow page
+UNEVEN = 30  # largest over smallest cluster; above, sizes are drawn on a logarithmic scale
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours of one theme of the page."""
+
+    text: str
+    grid: str
+    lines: tuple[str, str, str]
+    chosen: str
+    flat: str
+
+
+LIGHT = Ink("#3f4653", "#d9dde3", ("#2458c5", "#0f8a6d", "#8a4fbe"), "#c2410c", "#0f8a6d")
+DARK = Ink("#c3c9d4", "#3a414d", ("#86aefc", "#4fd1ad", "#c79bf2"), "#fb923c", "#4fd1ad")
+
+Drawing = Callable[..., None]
+
+
+class Themed(NamedTuple):
+    """One figure as two data: URIs."""
+
+    light: str
+    dark: str
+
+
+def themed(draw: Drawing, *content: Any) -> Themed:
+    """`draw(axes, ink, *content)` on a light and on a dark ground."""
+    return Themed(*(_svg(draw, ink, *content) for ink in (LIGHT, DARK)))
+
+
+def _svg(draw: Drawing, ink: Ink, *content: Any) -> str:
+    settings: Any = {"svg.hashsalt": "ratecluster", "svg.fonttype": "path", "font.size": 9.5}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        _style(axes, ink)
+        draw(axes, ink, *content)
+        out = io.BytesIO()
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_svg(out, metadata={"Date": None})
+    return _data_uri("image/svg+xml", out.getvalue())
+
+
+def _style(axes: Axes, ink: Ink) -> None:
+    axes.figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    axes.grid(axis="y", color=ink.grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=ink.text, length=3, which="both")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(ink.grid)
+    for name in (axes.xaxis, axes.yaxis):
+        name.label.set_color(ink.text)
+        name.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _legend(axes: Axes, ink: Ink) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=4,
+        columnspacing=1.2,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.3,
+        labelcolor=ink.text,
+    )
+
+
+def coding_length(axes: Axes, ink: Ink, curve: pa.Table, chosen: dict[str, Any]) -> None:
+    """Bits per sample for every k (CURVE), the chosen k, the flat region."""
+    k = curve["k"].to_numpy()
+    per_sample = [curve[name].to_numpy() / chosen["samples"] for name in ("bits", "low", "high")]
+    bits, low, high = per_sample
+    axes.axvspan(
+        *(chosen["flat_from"] / 1.03, chosen["flat_to"] * 1.03),
+        color=ink.flat,
+        alpha=0.16,
+        linewidth=0,
+        label=f"as good, to 2 %: {chosen['flat_from']:,} – {chosen['flat_to']:,}",
+    )
+    axes.fill_between(k, low, high, color=ink.lines[0], alpha=0.25, linewidth=0)
+    axes.plot(k, bits, color=ink.lines[0], linewidth=1.6, marker="o" if len(k) < 40 else "", ms=3)
+    axes.axvline(chosen["k"], color=ink.chosen, linewidth=1.2, linestyle=(0, (4, 2)))
+    at = int(np.searchsorted(k, chosen["k"]))
+    label = f"chosen: {chosen['k']:,}"
+    axes.plot(k[at], bits[at], "o", color=ink.chosen, ms=6, label=label)
+    axes.set_xscale("log")
+    _round_ticks(axes, int(k.max()))
+    saving = bits[0] - bits.min()
+    if saving > 0:  # beyond what one cluster costs the curve is of no interest
+        top = min(max(bits.max(), high.max()), bits[0] + 0.1 * saving)
+        axes.set_ylim(min(bits.min(), low.min()) - 0.06 * saving, top + 0.02 * saving)
+    axes.set_xlabel("clusters, k")
+    axes.set_ylabel("bits per sample")
+    _legend(axes, ink)
+
+
+def _round_ticks(axes: Axes, last: int) -> None:
+    steps = (1, 2, 5) if last <= 300 else (1,)
+    ticks = [s * 10**power for power in range(len(str(last))) for s in steps]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= last]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(0.9, max(last, 2) * 1.12)
+
+
+def training(axes: Axes, ink: Ink, history: pa.Table) -> None:
+    """Expansion, compression and loss of every step (HISTORY), the warm-up shaded."""
+    every = max(1, math.ceil(history.num_rows / MAX_POINTS))
+    rows = history.take(np.arange(0, history.num_rows, every))
+    step = rows["step"].to_numpy()
+    warm = np.array([phase == "warm_up" for phase in rows["phase"].to_pylist()])
+    if warm.any():
+        axes.axvspan(step[0], step[warm][-1], color=ink.text, alpha=0.1, lw=0, label="warm-up")
+    named = {"expansion": "expansion R", "compression": "compression $R_c$", "loss": "loss"}
+    for (name, title), color in zip(named.items(), ink.lines, strict=True):
+        values = rows[name].to_numpy().copy()
+        if name == "compression":
+            values[warm] = np.nan  # the warm-up has none
+        axes.plot(step, values, color=color, linewidth=1.3, label=title)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats")
+    axes.margins(x=0.01)
+    _legend(axes, ink)
+
+
+def regularizer(axes: Axes, ink: Ink, history: pa.Table) -> None:
+    """Half the squared norm of Π of every step after the warm-up (HISTORY)."""
+    rows = history.filter([phase != "warm_up" for phase in history["phase"].to_pylist()])
+    rows = rows.take(np.arange(0, rows.num_rows, max(1, math.ceil(rows.num_rows / MAX_POINTS))))
+    axes.plot(rows["step"].to_numpy(), rows["regularizer"].to_numpy(), color=ink.lines[2], lw=1.3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("regularizer ‖Π‖²/2")
+    axes.margins(x=0.01)
+
+
+def sizes(axes: Axes, ink: Ink, counts: list[int]) -> None:
+    """Samples in each cluster, largest first."""
+    ordered = sorted(counts, reverse=True)
+    edges = np.arange(len(ordered) + 1) + 0.5
+    uneven = ordered[0] > UNEVEN * max(1, ordered[-1])
+    gap = 0.12 if len(ordered) <= 60 else 0.0
+    if gap:
+        axes.bar(edges[:-1] + 0.5, ordered, width=1 - gap, color=ink.lines[0], log=uneven)
+    else:
+        axes.stairs(ordered, edges, fill=True, color=ink.lines[0], baseline=0.5 if uneven else 0)
+    if uneven:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(0.4, len(ordered) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("clusters, largest first")
+    axes.set_ylabel("samples")
+
+
+class Place(NamedTuple):
+    """Where the bytes of a picture lie."""
+
+    url: str
+    offset: int
+    size: int
+
+
+def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | None]:
+    """Each picture made small, as a data: URI; None where it cannot be read any more.
+
+    Read in the order in which they lie in the shards. A shard that cannot be read is tried once.
+    """
+    gone: dict[str, str] = {}  # URL, or URL and offset -> why
+
+    def load(place: Place) -> str | None:
+        if place.url in gone:
+            return None
+        try:
+            return thumbnail(storage.read_range(*place), max_pixels, side)
+        except images.BadImage as bad:
+            gone[f"{place.url} at byte {place.offset}"] = bad.reason
+        except Exception as error:  # stores raise anything, and a page without it is still a page
+            gone[place.url] = f"{type(error).__name__}: {error}"
+        return None
+
+    order = sorted(set(places))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(order, pool.map(load, order), strict=True))
+    if missing := sum(uri is None for uri in found.values()):
+        url, why = min(gone.items())
+        log.warning(
+            "report: %d of %d pictures cannot be read any more and are left blank; first: %r, %r",
+            *(missing, len(found), url, why),
+        )
+    return [found[place] for place in places]
+
+
+def thumbnail(data: bytes, max_pixels: int, side: int) -> str:
+    """An image file as a WebP of at most `side` pixels each way; raises BadImage."""
+    image = images.decode(data, max_pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=QUALITY, method=4)
+    return _data_uri("image/webp", out.getvalue())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

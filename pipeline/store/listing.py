@@ -1,0 +1,211 @@
+"""webdataset shards: which tars a pattern means, on any store."""
+
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from braceexpand import braceexpand
+from fsspec.core import url_to_fs
+
+from pipeline.errors import UserError
+from pipeline.store.storage import read_bytes, retry
+
+VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+HTTP = ("http://", "https://")
+COMPRESSED = (".tar.gz", ".tgz")
+STATS_AT_ONCE = 16  # requests under way where folders cannot be listed
+
+Details = dict[str, dict[str, Any]]  # URL -> what the store tells; size None where it was not asked
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input tar."""
+
+    stem: str  # unique in a run
+    url: str
+    size: int  # bytes; 0 where the store does not tell
+    version: str  # changes with the content: the etag, else the time of change, else ""
+
+
+def list_shards(pattern: str) -> list[Shard]:
+    """The shards that a pattern means, sorted by URL; UserError if there are none or some lack.
+
+    A pattern is a brace pattern, a glob, a folder, one .tar, or a list file (.txt, .list, .lst)
+    with one path or pattern per line, relative to the folder of the list.
+    """
+    kind, entries = _meaning(pattern)
+    searched = {e for e in entries if kind == "a folder" or _is_glob(e)}
+    found: Details = {}
+    for entry in sorted(searched):
+        if not (files := _search(entry)):
+            raise UserError(f"no shard matches {entry} (taken as {kind}); correct --shards")
+        found |= files
+    named = [_canonical(entry) for entry in entries if entry not in searched]
+    found = _ask(found | _look_up(named))
+    if missing := sorted(set(named) - found.keys()):
+        raise UserError(
+            f"{len(missing)} of {len(set(named))} shards of {pattern} (taken as {kind}) are "
+            f"missing, the first: {', '.join(missing[:3])}; correct --shards"
+        )
+    urls = sorted(url for url in found if _path(url).endswith(".tar"))
+    if wrong := sorted(set(named).difference(urls)) or ([] if urls else sorted(found)):
+        raise UserError(f"{pattern} (taken as {kind}): {_unfit(wrong)}")
+    return [_shard(stem, url, found[url]) for stem, url in zip(_stems(urls), urls, strict=True)]
+
+
+def _unfit(urls: list[str]) -> str:
+    """Why files that are no .tar cannot be used."""
+    if packed := [url for url in urls if _path(url).endswith(COMPRESSED)]:
+        return f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
+    return f"{urls[0]} is not a .tar; pack images into shards with `ratecluster shards`"
+
+
+def _meaning(pattern: str) -> tuple[str, list[str]]:
+    """What a pattern is taken as, and the paths, globs or the folder it stands for."""
+    if "{" in pattern:
+        return "a brace pattern", _expand(pattern)
+    if _is_glob(pattern):
+        return "a glob", [pattern]
+    if pattern.endswith((".txt", ".list", ".lst")):
+        return "a list file", [path for line in _lines(pattern) for path in _expand(line)]
+    if _path(pattern).endswith((".tar", *COMPRESSED)):
+        return "one shard", [pattern]
+    return "a folder", [pattern]
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(c in pattern for c in ("*[" if pattern.startswith(HTTP) else "*?["))
+
+
+def _expand(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:
+        raise UserError(f"{pattern}: braces do not match; write it as {{00000..00012}}") from None
+
+
+def _lines(url: str) -> list[str]:
+    """The entries of a list file, made absolute."""
+    try:
+        lines = [line.strip() for line in read_bytes(url).decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list file {url} cannot be read ({error}); correct --shards") from None
+    entries = [line for line in lines if line and not line.startswith("#")]
+    if not entries:
+        raise UserError(f"list file {url} names no shard; write one path per line")
+    folder = posixpath.dirname(_canonical(url))
+    return [
+        entry if "://" in entry or entry.startswith("/") else f"{folder}/{entry.removeprefix('./')}"
+        for entry in entries
+    ]
+
+
+def _is(fs: Any, protocol: str) -> bool:
+    return protocol in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _prefix(url: str) -> str:
+    """What stands before a path in the store of `url` to make it a URL; nothing on a local disk."""
+    fs, path = url_to_fs(url)
+    if _is(fs, "file"):
+        return ""
+    return url.removesuffix(path) if url.endswith(path) else f"{fs.unstrip_protocol('')}"
+
+
+def _canonical(url: str) -> str:
+    """The same place spelt as a listing spells it: absolute, without `file://`."""
+    url = url.rstrip("/")
+    return _prefix(url) + str(url_to_fs(url)[1])
+
+
+def _path(url: str) -> str:
+    """The URL without the query that HTTP allows."""
+    return url.partition("?")[0] if url.startswith(HTTP) else url
+
+
+def _search(pattern: str) -> Details:
+    """The files of a folder, or those that a glob matches, but for hidden ones."""
+    pattern = pattern.rstrip("/")
+    fs, path = url_to_fs(pattern)
+    fs.invalidate_cache()
+    try:
+        if _is_glob(pattern):
+            entries = list(retry(lambda: fs.glob(path, detail=True)).values())
+        else:
+            entries = retry(lambda: fs.ls(path, detail=True)) if fs.isdir(path) else []
+    except FileNotFoundError:
+        return {}
+    prefix = _prefix(pattern)
+    files = {prefix + entry["name"]: entry for entry in entries if entry["type"] != "directory"}
+    return {url: e for url, e in files.items() if not posixpath.basename(url).startswith(".")}
+
+
+def _look_up(urls: list[str]) -> Details:
+    """Details of the files that exist among `urls`, from one listing of each folder."""
+    folders: dict[tuple[Any, str], list[str]] = {}
+    for url in urls:
+        fs, path = url_to_fs(url)
+        folders.setdefault((fs, fs._parent(path)), []).append(url)
+    found: Details = {}
+    for (fs, folder), members in folders.items():
+        listing = _listing(fs, folder)
+        for url in members:
+            name = posixpath.basename(url)
+            if listing is None:
+                found[url] = {"size": None}
+            elif name in listing:
+                found[url] = listing[name]
+    return found
+
+
+def _listing(fs: Any, folder: str) -> Details | None:
+    """File name -> details; None where folders cannot be listed."""
+    if _is(fs, "http"):
+        return None
+    fs.invalidate_cache()
+    try:
+        entries = retry(lambda: fs.ls(folder, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except PermissionError:  # a bucket may allow to read what it does not allow to list
+        return None
+    return {posixpath.basename(e["name"]): e for e in entries if e["type"] != "directory"}
+
+
+def _ask(found: Details) -> Details:
+    """`found` with the sizes that no listing gave; files that are missing drop out."""
+
+    def details(url: str) -> dict[str, Any] | None:
+        fs, path = url_to_fs(url)
+        try:
+            return dict(retry(lambda: fs.info(path)))
+        except FileNotFoundError:
+            return None
+
+    unknown = [url for url, entry in found.items() if entry.get("size") is None]
+    with ThreadPoolExecutor(STATS_AT_ONCE) as pool:
+        answers = dict(zip(unknown, pool.map(details, unknown), strict=True))
+    return {url: entry for url, old in found.items() if (entry := answers.get(url, old))}
+
+
+def _shard(stem: str, url: str, entry: dict[str, Any]) -> Shard:
+    version = next((str(entry[f]) for f in VERSION_FIELDS if entry.get(f)), "")
+    return Shard(stem, url, int(entry.get("size") or 0), version.strip('"'))
+
+
+def _stems(urls: list[str]) -> list[str]:
+    """File names without .tar; where two are the same, paths below the deepest common folder."""
+    parts = [_path(url).removesuffix(".tar").split("/") for url in urls]
+    stems = [part[-1] for part in parts]
+    if len(set(stems)) < len(urls):
+        low, high = min(parts), max(parts)
+        same = next(
+            (i for i, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), 0
+        )
+        stems = ["__".join(part[same:]) for part in parts]
+    if len(set(stems)) < len(urls):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"two shards would both be called {twice}; rename one of them")
+    return stems

@@ -1,0 +1,73 @@
+"""webdataset shards: writing tars whose bytes can be had again, and labels into samples."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from pipeline.store.shards import ANY_BYTES, Sample, is_unsafe, split_name
+
+
+class ShardWriter:
+    """Writes a tar whose bytes depend on names and data only; `stream` stays open.
+
+    The end-of-archive marker is written if the `with` block ends without an error.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._tar = tarfile.TarFile(
+            mode="w", fileobj=stream, format=tarfile.GNU_FORMAT, encoding="utf-8", errors=ANY_BYTES
+        )
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._tar.close()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a file: mode 0644, no time and no owner."""
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._tar.addfile(header, io.BytesIO(data))
+        self._tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+
+
+def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the sample for the output shard: as they were, with the label added.
+
+    It becomes the key `ratecluster` of the json member, of which no other character changes. A json
+    member that is no object stays, and `{key}.ratecluster.json` is added. Members without bytes
+    (links) are left out, and whole samples with unsafe names.
+    """
+    if any(is_unsafe(member.tar_name) for member in sample.members):
+        return
+    text = sample.json_text()
+    alone = json.dumps({"ratecluster": label}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    added = "ratecluster.json" if sample.has_bad_json() else "json"
+    pending = True
+    for member in sample.members:
+        if not member.whole or member.suffix == added != "json":
+            continue
+        if member.suffix == "json" and text is not None and pending:
+            yield member.tar_name, _with_label(text, alone).encode()
+            pending = False
+        else:
+            yield member.tar_name, member.data
+    if pending:
+        names = [split[0] for m in sample.members if (split := split_name(m.tar_name))] or [
+            sample.key
+        ]
+        yield f"{names[0]}.{added}", alone.encode()
+
+
+def _with_label(text: str, label: str) -> str:
+    """Put the one key of the object `label` last into the object `text`."""
+    facts = json.loads(text)
+    if "ratecluster" in facts:
+        del facts["ratecluster"]
+        text = json.dumps(facts)
+    head, brace, tail = text.rpartition("}")
+    return f"{head}{', ' if facts else ''}{label[1:-1]}{brace}{tail}"

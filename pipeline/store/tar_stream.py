@@ -1,0 +1,55 @@
+"""A tar read onward only, from any stream: nothing is sought back, no header asks for much."""
+
+import io
+import tarfile
+from typing import IO
+
+READ_BYTES = 1 << 20  # at most, in one call of the stream
+EXTENDED_HEADER_BYTES = 1 << 20  # at most; a longer one is damage
+
+
+class TarStream(io.RawIOBase):
+    """Makes of a stream, read onward only, what TarFile wants; remembers its failure."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.position = 0
+        self.last = b""  # what the last read gave
+        self.failure: Exception | None = None  # an error of the store, not of the archive
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        """`size` bytes, fewer only at the end of the stream."""
+        pieces, left = [], size
+        try:
+            while left > 0 and (piece := self.stream.read(min(left, READ_BYTES))):
+                pieces.append(piece)
+                left -= len(piece)
+        except Exception as error:
+            self.failure = error
+            raise
+        self.last = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.position += len(self.last)
+        return self.last
+
+    def seek(self, target: int, whence: int = io.SEEK_SET) -> int:
+        """Skip to `target`, which lies ahead, or to the end of the stream if that comes first."""
+        if target < self.position:
+            raise tarfile.ReadError("a header points backwards")
+        while target > self.position and self.read(min(target - self.position, READ_BYTES)):
+            pass
+        return self.position
+
+
+class BoundedHeader(tarfile.TarInfo):
+    """A header that may not ask for endless memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "BoundedHeader":
+        header = super().frombuf(buf, encoding, errors)
+        extended = header.type in (b"x", b"g", b"X", b"L", b"K")
+        if header.size < 0 or (extended and header.size > EXTENDED_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of type {header.type!r} has {header.size} bytes")
+        return header

@@ -1,0 +1,102 @@
+"""The neighbour graph against brute force; the embedding against what eigenvectors must be."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch.nn.functional import normalize
+
+from pipeline.mcr2 import spectral
+
+
+def unit(m, d, seed=0):
+    return normalize(torch.randn(m, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def blobs(k, each, seed=0):
+    """k tight groups about orthogonal directions, and their labels, in a random order."""
+    centres = torch.eye(k + 3)[:k].repeat_interleave(each, dim=0)
+    Z = normalize(centres + 0.1 * unit(k * each, k + 3, seed), dim=1)
+    order = torch.randperm(k * each, generator=torch.Generator().manual_seed(seed + 1))
+    return Z[order], torch.arange(k).repeat_interleave(each)[order].numpy()
+
+
+@pytest.mark.parametrize("rows", [5, 16, 1000])
+def test_neighbours_equal_brute_force(monkeypatch, rows):
+    monkeypatch.setattr(spectral, "BLOCK_ROWS", rows)
+    Z = unit(37, 5)
+    similarity, index = spectral.neighbours(Z, 4)
+    cosines = (Z.double() @ Z.double().T).numpy()
+    np.fill_diagonal(cosines, -np.inf)
+    expected = np.argsort(-cosines, axis=1)[:, :4]
+    np.testing.assert_array_equal(index.numpy(), expected)
+    np.testing.assert_allclose(
+        similarity.numpy(), np.take_along_axis(cosines, expected, axis=1), atol=1e-6
+    )
+
+
+def test_the_graph_is_symmetric_with_the_weights_of_neighbours():
+    Z, q, eta = unit(30, 4), 3, 0.2
+    graph = spectral.affinity(Z, q, eta)
+    assert (graph != graph.T).nnz == 0
+    _, index = spectral.neighbours(Z, q)
+    linked = np.zeros((30, 30), dtype=bool)
+    np.put_along_axis(linked, index.numpy(), True, axis=1)
+    linked |= linked.T
+    weights = np.exp(((Z.double() @ Z.double().T).numpy() - 1) / eta)
+    np.testing.assert_allclose(graph.toarray(), np.where(linked, weights, 0), rtol=1e-5)
+
+
+def test_a_small_eta_isolates_nobody():
+    graph = spectral.affinity(unit(30, 4), 3, 0.005)
+    assert (np.asarray(graph.sum(axis=1)) > 0).all()
+    assert np.isfinite(spectral.embedding(graph, 4, 0)).all()
+
+
+@pytest.mark.parametrize("dense_rows", [1000, 0], ids=["dense", "sparse"])
+def test_disconnected_blobs_are_recovered(monkeypatch, dense_rows):
+    monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
+    Z, truth = blobs(5, 40)
+    graph = spectral.affinity(Z, 8, 0.1)
+    assert sp.csgraph.connected_components(graph)[0] == 5
+    vectors = spectral.embedding(graph, 5, 0)
+    same = truth[:, None] == truth[None, :]
+    # leading eigenspace = span of the components' indicators: rows equal within, orthogonal between
+    np.testing.assert_allclose(vectors @ vectors.T, same, atol=1e-6)
+    assert adjusted_rand_score(truth, spectral.over_segment(vectors, 5, 0)) == 1
+
+
+def test_dense_and_sparse_span_the_same_space(monkeypatch):
+    graph = spectral.affinity(unit(120, 3), 6, 0.1)
+    dense = spectral.embedding(graph, 6, 0)
+    monkeypatch.setattr(spectral, "DENSE_ROWS", 0)
+    sparse = spectral.embedding(graph, 6, 0)
+    np.testing.assert_allclose(dense @ dense.T, sparse @ sparse.T, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(sparse, axis=1), 1, rtol=1e-12)
+
+
+def test_embedding_is_of_the_leading_eigenvectors():
+    graph = spectral.affinity(unit(60, 3), 6, 0.1)
+    dense = graph.toarray()
+    scale = 1 / np.sqrt(dense.sum(1))
+    values, vectors = np.linalg.eigh(scale[:, None] * dense * scale)
+    leading = vectors[:, np.argsort(-values)[:4]]
+    expected = leading / np.linalg.norm(leading, axis=1, keepdims=True)
+    found = spectral.embedding(graph, 4, 0)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-8)
+
+
+@pytest.mark.parametrize("dense_rows", [1000, 0], ids=["dense", "sparse"])
+def test_the_same_seed_gives_the_same_bits(monkeypatch, dense_rows):
+    monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
+    graph = spectral.affinity(unit(150, 4), 6, 0.1)
+    a, b = (spectral.embedding(graph, 5, 7) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(spectral.over_segment(a, 12, 3), spectral.over_segment(b, 12, 3))
+
+
+def test_over_segment_gives_as_many_groups_as_asked():
+    groups = spectral.over_segment(np.random.default_rng(0).normal(size=(100, 4)), 12, 0)
+    assert sorted(set(groups)) == list(range(12))
+    assert groups.dtype == np.int64

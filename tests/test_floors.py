@@ -1,0 +1,50 @@
+"""The house stands: a module imports only from its own floor's list of floors below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUND = {"errors", "config", "mcr2", "store", "vision", "progress", "cluster"}
+CORE = {"errors", "artifacts", "config", "mcr2", "store", "vision"}
+FIRST = {"artifacts", "tasks", "cifar", "decoding", "sampling", "checkpoints", "assigning"}
+STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
+VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
+FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
+    **{room: set() for room in ("errors", "metrics", "progress", "cluster", "mcr2")},
+    **{room: {"errors"} for room in ("config", "store", "vision")},
+    "artifacts": {"store"},
+    "tasks": {"cluster"},
+    **dict.fromkeys(FIRST - {"artifacts", "tasks"}, CORE),
+    **dict.fromkeys(STAGES, GROUND | FIRST),
+    "figures": CORE,
+    **{view: GROUND - {"cluster"} | {"artifacts", "figures", "metrics"} for view in VIEWS},
+    "cli": GROUND | FIRST | STAGES | VIEWS,
+}
+RAY = {"cluster", "tasks", "embed", "train", "caption", "pack"}  # the only rooms with a door to Ray
+MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_from_floors_below(path):
+    room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    names = imports(path)
+    rooms = {n.split(".")[1] for n in names if n.startswith("pipeline.")} - {room}
+    assert rooms <= FLOORS[room], f"{room} may not import {rooms - FLOORS[room]}"
+    assert room in RAY or not any(n.split(".")[0] == "ray" for n in names), f"{room} imports ray"
+
+
+def test_ground_truth_stays_upstairs():
+    """No algorithm can score itself: only views may import metrics."""
+    assert {room for room, below in FLOORS.items() if "metrics" in below} == VIEWS
