@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import open_clip
+import ray
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipeline import artifacts, cluster, embed
+from pipeline import artifacts, embed
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
@@ -166,7 +167,7 @@ def main() -> None:
             f"{ours / bare:>6.2f} {busy:>4.2f}",
             flush=True,
         )
-    cluster.leave()
+    ray.shutdown()
 
 
 if __name__ == "__main__":

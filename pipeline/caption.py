@@ -147,10 +147,11 @@ def text_scores(counts: Counts, names: list[str]) -> np.ndarray:
     found = shares(counts)
     spread = _spread(found)
     scores = np.zeros((len(counts), len(names)))
+    column_of = {name.lower(): column for column, name in enumerate(names)}
     for row, own in zip(scores, found, strict=True):
-        for column, name in enumerate(names):
-            share = own.get(name.lower(), 0.0)
-            row[column] = share * share / spread[name.lower()] if share >= MIN_SHARE else 0.0
+        for name, share in own.items():
+            if share >= MIN_SHARE and name in column_of:
+                row[column_of[name]] = share * share / spread[name]
     return scores
 
 
@@ -244,8 +245,7 @@ def encode(names: list[str], cfg: Config, model: str, pretrained: str) -> np.nda
         fn_constructor_args=(model, pretrained, templates),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        max_restarts=3,
-        max_task_retries=3,
+        ray_remote_args_fn=cluster.actor_limits,
         compute=ActorPoolStrategy(size=min(cfg.actors or max(1, gpus), len(items))),
     )
     found = {row["index"]: row["vectors"] for row in rows.iter_rows()}
@@ -264,7 +264,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     paths.captions.clear()
     k = len(clustered["sizes"])
     chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]])
-    with StageProgress("caption", 2 * sum(map(len, chunks)), "parts") as progress:
+    passes = 2 if cfg.alt_texts else 1
+    with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
         counts = _all_counts(chunks, paths, k, cfg, progress)
         own = distinctive(counts, cfg.alt_texts)
         known = {name.casefold() for name in names}

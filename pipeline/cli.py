@@ -5,12 +5,12 @@ Exit code 0: everything asked for was done. 2: the user's mistake. 1: a failure.
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import click
 import typer
 
 from pipeline import (
@@ -42,12 +42,13 @@ KINDS: dict[str, type] = {
     "report": report.Config,
 }
 LARGEST = 10  # clusters in the summary
+MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
+SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Labels a web-scale image collection without labels.",
-    no_args_is_help=True,
 )
 Root = Annotated[str, typer.Option(help="URL of the run's folder: a path, s3://, gs://, hf://")]
 Shards = Annotated[
@@ -57,7 +58,8 @@ ConfigFile = Annotated[
     str | None, typer.Option("--config", help="TOML file, one table per stage; see jobs/configs/")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value; may be given several times")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="a setting; any number of times"),
 ]
 Address = Annotated[
     str | None, typer.Option(help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray")
@@ -79,6 +81,8 @@ def settings_help(*sections: str) -> str:
 
 def _begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
     """The settings of all stages and the run's folders; remembers which Ray to join."""
+    if not root:
+        raise UserError("the folder is empty text; give a path or a URL")
     if address:
         os.environ["RAY_ADDRESS"] = address
     return config.load(KINDS, file, sets or ()), artifacts.RunPaths(storage.absolute(root))
@@ -116,8 +120,19 @@ def embed_command(
     embed.run(sections["embed"], found, paths, overwrite)
 
 
-def _add_stage(name: str, stage: Any, help: str) -> None:
-    """A command for a stage that needs nothing but the run's root."""
+def _check_before(needs: str, paths: artifacts.RunPaths) -> None:
+    """Raise UserError that names the first stage without which `needs`, a folder, is not there."""
+    for folder, command in MAKERS.items():
+        if paths.folder(folder).peek() is None:
+            raise UserError(
+                f"{paths.root}: {command} has not finished there; run `ratecluster {command}` first"
+            )
+        if folder == needs:
+            return
+
+
+def _add_stage(name: str, stage: Any, needs: str, help: str) -> None:
+    """A command for a stage that needs nothing but the run's root, and what is in `needs`."""
     section = name.replace("-", "_")
 
     def command(
@@ -127,17 +142,18 @@ def _add_stage(name: str, stage: Any, help: str) -> None:
         address: Address = None,
     ) -> None:
         sections, paths = _begin(root, config_file, sets, address)
+        _check_before(needs, paths)
         stage.run(sections[section], paths)
 
     app.command(name, epilog=settings_help(section), help=help)(command)
 
 
-_add_stage("train", train, "Embeddings to the network that makes clusters visible.")
-_add_stage("select-k", select_k, "Choose the number of clusters; assign every sample.")
-_add_stage("caption", caption, "Ranked captions for every cluster.")
-_add_stage("write", write, "Labels, labelled shards and the table of clusters.")
-_add_stage("report", report, "One self-contained page to look at.")
-_add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
+_add_stage("train", train, "embeddings", "Embeddings to the network that makes clusters visible.")
+_add_stage("select-k", select_k, "network", "Choose the number of clusters; assign every sample.")
+_add_stage("caption", caption, "clusters", "Ranked captions for every cluster.")
+_add_stage("write", write, "captions", "Labels, labelled shards and the table of clusters.")
+_add_stage("report", report, "captions", "One self-contained page to look at.")
+_add_stage("evaluate", evaluate, "clusters", "Accuracy against a json field that holds the truth.")
 
 
 @app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))
@@ -190,23 +206,38 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    for kind in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, prog_name="ratecluster", standalone_mode=False)
-    except (click.UsageError, click.Abort) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else "aborted"
-        return _say(message, 2)
-    except KeyboardInterrupt:
+        with cluster.session():
+            app(list(arguments) or ["--help"], prog_name="ratecluster", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; run the same command again to go on", 1)
     except Exception as error:  # the last door: whatever it is becomes one line and a code
-        cause = getattr(error, "cause", None) or error  # what a Ray task raised
-        if isinstance(cause, UserError):
-            return _say(str(cause), 2)
-        log.exception("ratecluster failed")
-        return _say(f"failed: {type(cause).__name__}: {cause}", 1)
-    finally:
-        cluster.leave()
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what went wrong; 2 if the user can mend it."""
+    if usage := getattr(error, "format_message", None):  # click's, of which typer has its own copy
+        return _say(f"{usage()}; see ratecluster --help", 2)
+    cause = underlying(error)
+    if type(cause) is UserError:
+        return _say(str(cause), 2)
+    if said := SAID.findall(str(cause)):  # of an actor's __init__ Ray keeps the text only
+        return _say(said[-1], 2)
+    log.error("ratecluster failed", exc_info=error)
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return _say(f"failed: {type(cause).__name__}: {lines[-1] if lines else 'no reason given'}", 1)
+
+
+def underlying(error: BaseException) -> BaseException:
+    """What was raised in a task or a worker, out of what Ray wrapped around it."""
+    failures = getattr(error, "worker_failures", None)  # of Ray Train, by rank
+    inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+    return underlying(inner) if isinstance(inner, BaseException) and inner is not error else error
 
 
 def _say(message: str, code: int) -> int:

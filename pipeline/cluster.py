@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -34,11 +36,25 @@ def _init(address: str) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its harmless errors alarm
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
 
 
-def leave() -> None:
-    """Disconnect; a local Ray of our own stops."""
-    if ray.is_initialized():
-        ray.shutdown()
+def actor_limits() -> dict[str, int]:
+    """How often a dead actor comes back: without a limit a poisonous input would kill it for ever.
+
+    For ray.data's `ray_remote_args_fn`.
+    """
+    return {"max_restarts": 3, "max_task_retries": 3}
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Leave at the end what was joined inside; a Ray that this process had before stays."""
+    before = ray.is_initialized()
+    try:
+        yield
+    finally:
+        if ray.is_initialized() and not before:
+            ray.shutdown()

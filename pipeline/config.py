@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 import types
 import typing
@@ -19,6 +20,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Sections = dict[str, Any]  # stage name -> its Config
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def setting(default: Any, help: str, *, operational: bool = False) -> Any:
@@ -131,5 +133,7 @@ def _cast(value: Any, kind: Any, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{name} = {value!r}: expected {kind.__name__}")
+        raise UserError(f"{name} = {value!r}: give {WORDS[kind]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} = {value}: give a finite number")
     return value

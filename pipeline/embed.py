@@ -268,8 +268,7 @@ def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Itera
         fn_constructor_args=(cfg, paths, threads),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        max_restarts=3,
-        max_task_retries=3,
+        ray_remote_args_fn=cluster.actor_limits,
         compute=ActorPoolStrategy(
             size=actors,
             max_concurrent_calls_per_actor=cfg.readers,

@@ -94,7 +94,7 @@ def folder_pictures(folder: str) -> tuple[list[Picture], int]:
     root = Path(folder).resolve()
     if not root.is_dir():
         raise UserError(
-            f"--from {folder}: no such folder; name a folder of images or {' or '.join(cifar.NAMES)}"
+            f"--from {folder}: no such folder; name a folder of images, {' or '.join(cifar.NAMES)}"
         )
     found, left_out = [], 0
     for place, _, names in os.walk(root):
@@ -234,7 +234,7 @@ def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, i
     `data_dir` is where an extracted CIFAR lies; without it, CIFAR is downloaded, once.
     """
     started = time.perf_counter()
-    out = out.rstrip("/") if "://" in out else str(Path(out).expanduser().absolute())
+    out = storage.absolute(out)
     if source in cifar.NAMES:
         rows = cifar.load(source, cfg.split, data_dir)
         pictures, left_out = [Picture(*row) for row in rows], 0
@@ -247,10 +247,5 @@ def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, i
     packed = sum(tasks.results(pack_shard, missing, out))
     seconds = time.perf_counter() - started
     log.info("shards: %d of %d made in %.1f s, in %s", len(missing), len(shards), seconds, out)
-    return {
-        "shards": len(shards),
-        "shards_made": len(missing),
-        "samples": len(pictures),
-        "samples_packed": packed,
-        "files_left_out": left_out,
-    }
+    counts = {"shards": len(shards), "shards_made": len(missing), "samples": len(pictures)}
+    return {**counts, "samples_packed": packed, "files_left_out": left_out}

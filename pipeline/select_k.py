@@ -37,6 +37,7 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
+ROUNDING = 1e-4  # of all samples: so many may be assigned otherwise than they were counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,10 +282,14 @@ def _assign_all(
 
 
 def _check_counts(sizes: np.ndarray, count: Tensor, cluster_of: Tensor, embedded: int) -> None:
-    """Every sample in exactly one cluster, and the same one in both passes."""
+    """Every sample in exactly one cluster, and the same one in both passes.
+
+    But for the few between two clusters, where another machine may round the other way.
+    """
     expected = np.zeros_like(sizes)
     np.add.at(expected, cluster_of.numpy(), count.long().numpy())
-    if sizes.sum() != embedded or (sizes != expected).any():
+    moved = np.abs(sizes - expected).sum()
+    if sizes.sum() != embedded or moved > ROUNDING * embedded:
         raise RuntimeError(
             f"select_k: {sizes.sum()} samples assigned of {embedded} embedded, sizes "
             f"{sizes.tolist()} where the first pass counted {expected.tolist()}"

@@ -14,9 +14,9 @@ Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
 import json
 import logging
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import IO, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from pipeline.config import setting
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
-from pipeline.store.shards import Sample, ShardReader
+from pipeline.store.shards import ShardReader
 
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
@@ -87,19 +87,17 @@ def relabel(source: IO[bytes], target: IO[bytes], labels: list[dict[str, Any]]) 
     """
     count = 0
     with ShardWriter(target) as writer:
-        for sample, label in zip(_samples(source), labels, strict=True):
-            if f"{label['shard']}/{sample.id}" != label["sample_id"]:
+        for sample, label in zip_longest(ShardReader(source, max_member_bytes=None), labels):
+            found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
+            if found != (label and label["sample_id"]):
                 raise RuntimeError(
-                    f"write: sample {sample.index} is {sample.id}, labels say {label['sample_id']}"
+                    f"write: sample {count} is {found}, its label is of "
+                    f"{label and label['sample_id']}: the shard changed since it was embedded"
                 )
             for name, data in labelled(sample, _json_label(label)):
                 writer.add(name, data)
             count += 1
     return count
-
-
-def _samples(source: IO[bytes]) -> Iterator[Sample]:
-    yield from ShardReader(source, max_member_bytes=None)
 
 
 def _json_label(label: dict[str, Any]) -> dict[str, Any]:

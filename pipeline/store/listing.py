@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from braceexpand import braceexpand
-from fsspec.core import url_to_fs
 
 from pipeline.errors import UserError
-from pipeline.store.storage import read_bytes, retry
+from pipeline.store.storage import locate, read_bytes, retry
 
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 HTTP = ("http://", "https://")
@@ -108,7 +107,7 @@ def _is(fs: Any, protocol: str) -> bool:
 
 def _prefix(url: str) -> str:
     """What stands before a path in the store of `url` to make it a URL; nothing on a local disk."""
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     if _is(fs, "file"):
         return ""
     return url.removesuffix(path) if url.endswith(path) else f"{fs.unstrip_protocol('')}"
@@ -117,7 +116,7 @@ def _prefix(url: str) -> str:
 def _canonical(url: str) -> str:
     """The same place spelt as a listing spells it: absolute, without `file://`."""
     url = url.rstrip("/")
-    return _prefix(url) + str(url_to_fs(url)[1])
+    return _prefix(url) + str(locate(url)[1])
 
 
 def _path(url: str) -> str:
@@ -128,7 +127,7 @@ def _path(url: str) -> str:
 def _search(pattern: str) -> Details:
     """The files of a folder, or those that a glob matches, but for hidden ones."""
     pattern = pattern.rstrip("/")
-    fs, path = url_to_fs(pattern)
+    fs, path = locate(pattern)
     fs.invalidate_cache()
     try:
         if _is_glob(pattern):
@@ -146,7 +145,7 @@ def _look_up(urls: list[str]) -> Details:
     """Details of the files that exist among `urls`, from one listing of each folder."""
     folders: dict[tuple[Any, str], list[str]] = {}
     for url in urls:
-        fs, path = url_to_fs(url)
+        fs, path = locate(url)
         folders.setdefault((fs, fs._parent(path)), []).append(url)
     found: Details = {}
     for (fs, folder), members in folders.items():
@@ -178,7 +177,7 @@ def _ask(found: Details) -> Details:
     """`found` with the sizes that no listing gave; files that are missing drop out."""
 
     def details(url: str) -> dict[str, Any] | None:
-        fs, path = url_to_fs(url)
+        fs, path = locate(url)
         try:
             return dict(retry(lambda: fs.info(path)))
         except FileNotFoundError:

@@ -42,6 +42,14 @@ def retry(operation: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
+def locate(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL and its path there; UserError where fsspec has no such store."""
+    try:
+        return url_to_fs(url)
+    except (ValueError, ImportError) as error:  # an unknown protocol; its package is not installed
+        raise UserError(f"{url}: {error}") from None
+
+
 @contextmanager
 def commit(url: str) -> Iterator[IO[bytes]]:
     """Open `url` for writing; it appears, whole, only if the block ends without an error.
@@ -51,7 +59,7 @@ def commit(url: str) -> Iterator[IO[bytes]]:
     Not `with fs.open(url, "wb")`: on an error that closes the file, and so publishes half of it.
     Not `fs.transaction`: it belongs to the filesystem object, which fsspec shares between threads.
     """
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     local = isinstance(fs, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -90,19 +98,19 @@ def write_bytes(url: str, data: bytes) -> None:
 
 def read_bytes(url: str) -> bytes:
     """The whole file."""
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     return retry(lambda: bytes(fs.cat_file(path)))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes of the file from `offset`."""
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
 
 
 def open_read(url: str) -> IO[bytes]:
     """The file as a stream, for one pass from its start to its end."""
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         return Path(path).open("rb")
     return retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
@@ -115,24 +123,26 @@ def absolute(url: str) -> str:
 
 def exists(url: str) -> bool:
     """Whether the file is there."""
-    fs, path = url_to_fs(url)
+    fs, path = locate(url)
     return retry(lambda: bool(fs.exists(path)))
 
 
 def check_writable(url: str) -> None:
     """Raise UserError unless a file can be made below the folder `url`; leaves nothing behind."""
-    fs, path = url_to_fs(url)
-    existed = fs.exists(path)
+    fs, path = locate(url)
+    local = [Path(path), *Path(path).parents] if isinstance(fs, LocalFileSystem) else []
+    missing = [folder for folder in local if not folder.exists()]
     probe = f"{url.rstrip('/')}/.ratecluster-probe-{uuid4().hex}"
     try:
         write_bytes(probe, b"")
-        fs.rm_file(url_to_fs(probe)[1])
-        if not existed and isinstance(fs, LocalFileSystem):
-            Path(path).rmdir()
-    except OSError as error:
-        raise UserError(
-            f"{url} cannot be written: {error.strerror or error}; choose another --root"
-        ) from None
+        fs.rm_file(locate(probe)[1])
+    except Exception as error:  # what a store raises without access depends on the store
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{url} cannot be written: {reason}; choose another folder") from None
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class Folder:
 
     def names(self) -> set[str]:
         """Names of the files that lie in it; empty if there is no such folder."""
-        fs, path = url_to_fs(self.url)
+        fs, path = locate(self.url)
         try:
             fs.invalidate_cache(path)
             found = retry(lambda: fs.ls(path, detail=False))
@@ -182,15 +192,15 @@ class Folder:
 
     def remove(self, names: set[str]) -> None:
         """Delete files of it, the manifest first."""
-        fs, _ = url_to_fs(self.url)
+        fs, _ = locate(self.url)
         for name in sorted(names, key=lambda name: name != "manifest.json"):
-            _, path = url_to_fs(self.file(name))
+            _, path = locate(self.file(name))
             with suppress(FileNotFoundError):
                 fs.rm(path, recursive=True)
 
     def clear(self) -> None:
         """Delete everything in it, the manifest first."""
-        fs, path = url_to_fs(self.url)
+        fs, path = locate(self.url)
         self.remove({"manifest.json"} & self.names())
         if isinstance(fs, LocalFileSystem):
             shutil.rmtree(path, ignore_errors=True)

@@ -29,9 +29,13 @@ def test_built_in_lists():
     wordnet = vocabulary.load(["wordnet"])
     assert 20_000 < len(wordnet) < 60_000
     assert {"dog", "truck", "mountain", "pizza", "German shepherd", "person"} <= set(wordnet)
-    scenes = "city forest wedding sunset book coin crowd village beach mountain street night concert"
+    scenes = (
+        "city forest wedding sunset book coin crowd village beach mountain street night concert"
+    )
     assert set(scenes.split()) <= set(wordnet)
-    assert not {"cannon fodder", "lame duck", "Johnny Reb", "Blucher", "A. testudineus"} & set(wordnet)
+    assert not {"cannon fodder", "lame duck", "Johnny Reb", "Blucher", "A. testudineus"} & set(
+        wordnet
+    )
     assert not {"freedom", "Paris", "Canis familiaris", "genus Canis", "kleptomaniac"} & set(
         wordnet
     )

@@ -1,0 +1,107 @@
+"""Columns of json: one type for the whole run, in whatever order the samples come."""
+
+import itertools
+import json
+import math
+
+import pyarrow as pa
+import pytest
+
+from pipeline.store import columns
+
+KINDS = ["bool", "int", "float", "str", "null", "json"]
+
+
+def merged(*kinds: str) -> tuple[str, set[str]]:
+    found: dict[str, str] = {}
+    clashes: set[str] = set()
+    for kind in kinds:
+        clashes |= columns.merge(found, {"c": kind})
+    return found["c"], clashes
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        (("int", "float"), "float"), (("int", "str"), "json"), (("bool", "int"), "json"),
+        (("bool", "float"), "json"), (("str", "json"), "json"), (("int", "json"), "json"),
+        *((("null", kind), kind) for kind in KINDS), *(((kind, kind), kind) for kind in KINDS),
+    ],
+)  # fmt: skip
+def test_merging_two(pair, kind):
+    clash = kind == "json" and set(pair) not in ({"json"}, {"json", "null"})
+    for one, two in (pair, pair[::-1]):
+        assert merged(one, two) == (kind, {"c"} if clash else set())
+
+
+def test_the_order_of_samples_does_not_matter():
+    for three in itertools.combinations_with_replacement(KINDS, 3):
+        assert len({merged(*order)[0] for order in itertools.permutations(three)}) == 1
+
+
+def test_kinds_of_texts():
+    texts = [
+        '{"i": 1, "f": 1, "s": "a", "b": true, "n": null, "l": [1], "o": {}, "clash": 1}',
+        None, "{}", '{"i": 2, "f": 0.5, "n": null, "clash": "x", "late": 3}',
+    ]  # fmt: skip
+    assert columns.kinds(texts) == {
+        "i": "int", "f": "float", "s": "str", "b": "bool", "n": "null", "l": "json", "o": "json",
+        "clash": "json", "late": "int",
+    }  # fmt: skip
+    assert list(columns.kinds(texts)) == sorted(columns.kinds(texts))
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_numbers_beyond_64_bits_are_kept_as_text(number):
+    assert columns.kinds([json.dumps({"n": number})]) == {"n": "json"}
+    assert columns.value(number, "json") == str(number)
+    assert merged("int", "json")[0] == "json"
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
+def test_the_largest_that_fit(number):
+    assert columns.kinds([json.dumps({"n": number})]) == {"n": "int"}
+    assert pa.array([columns.value(number, "int")], columns.TYPES["int"]).to_pylist() == [number]
+
+
+def test_nan_and_infinity_are_floats():
+    text = '{"a": NaN, "b": -Infinity}'
+    assert columns.kinds([text]) == {"a": "float", "b": "float"}
+    raw = columns.parse(text)
+    assert math.isnan(columns.value(raw["a"], "float"))
+    assert columns.value(raw["b"], "float") == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "value"),
+    [
+        (None, "json", None), (None, "int", None), (3, "float", 3.0), ("é", "str", "é"),
+        ({"b": "é", "a": [1]}, "json", '{"a": [1], "b": "é"}'), ("x", "json", '"x"'),
+        (True, "json", "true"), (True, "bool", True),
+    ],
+)  # fmt: skip
+def test_values(raw, kind, value):
+    found = columns.value(raw, kind)
+    assert found == value and type(found) is type(value)
+
+
+def test_whatever_came_every_value_fits_its_column():
+    raws = [None, 1, 2**70, 0.5, "é", True, [1, {"a": None}], {"z": "\ud83d\ude00"}]
+    for pair in itertools.product(raws, repeat=2):
+        texts = [json.dumps({"c": raw}) for raw in pair]
+        kind = columns.kinds(texts)["c"]
+        values = [columns.value(columns.parse(text)["c"], kind) for text in texts]
+        back = pa.array(values, columns.TYPES[kind]).to_pylist()
+        assert [v is None for v in back] == [raw is None for raw in pair]
+
+
+def test_names_without_nul_and_not_in_ascii():
+    assert columns.kinds(['{"a\\u0000b": 1, "größe": 2, "日本": "x"}']) == {
+        "ab": "int", "größe": "int", "日本": "str",
+    }  # fmt: skip
+
+
+def test_a_shard_of_random_keys_does_not_make_a_million_columns():
+    texts = [json.dumps({f"{i:06d}": 1 for i in range(n, n + 900)}) for n in (0, 900, 1800)]
+    found = columns.kinds(texts)
+    assert list(found) == [f"{i:06d}" for i in range(columns.MAX_COLUMNS)]

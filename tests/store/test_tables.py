@@ -1,0 +1,81 @@
+"""Tables: vectors there and back, the same bytes twice, the facts in the footer."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.store import tables
+
+X = np.arange(24, dtype=np.float32).reshape(8, 3) / 7
+
+
+def table_of(x=X, kind=None) -> pa.Table:
+    ids = [f"s/é{i}" for i in range(len(x))]
+    return pa.table({"sample_id": ids, "v": tables.from_matrix(x, kind)})
+
+
+@pytest.mark.parametrize("kind", [None, pa.float32(), pa.float64()])
+def test_vectors_come_back(tmp_path, kind):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, table_of(kind=kind))
+    back = tables.read(url)
+    dtype = (kind or pa.float16()).to_pandas_dtype()
+    assert back["v"].type == tables.vectors(3, kind)
+    found = tables.to_matrix(back["v"])
+    assert found.dtype == dtype and (found == X.astype(dtype)).all()
+    assert back["sample_id"].to_pylist() == [f"s/é{i}" for i in range(8)]
+
+
+def test_vectors_of_slices_and_chunks_are_their_own_rows():
+    column = pa.chunked_array([tables.from_matrix(X[:5], pa.float32())] * 2)
+    assert (tables.to_matrix(column.slice(3, 4)) == np.concatenate([X[3:5], X[:2]])).all()
+    assert (tables.to_matrix(tables.from_matrix(X, pa.float32()).slice(2, 3)) == X[2:5]).all()
+
+
+def test_no_rows_keep_their_width(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, table_of(np.zeros((0, 512), np.float16)))
+    assert tables.to_matrix(tables.read(url)["v"]).shape == (0, 512)
+
+
+def test_from_matrix_copies_what_is_not_contiguous():
+    assert (tables.to_matrix(tables.from_matrix(X.T, pa.float32())) == X.T).all()
+    assert (tables.to_matrix(tables.from_matrix(X[::2], pa.float32())) == X[::2]).all()
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    for name, facts in (("a", {"x": 1, "y": "é"}), ("b", {"y": "é", "x": 1})):
+        tables.write(str(tmp_path / name), table_of(), **facts)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    again = tables.read(str(tmp_path / "a"))
+    tables.write(str(tmp_path / "d"), again, x=2)
+    assert tables.facts(str(tmp_path / "d")) == {"x": 2}  # none are left of the table's own
+
+
+def test_facts_are_in_the_footer(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    facts = {"config": {"model": "ViT-é"}, "rows": 8, "none": None, "list": [1, 2]}
+    tables.write(url, table_of(), **facts)
+    assert tables.facts(url) == facts
+    with pytest.raises(FileNotFoundError):
+        tables.facts(str(tmp_path / "none.parquet"))
+
+
+def test_a_table_of_others_has_no_facts(tmp_path):
+    pq.write_table(table_of(kind=pa.float32()), tmp_path / "theirs.parquet")
+    assert tables.facts(str(tmp_path / "theirs.parquet")) == {}
+
+
+def test_columns_are_read_alone_and_in_row_groups(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, pa.table({"a": range(20_000), "b": range(20_000)}))
+    assert tables.read(url, ["b"]).column_names == ["b"]
+    groups = pq.ParquetFile(url).metadata.num_row_groups
+    assert groups == -(-20_000 // tables.ROW_GROUP_ROWS)
+
+
+def test_on_another_store(tmp_path):
+    url = f"memory://{tmp_path.name}/t.parquet"
+    tables.write(url, table_of(), rows=8)
+    assert tables.facts(url) == {"rows": 8} and tables.read(url).equals(table_of())

@@ -1,0 +1,188 @@
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts, embed
+from pipeline.errors import UserError
+from pipeline.store import tables
+from pipeline.store.listing import list_shards
+from pipeline.store.shard_writer import ShardWriter
+from pipeline.store.shards import ShardReader
+from pipeline.vision import clip
+from tests.conftest import TINY
+
+CFG = embed.Config(model="pico-clip", batch_size=16, threads=1, decode_threads=2)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return clip.load("pico-clip", "", threads=1)
+
+
+def parts(root) -> dict[str, bytes]:
+    """Every file below embeddings/ and rejects/ but the manifest, which holds the seconds."""
+    found = [p for name in ("embeddings", "rejects") for p in (root / name).iterdir()]
+    return {str(p.relative_to(root)): p.read_bytes() for p in found if p.suffix == ".parquet"}
+
+
+def embed_alone(shards, root, encoder, cfg=CFG):
+    paths = artifacts.RunPaths(str(root))
+    lock = threading.Lock()
+    return [embed.embed_shard(shard, encoder, lock, cfg, paths) for shard in shards], paths
+
+
+def test_every_sample_is_a_row_or_a_reject(tiny_shards, tmp_path, encoder):
+    facts, paths = embed_alone(list_shards(str(tiny_shards)), tmp_path, encoder)
+    assert [(f["samples"], f["embedded"], f["rejected"]) for f in facts] == [
+        (TINY, TINY, 0),
+        (TINY + 3, TINY, 3),
+    ]
+    rejects = tables.read(paths.rejects.file("00001.parquet")).to_pylist()
+    reasons = {row["key"]: row["reason"].partition(":")[0] for row in rejects}
+    assert reasons == {
+        "bad-cut": "truncated",
+        "bad-text": "not_an_image",
+        "bad-none": "missing_image",
+    }
+    assert [row["index"] for row in rejects] == [TINY, TINY + 1, TINY + 2]
+    assert rejects[1]["caption"] == "not a picture"
+
+
+def test_rows_name_the_bytes_they_came_from(tiny_shards, tmp_path, encoder):
+    shards = list_shards(str(tiny_shards))
+    _, paths = embed_alone(shards, tmp_path, encoder)
+    table = tables.read(paths.embeddings.file("00000.parquet"))
+    assert table.schema.equals(artifacts.embeddings_schema(encoder.dim), check_metadata=False)
+    with (tiny_shards / "00000.tar").open("rb") as stream:
+        samples = list(ShardReader(stream, None))
+    tar = (tiny_shards / "00000.tar").read_bytes()
+    for row, sample in zip(table.to_pylist(), samples, strict=True):
+        assert row["sample_id"] == f"00000/{sample.key}"
+        start, size = row["tar_offset"], row["tar_size"]
+        assert tar[start : start + size] == sample.image().data
+        assert row["json"] == sample.json_text()
+    norms = np.linalg.norm(tables.to_matrix(table["embedding"]).astype(np.float32), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=2e-3)
+
+
+def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_damage_is_a_row(
+    tiny_shards, tmp_path, encoder
+):
+    data = (tiny_shards / "00000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (fact, empty), paths = embed_alone(list_shards(str(tmp_path)), tmp_path / "run", encoder)
+    assert 0 < fact["embedded"] < TINY
+    assert fact["embedded"] + fact["rejected"] == fact["samples"]
+    assert empty["samples"] == 0 and empty["end"].startswith("damaged")
+    for stem in ("cut", "empty"):
+        last = tables.read(paths.rejects.file(f"{stem}.parquet")).to_pylist()[-1]
+        assert last["sample_id"] is None and last["reason"].startswith("shard: ")
+
+
+def test_an_embedding_that_is_not_finite_is_rejected(tiny_shards, tmp_path, encoder):
+    class Broken:
+        dim, device, precision, prepare = encoder.dim, "cpu", "fp32", staticmethod(encoder.prepare)
+
+        def encode_images(self, pixels):
+            encoded = encoder.encode_images(pixels)
+            encoded[3] = np.nan
+            return encoded
+
+    shards = list_shards(str(tiny_shards / "00000.tar"))
+    (facts,), paths = embed_alone(shards, tmp_path, Broken())
+    assert facts["reasons"] == {"embedding_not_finite": 4}  # one of each batch of 16
+    assert facts["embedded"] == TINY - 4
+    table = tables.read(paths.embeddings.file("00000.parquet"))
+    assert np.isfinite(tables.to_matrix(table["embedding"])).all()
+
+
+def test_the_same_bytes_whatever_the_threads(tiny_shards, tmp_path, encoder):
+    shards = list_shards(str(tiny_shards))
+    for threads in (1, 4):
+        cfg = replace(CFG, decode_threads=threads)
+        embed_alone(shards, tmp_path / str(threads), encoder, cfg)
+    assert parts(tmp_path / "1") == parts(tmp_path / "4")
+
+
+@pytest.mark.ray
+def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
+    tiny_shards, tmp_path, encoder, ray_session
+):
+    shards = list_shards(str(tiny_shards))
+    embed_alone(shards, tmp_path / "alone", encoder)
+    expected = parts(tmp_path / "alone")
+    assert len(expected) == 4
+    for actors, readers in ((1, 1), (2, 3)):
+        root = tmp_path / f"{actors}-{readers}"
+        cfg = replace(CFG, actors=actors, readers=readers)
+        manifest = embed.run(cfg, shards, artifacts.RunPaths(str(root)))
+        assert manifest["samples"] == 2 * TINY + 3
+        assert parts(root) == expected
+
+
+@pytest.mark.ray
+def test_a_rerun_does_only_what_is_missing(tiny_shards, tmp_path, ray_session, caplog):
+    shards = list_shards(str(tiny_shards))
+    paths = artifacts.RunPaths(str(tmp_path))
+    embed.run(CFG, shards, paths)
+    before = parts(tmp_path)
+    untouched = (tmp_path / "embeddings" / "00000.parquet").stat().st_mtime_ns
+    (tmp_path / "embeddings" / "00001.parquet").unlink()
+    (tmp_path / "embeddings" / "manifest.json").unlink()
+    embed.run(CFG, shards, paths)
+    assert parts(tmp_path) == before
+    assert (tmp_path / "embeddings" / "00000.parquet").stat().st_mtime_ns == untouched
+    with caplog.at_level("INFO"):
+        embed.run(CFG, shards, paths)
+    assert "already done" in caplog.text
+
+
+@pytest.mark.ray
+def test_too_many_rejects_fail_the_stage_and_the_counts_are_named(
+    tiny_shards, tmp_path, ray_session
+):
+    cfg = replace(CFG, max_reject_fraction=0.01)
+    with pytest.raises(RuntimeError, match=r"3 of 63 samples .*max_reject_fraction = 0.01"):
+        embed.run(cfg, list_shards(str(tiny_shards)), artifacts.RunPaths(str(tmp_path)))
+    assert not (tmp_path / "embeddings" / "manifest.json").exists()
+
+
+def test_parts_of_other_settings_are_refused_by_name(tiny_shards, tmp_path, encoder):
+    shards = list_shards(str(tiny_shards))
+    _, paths = embed_alone(shards, tmp_path, encoder)
+    other = replace(CFG, batch_size=8)
+    with pytest.raises(UserError, match=r"embed.batch_size was 16, is 8.*--overwrite"):
+        embed.plan(other, shards, paths)
+    assert embed.plan(other, shards, paths, overwrite=True) == ([], shards)
+
+
+def test_a_shard_that_changed_or_is_new_is_to_do(tiny_shards, tmp_path, encoder):
+    shards = list_shards(str(tiny_shards))
+    _, paths = embed_alone(shards[:1], tmp_path, encoder)
+    done, todo = embed.plan(CFG, shards, paths)
+    assert [facts["shard"]["stem"] for facts in done] == ["00000"] and todo == shards[1:]
+    changed = [replace(shards[0], version="later"), shards[1]]
+    assert embed.plan(CFG, changed, paths) == ([], changed)
+
+
+def test_summary_adds_up_and_finds_clashing_columns(tmp_path, encoder, tiny_shards):
+    with (tmp_path / "x.tar").open("wb") as file, ShardWriter(file) as writer:
+        for key, value in (("a", {"n": 1, "w": 2}), ("b", {"n": "one", "w": 2.5})):
+            writer.add(f"{key}.json", json.dumps(value).encode())
+    facts, _ = embed_alone(list_shards(str(tmp_path / "x.tar")), tmp_path / "run", encoder)
+    summary = embed.summary(facts, CFG, 1.0)
+    assert summary["columns"] == {"n": "json", "w": "float"}
+    assert (summary["samples"], summary["rejected"]) == (2, 2)
+    assert summary["reasons"] == {"missing_image": 2}
+    clash = [{**facts[0], "columns": {"n": kind}} for kind in ("int", "str")]
+    assert embed.summary(clash, CFG, 1.0)["conflicting_columns"] == ["n"]
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reject_fraction": 1.5}, {"actors": -1}])
+def test_settings_out_of_range_are_refused_with_their_value(wrong):
+    with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
+        embed.Config(**wrong)

@@ -1,0 +1,300 @@
+"""The choice of k: on curves made by hand, and of a union of subspaces whose k is known."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from pipeline import artifacts, select_k
+from pipeline.errors import UserError
+from pipeline.mcr2 import assignment, coding_rate, tree
+from pipeline.store import storage, tables
+from tests import subspaces
+
+CFG = select_k.Config(
+    k=0,
+    k_min=2,
+    k_max=30,
+    leaves=40,
+    eps_sq=0.1,
+    neighbours=10,
+    components=16,
+    eta=0.1,
+    resamples=10,
+    seed=0,
+)
+
+
+def test_fitted_keeps_what_is_given_where_there_are_samples_enough():
+    assert select_k.fitted(CFG, 10_000, 1000) == CFG
+
+
+@pytest.mark.parametrize(("samples", "landmarks"), [(2, 2), (3, 3), (10, 10), (5000, 200)])
+def test_fitted_fits_even_the_smallest_data(samples, landmarks):
+    for cfg in (replace(CFG, k_max=0, leaves=0), replace(CFG, k_max=0, leaves=0, k_min=50)):
+        fit = select_k.fitted(cfg, samples, landmarks)
+        assert 1 <= fit.k_min <= fit.k_max <= landmarks
+        assert fit.k_min <= fit.leaves <= landmarks
+        assert 1 <= fit.neighbours < landmarks
+        assert 1 <= fit.components <= min(landmarks - 1, fit.leaves)
+
+
+def test_fitted_of_large_data_is_bounded():
+    fit = select_k.fitted(replace(CFG, k_max=0, leaves=0), 10**9, 15_000)
+    assert (fit.k_max, fit.leaves) == (1000, 2000)
+
+
+def test_a_given_k_has_leaves_enough():
+    assert select_k.fitted(replace(CFG, k=300), 10_000, 1000).leaves == 300
+    with pytest.raises(UserError, match=r"select_k.k = 300 is more than the 200 landmarks"):
+        select_k.fitted(replace(CFG, k=300), 10_000, 200)
+
+
+@pytest.mark.parametrize(
+    "change", [{"k": -1}, {"k_min": 0}, {"eta": 0.0}, {"resamples": 0}, {"k_min": 31}]
+)
+def test_the_config_refuses_nonsense(change):
+    with pytest.raises(UserError, match="select_k.k_max|select_k." + next(iter(change))):
+        replace(CFG, **change)
+
+
+@pytest.mark.parametrize("samples", [2, 5, 9])
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_over_segment_of_very_few_landmarks(samples):
+    z = torch.from_numpy(subspaces.union(1, 4, samples)[0]).float()
+    table = select_k.over_segment(z, select_k.fitted(CFG, samples, samples))
+    assert 1 <= len(table) <= samples
+    torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_over_segment_of_equal_landmarks_gives_groups_with_members():
+    z = torch.eye(4)[0].repeat(30, 1)
+    table = select_k.over_segment(z, select_k.fitted(CFG, 30, 30))
+    torch.testing.assert_close(table, z[: len(table)])
+
+
+def curve_of(*bits):
+    return torch.tensor(bits, dtype=torch.float64)
+
+
+def shaken(bits, draws=50, size=0.0):
+    noise = torch.randn(draws, len(bits), generator=torch.Generator().manual_seed(0))
+    return bits + 7 + size * noise.double()  # 7: a resample's bits may be off as a whole
+
+
+CURVE = curve_of(1000, 700, 500, 420, 415, 440, 480)  # fewest at 5; FLAT of 585 is 11.7
+
+
+def test_choose_takes_the_fewest_bits_and_says_what_is_as_good():
+    choice = select_k.choose(CURVE, shaken(CURVE), CFG)
+    assert (choice.k, choice.k_best, choice.k_low, choice.k_high) == (5, 5, 5, 5)
+    assert (choice.flat_from, choice.flat_to) == (4, 5)
+    assert choice.curve.schema.equals(artifacts.CURVE)
+    assert choice.curve["k"].to_pylist() == list(range(1, 8))
+    for name in ("bits", "low", "high"):
+        assert choice.curve[name].to_pylist() == pytest.approx(CURVE.tolist())
+
+
+@pytest.mark.parametrize(("k_min", "k_max", "best"), [(2, 4, 4), (6, 7, 6), (1, 1, 1), (2, 99, 5)])
+def test_choose_looks_between_k_min_and_k_max_only(k_min, k_max, best):
+    choice = select_k.choose(CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max))
+    assert choice.k == choice.k_best == best
+    assert k_min <= choice.flat_from <= best <= choice.flat_to <= k_max
+
+
+def test_a_given_k_overrides_and_the_best_is_still_told():
+    choice = select_k.choose(CURVE, shaken(CURVE), replace(CFG, k=2))
+    assert (choice.k, choice.k_best) == (2, 5)
+
+
+@pytest.mark.parametrize("bits", [(9.0,), (9.0, 8.0)])
+def test_choose_of_fewer_leaves_than_k_min(bits):
+    choice = select_k.choose(curve_of(*bits), shaken(curve_of(*bits)), replace(CFG, k_min=4))
+    assert choice.k == len(bits)
+
+
+def test_of_two_ks_of_equal_bits_the_smaller():
+    flat = curve_of(9, 5, 5, 5, 8)
+    choice = select_k.choose(flat, shaken(flat), CFG)
+    assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 4)
+
+
+def test_where_clustering_saves_nothing_only_the_best_is_flat():
+    rising = curve_of(100, 110, 120, 130)
+    choice = select_k.choose(rising, shaken(rising), CFG)
+    assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 2)
+
+
+def test_the_bands_widen_with_the_resamples():
+    calm, wild = (select_k.choose(CURVE, shaken(CURVE, size=size), CFG) for size in (1, 30))
+    for choice in (calm, wild):
+        low, bits, high = (choice.curve[n].to_numpy() for n in ("low", "bits", "high"))
+        assert (low < bits).all() and (bits < high).all()
+        assert choice.k_low <= choice.k_best <= choice.k_high
+    width = [np.mean(c.curve["high"].to_numpy() - c.curve["low"].to_numpy()) for c in (calm, wild)]
+    assert width[1] == pytest.approx(30 * width[0], rel=1e-6)
+    assert wild.k_high - wild.k_low > calm.k_high - calm.k_low
+
+
+def test_clusters_are_numbered_by_size():
+    count = torch.tensor([5.0, 1, 30, 20, 4, 30], dtype=torch.float64)
+    assert select_k.numbered([0, 1, 2, 2, 0, 3], count).tolist() == [2, 3, 0, 0, 2, 1]
+    equal = torch.ones(3, dtype=torch.float64)
+    assert select_k.numbered([0, 1, 2], equal).tolist() == [0, 1, 2]
+
+
+def test_cluster_bits_are_those_of_the_members_joined():
+    x, _ = subspaces.union(4, 3, 30)
+    z = torch.from_numpy(x)
+    leaf = torch.from_numpy(np.random.default_rng(0).integers(0, 6, len(x)))
+    cluster_of = torch.tensor([0, 1, 0, 2, 1, 1])
+    found = select_k.cluster_bits(coding_rate.statistics(z, leaf, 6), cluster_of, 0.1)
+    count, _, gram = coding_rate.statistics(z, cluster_of[leaf], 3)
+    assert found == pytest.approx(coding_rate.length_bits(count, gram, 0.1).tolist())
+
+
+def test_resamples_are_of_the_size_of_all_and_the_same_every_time():
+    z = torch.from_numpy(subspaces.union(4, 3, 50)[0]).float()
+    table = select_k.over_segment(z, CFG)
+    stats = coding_rate.statistics(z, assignment.nearest(z, table), len(table))
+    merges = tree.grow(*stats, CFG.eps_sq)
+    curves = select_k.resample(z, table, merges, 200.0, CFG)
+    assert curves.shape == (CFG.resamples, len(table))
+    assert torch.equal(curves, select_k.resample(z, table, merges, 200.0, CFG))
+    assert curves.std(dim=0).min() > 0
+    whole = tree.lengths_bits(merges, stats[0], stats[2], CFG.eps_sq)
+    torch.testing.assert_close(curves.mean(dim=0)[:4], whole[:4], rtol=0.05, atol=0)
+    tenfold = select_k.resample(z, table, merges, 2000.0, CFG)
+    assert (tenfold.mean() / curves.mean()).item() > 5
+
+
+def test_counts_that_do_not_add_up_are_refused():
+    cluster_of = torch.tensor([0, 1, 0])
+    count = torch.tensor([3.0, 4, 2], dtype=torch.float64)
+    select_k._check_counts(np.array([5, 4]), count, cluster_of, 9)
+    for sizes, embedded in (([5, 4], 10), ([4, 5], 9), ([5, 3], 9)):
+        with pytest.raises(RuntimeError, match="assigned"):
+            select_k._check_counts(np.array(sizes), count, cluster_of, embedded)
+    many = torch.tensor([3e6, 4e6, 2e6], dtype=torch.float64)
+    select_k._check_counts(np.array([5_000_003, 3_999_997]), many, cluster_of, 9_000_000)
+
+
+@pytest.fixture(scope="module")
+def union_run(tmp_path_factory):
+    """(paths, true label by sample id): 600 samples of 5 subspaces in four parts, one empty."""
+    paths = artifacts.RunPaths(str(tmp_path_factory.mktemp("union")))
+    x, truth = subspaces.union(5, 3, 120)
+    ids = subspaces.write_parts(paths, [x[:250], x[:0], x[250:260], x[260:]])
+    subspaces.write_network(paths, x[::2], ids[::2])
+    return paths, dict(zip(ids, truth.tolist(), strict=True))
+
+
+@pytest.fixture
+def fresh(union_run, tmp_path):
+    """The same run without what select_k makes."""
+    for name in ("embeddings", "network"):
+        shutil.copytree(f"{union_run[0].root}/{name}", tmp_path / name)
+    return artifacts.RunPaths(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def selected(union_run, ray_session):
+    return (*union_run, select_k.run(CFG, union_run[0]))
+
+
+def clusters_of(paths):
+    listed = paths.embeddings.manifest()["shards"]
+    parts = [tables.read(paths.assignments.file(f"{s['shard']['stem']}.parquet")) for s in listed]
+    assert [p.num_rows for p in parts] == [s["embedded"] for s in listed]
+    return {
+        sample: cluster
+        for p in parts
+        for sample, cluster in zip(
+            p["sample_id"].to_pylist(), p["cluster_id"].to_pylist(), strict=True
+        )
+    }
+
+
+@pytest.mark.ray
+def test_run_finds_the_five_subspaces(selected):
+    paths, truth, manifest = selected
+    assert manifest["k"] == manifest["k_best"] == 5
+    assert manifest["k_low"] <= 5 <= manifest["k_high"]
+    found = clusters_of(paths)
+    assert found.keys() == truth.keys()
+    assert adjusted_rand_score([truth[i] for i in found], list(found.values())) == 1
+    assert manifest["sizes"] == [120] * 5 and manifest["samples"] == 600
+    assert manifest["bits"] < manifest["bits_of_one"]
+    names = 600 * np.log2(5)
+    assert sum(manifest["cluster_bits"]) + names == pytest.approx(manifest["bits"])
+
+
+@pytest.mark.ray
+def test_the_tables_of_a_run_agree_with_each_other(selected):
+    paths, _, manifest = selected
+    curve = tables.read(paths.clusters.file("curve.parquet"))
+    merges = tables.read(paths.clusters.file("tree.parquet"))
+    prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
+    exemplars = tables.read(paths.clusters.file("exemplars.parquet"))
+    assert curve.schema.equals(artifacts.CURVE)
+    assert merges.schema.equals(artifacts.TREE)
+    assert prototypes.schema.equals(artifacts.prototypes_schema(15))
+    assert exemplars.schema.equals(artifacts.EXEMPLARS)
+
+    leaves = prototypes.num_rows
+    assert curve["k"].to_pylist() == list(range(1, leaves + 1))
+    assert merges["k"].to_pylist() == list(range(leaves - 1, 0, -1))
+    bits = curve["bits"].to_numpy()
+    np.testing.assert_allclose(np.diff(bits)[::-1], merges["bits_saved"].to_numpy(), atol=1e-6)
+    assert bits.argmin() + 1 == manifest["k_best"]
+    sizes = np.zeros(5, dtype=int)
+    np.add.at(sizes, prototypes["cluster_id"].to_numpy(), prototypes["size"].to_numpy())
+    assert sizes.tolist() == manifest["sizes"]
+    np.testing.assert_allclose(
+        np.linalg.norm(tables.to_matrix(prototypes["vector"]), axis=1), 1, rtol=1e-6
+    )
+    found = clusters_of(paths)
+    assert exemplars["rank"].to_pylist() == list(range(24)) * 5
+    pairs = zip(
+        exemplars["sample_id"].to_pylist(), exemplars["cluster_id"].to_pylist(), strict=True
+    )
+    assert all(found[sample] == cluster for sample, cluster in pairs)
+
+
+@pytest.mark.ray
+def test_a_second_run_does_nothing(selected, caplog):
+    paths, _, manifest = selected
+    before = storage.read_bytes(paths.clusters.file("manifest.json"))
+    with caplog.at_level("INFO"):
+        assert select_k.run(CFG, paths) == json.loads(before) == manifest
+    assert "already done" in caplog.text
+    assert storage.read_bytes(paths.clusters.file("manifest.json")) == before
+
+
+@pytest.mark.ray
+def test_a_run_with_k_given(selected, fresh):
+    manifest = select_k.run(replace(CFG, k=3), fresh)
+    assert (manifest["k"], manifest["k_best"]) == (3, 5)
+    assert manifest["sizes"] == [240, 240, 120] or manifest["sizes"] == [360, 120, 120]
+    five, three = clusters_of(selected[0]), clusters_of(fresh)
+    assert len({(five[i], three[i]) for i in five}) == 5  # nested
+
+
+@pytest.mark.ray
+def test_the_same_bytes_every_time(selected, fresh):
+    select_k.run(CFG, fresh)
+    for folder in ("clusters", "assignments"):
+        one, two = selected[0].folder(folder), fresh.folder(folder)
+        assert one.names() == two.names()
+        for name in one.names() - {"manifest.json"}:
+            assert storage.read_bytes(one.file(name)) == storage.read_bytes(two.file(name)), name
+
+
+def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
+    with pytest.raises(UserError, match=r"select_k.k = 301 is more than the 300 landmarks"):
+        select_k.run(replace(CFG, k=301), fresh)
