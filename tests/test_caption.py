@@ -1,0 +1,241 @@
+"""Captions: words that set clusters apart, votes as the formula has them, and no truth among them.
+
+`small_run` has labels in its json; the word SECRET there must never come out.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts, caption
+from pipeline.errors import UserError
+from pipeline.store import tables
+from pipeline.vision import clip
+from tests import small_run
+
+# ---- words
+
+
+def test_ngrams_neither_begin_nor_end_in_a_stop_word():
+    assert caption.ngrams("A bowl of Soup") == {"bowl", "soup", "bowl of soup"}
+    assert caption.ngrams("the cat on the mat") == {"cat", "mat"}  # four words would be too many
+    assert caption.ngrams("red wooden chair") == {
+        "red", "wooden", "chair", "red wooden", "wooden chair", "red wooden chair",
+    }  # fmt: skip
+    assert caption.ngrams("of the and") == caption.ngrams("  _ !? ") == set()
+
+
+def test_ngrams_are_of_words_in_any_script():
+    assert caption.ngrams("Ein GROẞER Hund’s Ball") >= {"hund’s ball", "großer"}
+    assert caption.ngrams("T-shirt_red 日本") >= {"t-shirt", "red", "日本", "t-shirt red"}
+
+
+def counts_of(*clusters: list[str]) -> caption.Counts:
+    counts: caption.Counts = [Counter() for _ in clusters]
+    for counter, texts in zip(counts, clusters, strict=True):
+        for text in texts:
+            counter.update(caption.ngrams(text) | {""})
+    return counts
+
+
+DOGS = ["photo dog park", "photo dog", "photo dog beach", "photo dog park"]
+CARS = ["photo car", "photo car street", "photo red car"] * 20
+
+
+def test_what_sets_clusters_apart_is_chosen_and_not_what_is_common():
+    assert caption.distinctive(counts_of(DOGS, CARS), 2) == ["car", "dog", "photo car", "photo dog"]
+    assert caption.distinctive(counts_of(DOGS, CARS), 1) == ["car", "dog"]
+
+
+def test_scores_are_those_of_the_formula():
+    """Of n-grams of one word: share × log(1 + clusters / sum of shares), 'photo' being last."""
+    counts = counts_of(DOGS, CARS)
+    expected = {"dog": np.log(3), "park": 0.5 * np.log(1 + 2 / 0.5), "photo": np.log(2)}
+    order = sorted(expected, key=lambda name: -expected[name])
+    everything = [name for name in caption.distinctive(counts[:1] + counts[1:], 99)]
+    assert order == ["dog", "park", "photo"] and set(order) <= set(everything)
+    for number in range(1, 9):
+        chosen = set(caption.distinctive(counts, number))
+        assert "dog" in chosen and ("photo" not in chosen or "park" in chosen)
+
+
+def test_rarities_are_no_candidates():
+    texts = ["dog"] * 100 + ["zebra"] * 4 + ["lynx lynx"] + ["emu"] * 6
+    found = caption.distinctive(counts_of(texts, ["cat", "cat"]), 10)
+    assert found == ["cat", "dog", "emu"]  # zebra: less than MIN_SHARE; lynx: one text
+
+
+def test_clusters_without_texts_have_no_candidates():
+    assert caption.distinctive(counts_of([], []), 5) == []
+    assert caption.distinctive(counts_of([], ["dog", "dog"]), 5) == ["dog"]
+    assert (caption.text_scores(counts_of([], ["dog", "dog"]), ["dog", "cat"])[0] == 0).all()
+
+
+def test_trimmed_keeps_the_commonest_and_the_number_of_texts(monkeypatch):
+    monkeypatch.setattr(caption, "KEPT_NGRAMS", 4)
+    counter = Counter({"": 9, "b": 3, "a": 3, "d": 3, "c": 5, "z": 1})
+    assert caption.trimmed(counter) == {"": 9, "c": 5, "a": 3, "b": 3}
+    small = Counter({"": 2, "a": 1})
+    assert caption.trimmed(small) is small
+
+
+def test_text_scores_are_one_where_only_this_cluster_says_it():
+    counts = counts_of(["dog", "dog"], ["cat dog", "cat"], ["cat dog"] * 2)
+    scores = caption.text_scores(counts, ["Cat", "dog", "fish"])
+    assert scores[0] == pytest.approx([0, 1 * 1 / (1 + 1), 0])  # dog: shares 1, -, 1
+    assert scores[2] == pytest.approx([1 / 2, 1 / 2, 0])
+    assert scores[1] == pytest.approx([1 / 2, 0, 0])  # one dog alone is a rarity
+    assert caption.text_scores(counts_of(["dog"] * 2, ["cat"] * 2), ["dog"])[0] == [1]
+
+
+# ---- votes
+
+
+@pytest.fixture
+def paths(tmp_path):
+    rng = np.random.default_rng(0)
+    directions = {thing: rng.normal(size=6) for thing in small_run.THINGS}
+
+    def vector(thing: str) -> np.ndarray:
+        x = directions[thing] + rng.normal(size=6) / 5
+        return x / np.linalg.norm(x)
+
+    return artifacts.RunPaths(str(small_run.build(tmp_path, vector)))
+
+
+STEMS = ["00000", "00001"]
+
+
+def oracle(paths, texts: np.ndarray, temperature: float) -> np.ndarray:
+    total = np.zeros((3, len(texts)))
+    for stem in STEMS:
+        rows = tables.read(paths.embeddings.file(f"{stem}.parquet"))
+        clusters = tables.read(paths.assignments.file(f"{stem}.parquet"))["cluster_id"]
+        for x, number in zip(
+            tables.to_matrix(rows["embedding"]), clusters.to_pylist(), strict=True
+        ):
+            logits = texts.astype(np.float64) @ x.astype(np.float64) / temperature
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            for index in np.argsort(-shares)[: caption.TOP_VOTES]:
+                total[number, index] += shares[index]
+    return total
+
+
+@pytest.mark.parametrize(("candidates", "temperature"), [(40, 0.1), (40, 1.0), (3, 0.05)])
+def test_votes_are_the_largest_softmax_shares_of_each_member(
+    paths, monkeypatch, candidates, temperature
+):
+    rng = np.random.default_rng(1)
+    texts = rng.normal(size=(candidates, 6)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    expected = oracle(paths, texts, temperature)
+    found = caption.votes(STEMS, paths, texts, 3, temperature)
+    assert found == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(caption, "BATCH_ROWS", 2)
+    assert caption.votes(STEMS, paths, texts, 3, temperature) == pytest.approx(found, abs=1e-6)
+    parts = sum(caption.votes([stem], paths, texts, 3, temperature) for stem in STEMS)
+    assert parts == pytest.approx(found)
+
+
+def test_votes_of_other_samples_are_refused(paths):
+    url = paths.assignments.file("00001.parquet")
+    tables.write(url, tables.read(url).slice(1))
+    with pytest.raises(RuntimeError, match=r"caption: 00001: .*different samples"):
+        caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), 3, 0.1)
+
+
+def test_combined_adds_shares_of_votes_and_of_texts():
+    total = np.array([[3.0, 1.0], [0.0, 0.0]])
+    texts = np.array([[0.0, 1.0], [0.5, 0.0]])
+    assert caption.combined(total, texts) == pytest.approx(np.array([[0.75, 1.25], [0.5, 0]]))
+
+
+def test_ranked_is_by_score_with_ties_in_the_order_of_candidates():
+    total = np.array([[1.0, 3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], np.ones(4)])
+    rows = caption.ranked(total, ["a", "b", "c", "d"], {"c"}).to_pylist()
+    first = [row for row in rows if row["cluster_id"] == 0]
+    assert [(r["rank"], r["caption"]) for r in first] == [(0, "b"), (1, "a"), (2, "c")]
+    assert [r["share"] for r in first] == pytest.approx([0.6, 0.2, 0.2])
+    assert [r["source"] for r in first] == ["vocabulary", "vocabulary", "alt text"]
+    assert not [row for row in rows if row["cluster_id"] == 1]
+    assert [r["caption"] for r in rows if r["cluster_id"] == 2] == ["a", "b", "c", "d"]
+
+
+def test_no_more_than_ten_are_kept():
+    table = caption.ranked(np.arange(50.0)[None] + 1, [f"n{i}" for i in range(50)], set())
+    assert table["caption"].to_pylist() == [f"n{i}" for i in range(49, 39, -1)]
+
+
+def test_words_are_counted_from_texts_and_never_from_json(paths):
+    counts = caption.count_ngrams(STEMS, paths, 3)
+    words = [set(counter) - {""} for counter in counts]
+    assert words[0] == {"ein", "großer", "hund", "ein großer", "großer hund", "ein großer hund",
+                        "dog"}  # fmt: skip
+    assert words[1] == {"red", "blue", "car", "red car", "blue car"}
+    assert words[2] == set()
+    assert [counter[""] for counter in counts] == [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"temperature": 0.0}, "caption.temperature = 0.0"),
+        ({"alt_texts": -1}, "caption.alt_texts"),
+        ({"templates": ("a photo",)}, "'a photo' must hold {} exactly once"),
+        ({"templates": ("{} and {}",)}, "exactly once"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, said):
+    with pytest.raises(UserError) as caught:
+        caption.Config(**settings)
+    assert said in str(caught.value)
+
+
+# ---- run
+
+
+@pytest.fixture(scope="module")
+def pico():
+    """pico-clip's text vectors of the three things."""
+    encoder = clip.load("pico-clip", "")
+    return dict(zip(small_run.THINGS, encoder.encode_texts(small_run.THINGS, 3), strict=True))
+
+
+@pytest.mark.ray
+def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
+    truth = b'{"label": "SECRET", "caption": "SECRET"}'
+    first = [{"jpg": t.encode(), "json": truth} for t in small_run.THINGS * 4]
+    second = [{"jpg": b"car", "txt": b"my zorgmobile", "json": truth}] * 4
+    root = small_run.build(tmp_path, pico.__getitem__, (first, second))
+    paths = artifacts.RunPaths(str(root))
+    manifest = caption.run(caption.Config(alt_texts=5), paths)
+    rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
+    best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
+    assert (best[0], best[2]) == ("dog", "pizza")
+    assert manifest["captions"] == [best[0], best[1], best[2]]
+    assert "SECRET" not in str(rows) and "secret" not in str(rows)
+    sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}
+    assert sources["car"] == "vocabulary" and sources["zorgmobile"] == "alt text"
+    assert manifest["from_alt_texts"] == 1
+    data = (root / "captions" / "captions.parquet").read_bytes()
+
+    assert caption.run(caption.Config(alt_texts=5), paths) == manifest
+    words = tmp_path / "words.txt"
+    words.write_text("hound\nautomobile\nDog\n")
+    own = caption.run(caption.Config(vocabulary=(str(words),), alt_texts=0), paths)
+    assert own["candidates"] == 3 and own["from_alt_texts"] == 0
+    assert own["captions"][0] in ("Dog", "hound") and own["captions"][1] == "automobile"
+    caption.run(caption.Config(alt_texts=5), paths)
+    assert (root / "captions" / "captions.parquet").read_bytes() == data
+
+
+@pytest.mark.ray
+def test_templates_are_averaged(pico, ray_session):
+    cfg = caption.Config(templates=("{}", "a {} here"))
+    found = caption.encode(["dog", "car"], cfg, "pico-clip", "")
+    encoder = clip.load("pico-clip", "")
+    both = [encoder.encode_texts([w, f"a {w} here"], 2).mean(axis=0) for w in ("dog", "car")]
+    expected = np.stack([v / np.linalg.norm(v) for v in both])
+    assert found == pytest.approx(expected, abs=1e-5)
