@@ -43,6 +43,7 @@ KINDS: dict[str, type] = {
 }
 LARGEST = 10  # clusters in the summary
 MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
+INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
 SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
 app = typer.Typer(
@@ -211,7 +212,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with cluster.session():
-            app(list(arguments) or ["--help"], prog_name="ratecluster", standalone_mode=False)
+            code = app(list(arguments) or ["--help"], standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; run the same command again to go on", 1)
     except Exception as error:  # the last door: whatever it is becomes one line and a code
@@ -222,7 +225,7 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: Exception) -> int:
     """Say in one line what went wrong; 2 if the user can mend it."""
     if usage := getattr(error, "format_message", None):  # click's, of which typer has its own copy
-        return _say(f"{usage()}; see ratecluster --help", 2)
+        return _say(f"{usage().rstrip('.')}; see ratecluster --help", 2)
     cause = underlying(error)
     if type(cause) is UserError:
         return _say(str(cause), 2)

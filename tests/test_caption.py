@@ -48,16 +48,23 @@ def test_what_sets_clusters_apart_is_chosen_and_not_what_is_common():
     assert caption.distinctive(counts_of(DOGS, CARS), 1) == ["car", "dog"]
 
 
-def test_scores_are_those_of_the_formula():
-    """Of n-grams of one word: share × log(1 + clusters / sum of shares), 'photo' being last."""
-    counts = counts_of(DOGS, CARS)
-    expected = {"dog": np.log(3), "park": 0.5 * np.log(1 + 2 / 0.5), "photo": np.log(2)}
-    order = sorted(expected, key=lambda name: -expected[name])
-    everything = [name for name in caption.distinctive(counts[:1] + counts[1:], 99)]
-    assert order == ["dog", "park", "photo"] and set(order) <= set(everything)
-    for number in range(1, 9):
-        chosen = set(caption.distinctive(counts, number))
-        assert "dog" in chosen and ("photo" not in chosen or "park" in chosen)
+@pytest.mark.parametrize("per_cluster", range(1, 8))
+def test_the_choice_is_that_of_the_formula(per_cluster):
+    """share × log(1 + clusters / sum of shares), computed text by text."""
+    clusters = (DOGS, CARS, ["photo fish", "fish red", "fish"])
+    words = {word for texts in clusters for text in texts for word in caption.ngrams(text)}
+    hits = {w: [sum(w in caption.ngrams(t) for t in texts) for texts in clusters] for w in words}
+    expected = set()
+    for number in range(3):
+        scores = {}
+        for word, counted in hits.items():
+            shares = [
+                n / len(texts) if n >= 2 else 0 for n, texts in zip(counted, clusters, strict=True)
+            ]
+            if shares[number] >= caption.MIN_SHARE:
+                scores[word] = shares[number] * np.log(1 + 3 / sum(shares))
+        expected |= set(sorted(scores, key=lambda w: (-round(scores[w], 12), w))[:per_cluster])
+    assert caption.distinctive(counts_of(*clusters), per_cluster) == sorted(expected)
 
 
 def test_rarities_are_no_candidates():
@@ -213,7 +220,7 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     manifest = caption.run(caption.Config(alt_texts=5), paths)
     rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
-    assert (best[0], best[2]) == ("dog", "pizza")
+    assert best[0] == "dog" and "pizza" in best[2]
     assert manifest["captions"] == [best[0], best[1], best[2]]
     assert "SECRET" not in str(rows) and "secret" not in str(rows)
     sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}

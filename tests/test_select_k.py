@@ -142,8 +142,8 @@ def test_the_bands_widen_with_the_resamples():
 
 
 def test_clusters_are_numbered_by_size():
-    count = torch.tensor([5.0, 1, 30, 20, 4, 30], dtype=torch.float64)
-    assert select_k.numbered([0, 1, 2, 2, 0, 3], count).tolist() == [2, 3, 0, 0, 2, 1]
+    count = torch.tensor([5.0, 30, 1, 20, 4, 30], dtype=torch.float64)
+    assert select_k.numbered([0, 1, 2, 1, 0, 3], count).tolist() == [2, 0, 3, 0, 2, 1]
     equal = torch.ones(3, dtype=torch.float64)
     assert select_k.numbered([0, 1, 2], equal).tolist() == [0, 1, 2]
 

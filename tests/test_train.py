@@ -311,7 +311,7 @@ def test_two_workers_give_the_history_of_one(trained, unfinished):
         tables.read(paths.network.file("history.parquet")) for paths in (trained[0], unfinished)
     )
     for name in ("step", "loss", "expansion", "compression", "regularizer", "gradient_norm"):
-        np.testing.assert_allclose(two[name].to_numpy(), one[name].to_numpy(), atol=1e-4)
+        np.testing.assert_allclose(two[name].to_numpy(), one[name].to_numpy(), rtol=1e-4)
     manifests = [paths.network.manifest() for paths in (trained[0], unfinished)]
     assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
 
