@@ -74,10 +74,8 @@ def settings_help(*sections: str) -> str:
     """What may be set, with defaults and units, for the end of --help."""
     rows = config.describe({name: KINDS[name] for name in sections})
     width = max(len(name) for name, _, _ in rows)
-    lines = [f"  {name:<{width}}  {help} [{default}]" for name, default, help in rows]
-    return "\b\nSettings, for --set section.key=value or the TOML file [default]:\n" + "\n".join(
-        lines
-    )
+    head = "\b\nSettings, for --set section.key=value or the TOML file [default]:"
+    return "\n".join([head, *(f"  {n:<{width}}  {help} [{default}]" for n, default, help in rows)])
 
 
 def _begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
@@ -209,10 +207,10 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=kind)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         with cluster.session():
-            code = app(list(arguments) or ["--help"], standalone_mode=False)
+            code = app(arguments, prog_name="ratecluster", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
@@ -229,11 +227,11 @@ def _failed(error: Exception) -> int:
     cause = underlying(error)
     if type(cause) is UserError:
         return _say(str(cause), 2)
-    if said := SAID.findall(str(cause)):  # of an actor's __init__ Ray keeps the text only
+    if said := SAID.findall(f"{error}\n{cause}"):  # of what an actor raised Ray keeps the text
         return _say(said[-1], 2)
     log.error("ratecluster failed", exc_info=error)
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return _say(f"failed: {type(cause).__name__}: {lines[-1] if lines else 'no reason given'}", 1)
+    reason = (str(cause).strip() or "no reason given").splitlines()[-1]
+    return _say(f"failed: {type(cause).__name__}: {reason}", 1)
 
 
 def underlying(error: BaseException) -> BaseException:

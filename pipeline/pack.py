@@ -103,9 +103,8 @@ def folder_pictures(folder: str) -> tuple[list[Picture], int]:
         found += [Path(place, name) for name in images]
         left_out += len(names) - len(images) - len(captions)
     if not found:
-        raise UserError(
-            f"--from {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) among {left_out} files"
-        )
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"--from {folder}: no images ({kinds}) among {left_out} files")
     return [_file_picture(path, root) for path in sorted(found)], left_out
 
 
