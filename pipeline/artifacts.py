@@ -1,5 +1,6 @@
 """What passes between the rooms: each stage's folder, and the columns of each table."""
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,8 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import config
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
+
+log = logging.getLogger(__name__)
 
 IDENTITY = [
     ("sample_id", pa.string()),  # "{shard}/{key}", unique in a run
@@ -82,7 +86,7 @@ CAPTIONS = pa.schema(
         ("cluster_id", pa.int32()),
         ("rank", pa.int32()),  # 0 is the best caption
         ("caption", pa.string()),
-        ("share", pa.float32()),  # of the cluster's votes, 0 to 1
+        ("share", pa.float32()),  # of the cluster's scores, 0 to 1
         ("source", pa.string()),  # vocabulary | alt text
     ]
 )
@@ -137,15 +141,23 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
     )
 
 
-def label_name(column: str) -> str:
-    """The name in labels of an original json column: its own, unless one of ours has it."""
-    ours = {name for name, _ in [*IDENTITY, *LABEL]}
-    return f"input_{column}" if column in ours else column
+def label_names(kinds: Iterable[str]) -> dict[str, str]:
+    """Original json column -> its name in labels: its own, `input_…` where that is taken."""
+    taken = {name for name, _ in [*IDENTITY, *LABEL]}
+    names: dict[str, str] = {}
+    for column in sorted(kinds, key=lambda column: (column in taken, column)):
+        name = column
+        while name in taken:
+            name = f"input_{name}"
+        taken.add(name)
+        names[column] = name
+    return names
 
 
 def labels_schema(kinds: dict[str, str]) -> pa.Schema:
     """Rows of `labels/{stem}.parquet`; `kinds` are those of the run's json columns."""
-    originals = [(label_name(name), columns.TYPES[kind]) for name, kind in sorted(kinds.items())]
+    names = label_names(kinds)
+    originals = [(names[column], columns.TYPES[kind]) for column, kind in sorted(kinds.items())]
     return pa.schema([*IDENTITY, *LABEL, *originals])
 
 
@@ -218,6 +230,20 @@ class RunPaths:
     def evaluation_json(self) -> str:
         """Written by evaluate."""
         return f"{self.root.rstrip('/')}/evaluation.json"
+
+
+def finished(stage: str, folder: Folder, made_of: str, cfg: Any) -> dict[str, Any] | None:
+    """The manifest of a stage that is done as asked for, else None; says which, and if an earlier
+    one is in the way, what differs."""
+    manifest = folder.peek()
+    if manifest is None:
+        return None
+    if manifest["fingerprint"] == made_of:
+        log.info("%s: already done, %s", stage, folder.url)
+        return manifest
+    differs = config.differences(stage, manifest.get("config", {}), cfg)
+    log.info("%s: made again, %s", stage, differs or "what it reads has changed")
+    return None
 
 
 def part_facts(folder: Folder, stems: Iterable[str]) -> dict[str, dict[str, Any]]:

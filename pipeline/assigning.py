@@ -22,6 +22,7 @@ from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 
 TYPICAL = 24  # members of each cluster kept as exemplars
+MEMBER = ["sample_id", "shard", "key", "image_member", "tar_offset", "tar_size", "caption"]
 BATCH_ROWS = 4096  # through the network at once
 
 
@@ -35,9 +36,11 @@ def load_network(paths: artifacts.RunPaths) -> Network:
     return network.eval()
 
 
-def part_features(url: str, network: Network) -> Iterator[tuple[pa.Table, Tensor]]:
+def part_features(
+    url: str, network: Network, columns: list[str]
+) -> Iterator[tuple[pa.Table, Tensor]]:
     """(rows, their z (b, d)) of one part of the embeddings, BATCH_ROWS at a time."""
-    table = tables.read(url)
+    table = tables.read(url, columns)
     for start in range(0, table.num_rows, BATCH_ROWS):
         rows = table.slice(start, BATCH_ROWS)
         x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
@@ -59,10 +62,11 @@ def assign_part(source: str, target: str, assigner: Assigner) -> tuple[np.ndarra
     """Commit one part of the assignments; returns cluster sizes (k,) and its typical members."""
     k = int(assigner.cluster_of.max()) + 1
     found, members = [], []
-    for rows, z in part_features(source, assigner.network):
+    wanted = [*MEMBER, "embedding"]
+    for rows, z in part_features(source, assigner.network, wanted):
         a = assignment.assign(z, assigner.table, assigner.cluster_of, assigner.eta, artifacts.TOP)
         found.append(_assignment_rows(rows, a))
-        members.append(rows.drop_columns(["embedding", "json"]))
+        members.append(rows.select(MEMBER))
     table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
     sizes = np.bincount(table["cluster_id"].to_numpy(), minlength=k)

@@ -258,9 +258,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     model = embedded["config"]["model"]
     names = check(cfg, model)
     made_of = config.fingerprint(cfg, clustered["fingerprint"], names)
-    if paths.captions.is_done(made_of):
-        log.info("caption: already done, %s", paths.captions.url)
-        return paths.captions.manifest()
+    if manifest := artifacts.finished("caption", paths.captions, made_of, cfg):
+        return manifest
     paths.captions.clear()
     k = len(clustered["sizes"])
     chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]])

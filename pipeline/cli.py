@@ -174,6 +174,8 @@ def run_command(
     caption.check(sections["caption"], sections["embed"].model)
     storage.check_writable(root)
     embed.run(sections["embed"], found, paths, overwrite)
+    if sections["evaluate"].label:
+        evaluate.check(sections["evaluate"], paths)
     for stage in (train, select_k, caption, write):
         stage.run(sections[stage.__name__.rpartition(".")[2]], paths)
     if sections["evaluate"].label:

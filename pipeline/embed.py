@@ -12,11 +12,11 @@ that its shard is done. Core: `embed_shard` (no Ray). Worker: `Embedder`. Shell:
 import json
 import logging
 import os
-import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,8 +72,8 @@ class Config:
 class ShardRows:
     """What one shard has become so far: rows, their embeddings, rejects."""
 
-    def __init__(self, encoder: clip.Encoder, lock: threading.Lock) -> None:
-        self.encoder, self.lock = encoder, lock
+    def __init__(self, encoder: clip.Encoder, thread: ThreadPoolExecutor) -> None:
+        self.encoder, self.thread = encoder, thread
         self.rows: list[Row] = []
         self.rejects: list[Row] = []
         self.embeddings: list[np.ndarray] = []
@@ -82,10 +82,8 @@ class ShardRows:
     def encode(self, batch: list[tuple[Row, np.ndarray]]) -> None:
         """One batch through the model; a sample whose embedding is not finite is rejected."""
         pixels = np.stack([pixels for _, pixels in batch])
-        with self.lock:
-            started = time.perf_counter()
-            encoded = self.encoder.encode_images(pixels)
-            self.compute_s += time.perf_counter() - started
+        encoded, seconds = self.thread.submit(_timed, self.encoder, pixels).result()
+        self.compute_s += seconds
         finite = np.isfinite(encoded).all(axis=1)
         for (row, _), good in zip(batch, finite, strict=True):
             if good:
@@ -101,20 +99,27 @@ class ShardRows:
         return np.concatenate([empty, *self.embeddings])
 
 
+def _timed(encoder: clip.Encoder, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    encoded = encoder.encode_images(pixels)
+    return encoded, time.perf_counter() - started
+
+
 def embed_shard(
     shard: Shard,
     encoder: clip.Encoder,
-    lock: threading.Lock,
+    thread: ThreadPoolExecutor,
     cfg: Config,
     paths: artifacts.RunPaths,
 ) -> dict[str, Any]:
     """Read, decode and encode one shard, commit its rejects and its part; returns its facts.
 
     Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
-    lock is around the model, which several shards share.
+    model runs in `thread`, a pool of one that all shards share: torch keeps a team of OpenMP
+    threads for every thread that calls it, and idle teams spin.
     """
     began = time.time()
-    out = ShardRows(encoder, lock)
+    out = ShardRows(encoder, thread)
     threads, ahead = cfg.decode_threads or os.cpu_count() or 1, LOOKAHEAD_BATCHES * cfg.batch_size
     decoder = Decoder(shard.stem, encoder.prepare, cfg.max_pixels, threads, ahead)
     with storage.open_read(shard.url) as stream:
@@ -169,7 +174,7 @@ class Embedder:
     """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
 
     def __init__(self, cfg: Config, paths: artifacts.RunPaths, threads: int) -> None:
-        self.cfg, self.paths, self.lock = cfg, paths, threading.Lock()
+        self.cfg, self.paths, self.thread = cfg, paths, ThreadPoolExecutor(1)
         self.encoder = clip.load(
             cfg.model, cfg.pretrained, device=cfg.device, precision=cfg.precision, threads=threads
         )
@@ -179,7 +184,7 @@ class Embedder:
         shard = Shard(**json.loads(row["shard"]))
         try:
             facts = storage.retry(
-                lambda: embed_shard(shard, self.encoder, self.lock, self.cfg, self.paths)
+                lambda: embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths)
             )
             return {"facts": json.dumps(facts), "error": ""}
         except Exception as error:  # a row, so that one shard does not stop the others
@@ -190,6 +195,7 @@ class Embedder:
 def check(cfg: Config) -> None:
     """Raise UserError for an unknown model, tag or checkpoint; loads nothing."""
     clip.check(cfg.model, cfg.pretrained)
+    clip.choose_precision(cfg.model, "cpu", cfg.precision)
 
 
 def plan(

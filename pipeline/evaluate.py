@@ -147,6 +147,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def check(cfg: Config, paths: artifacts.RunPaths) -> str:
+    """The json field of the truth; UserError if no sample of the embedded ones has it."""
+    embedded, field = paths.embeddings.manifest(), cfg.label or "label"
+    if field not in embedded["columns"]:
+        raise _no_label(field, embedded)
+    return field
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json, log the table."""
     embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
@@ -158,9 +166,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     if result.get("fingerprint") == made_of:
         log.info("evaluate: already done, %s\n%s", paths.evaluation_json, table(result))
         return result
-    field = cfg.label or "label"
-    if field not in embedded["columns"]:
-        raise _no_label(field, embedded)
+    field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
     samples = read_all(stems, field, cfg.baseline, paths)
     if not len(samples.truth):

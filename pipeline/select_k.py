@@ -107,7 +107,7 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> Statistics:
         torch.zeros(p, d, d, dtype=torch.float64),
     )
     for url in urls:
-        for _, z in part_features(url, network):
+        for _, z in part_features(url, network, ["embedding"]):
             more = coding_rate.statistics(z, assignment.nearest(z, table), p)
             total = tuple(a + b for a, b in zip(total, more, strict=True))  # type: ignore[assignment]
     return total
@@ -185,9 +185,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Choose k, assign every sample, check the counts, commit the manifest."""
     embedded = paths.embeddings.manifest()
     made_of = config.fingerprint(cfg, paths.network.manifest()["fingerprint"])
-    if paths.clusters.is_done(made_of):
-        log.info("select_k: already done, %s", paths.clusters.url)
-        return paths.clusters.manifest()
+    if manifest := artifacts.finished("select_k", paths.clusters, made_of, cfg):
+        return manifest
     for folder in (paths.clusters, paths.assignments):
         folder.clear()
     stems = [s["shard"]["stem"] for s in embedded["shards"]]

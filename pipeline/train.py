@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
+import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -166,6 +167,7 @@ def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[
     steps = total_steps(len(x), cfg.batch_size, cfg.epochs)
     network = state.network.train()
     network.gather_with(workers.gather)
+    device = next(network.parameters()).device
     while state.step < steps:
         started = time.perf_counter()
         if state.step == cfg.warm_up_steps:
@@ -173,7 +175,7 @@ def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[
         rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
         state.optimizer.zero_grad()
         try:
-            terms = _terms(cfg, network, x[rows].float(), state.step, workers)
+            terms = _terms(cfg, network, x[rows].to(device).float(), state.step, workers)
         except torch.linalg.LinAlgError as error:  # of a determinant of NaN
             raise _diverged(state.step, "features are not finite") from error
         terms.loss.backward()
@@ -266,7 +268,7 @@ def worker(job: Job) -> None:
     ids, sample = read_sample(job.parts, job.cfg.seed)
     x = torch.from_numpy(sample)
     cfg = fitted(job.cfg, len(x), x.shape[1])
-    network = new_network(cfg, x.shape[1])
+    network = new_network(cfg, x.shape[1]).to(ray.train.torch.get_device())
     state = State(network, new_optimizer(cfg, network), 0, [])
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
     checkpoints.restore(state)
@@ -282,7 +284,7 @@ def worker(job: Job) -> None:
 
 
 def _write(cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifacts.RunPaths) -> None:
-    network = state.network.eval()
+    network = state.network.eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
     shape = {"input_dim": x.shape[1], "hidden_dim": cfg.hidden_dim, "feature_dim": cfg.feature_dim}
@@ -306,10 +308,13 @@ def _write(cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifact
 def _train(job: Job) -> None:
     """Ray Train around `worker`; a worker that dies is started again, from the last checkpoint."""
     cfg = job.cfg
+    gpu = ray.cluster_resources().get("GPU", 0) >= cfg.workers
     with tempfile.TemporaryDirectory(prefix="ratecluster-train-") as scratch:
         trainer = TorchTrainer(
             lambda: worker(job),
-            scaling_config=ScalingConfig(num_workers=cfg.workers, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=cfg.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}
+            ),
             run_config=RunConfig(
                 storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)
             ),
@@ -321,17 +326,17 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
     """Show the board until training is over."""
     while not over.wait(0.5):
         step, steps, samples = ray.get(board.read.remote())
-        progress.total = steps
-        progress.advance(step - progress.units, samples - progress.samples)
+        if steps:  # before that the workers are starting
+            progress.total = steps
+            progress.advance(step - progress.units, samples - progress.samples)
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = paths.embeddings.manifest()
     made_of = config.fingerprint(cfg, embedded["fingerprint"])
-    if paths.network.is_done(made_of):
-        log.info("train: already done, %s", paths.network.url)
-        return paths.network.manifest()
+    if manifest := artifacts.finished("train", paths.network, made_of, cfg):
+        return manifest
     parts = plan(embedded["shards"], paths, cfg.max_samples)
     fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
     cluster.join()

@@ -71,10 +71,11 @@ def label_rows(stem: str, job: Job) -> pa.Table:
     for row in rejected.to_pylist():
         rows.append({**row, "status": "rejected", "error_message": row["reason"]})
     rows.sort(key=lambda row: row["index"])
+    names = artifacts.label_names(job.kinds)
     for row in rows:
         originals = columns.parse(row["json"])
-        for name, kind in job.kinds.items():
-            row[artifacts.label_name(name)] = columns.value(originals.get(name), kind)
+        for name, own in names.items():
+            row[own] = columns.value(originals.get(name), job.kinds[name])
         if row["caption"] is None and isinstance(originals.get("caption"), str):
             row["caption"] = originals["caption"]
     return pa.Table.from_pylist(rows, schema=artifacts.labels_schema(job.kinds))
@@ -194,9 +195,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         clustered["fingerprint"],
         paths.captions.manifest()["fingerprint"],
     )
-    if paths.labels.is_done(made_of):
-        log.info("write: already done, %s", paths.labels.url)
-        return paths.labels.manifest()
+    if manifest := artifacts.finished("write", paths.labels, made_of, cfg):
+        return manifest
     shards = [s["shard"] for s in embedded["shards"]]
     known = artifacts.part_facts(paths.labels, [shard["stem"] for shard in shards])
     done = {stem for stem, facts in known.items() if facts.get("made_of") == made_of}

@@ -40,7 +40,11 @@ def test_the_subspace_network_keeps_directions(run):
 def test_part_features_in_batches_are_those_of_the_whole(run, monkeypatch):
     paths, x, ids, assigner = run
     monkeypatch.setattr(assigning, "BATCH_ROWS", 16)
-    found = list(assigning.part_features(paths.embeddings.file("00002.parquet"), assigner.network))
+    found = list(
+        assigning.part_features(
+            paths.embeddings.file("00002.parquet"), assigner.network, ["sample_id", "embedding"]
+        )
+    )
     assert [len(z) for _, z in found] == [16] * 5 + [10]
     assert [i for rows, _ in found for i in rows["sample_id"].to_pylist()] == ids[70:]
     z = torch.cat([z for _, z in found]).numpy()

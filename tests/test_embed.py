@@ -1,5 +1,5 @@
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -30,8 +30,9 @@ def parts(root) -> dict[str, bytes]:
 
 def embed_alone(shards, root, encoder, cfg=CFG):
     paths = artifacts.RunPaths(str(root))
-    lock = threading.Lock()
-    return [embed.embed_shard(shard, encoder, lock, cfg, paths) for shard in shards], paths
+    with ThreadPoolExecutor(1) as thread:
+        found = [embed.embed_shard(shard, encoder, thread, cfg, paths) for shard in shards]
+    return found, paths
 
 
 def test_every_sample_is_a_row_or_a_reject(tiny_shards, tmp_path, encoder):

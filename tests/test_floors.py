@@ -14,7 +14,7 @@ VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
     **{room: set() for room in ("errors", "metrics", "progress", "cluster", "mcr2")},
     **{room: {"errors"} for room in ("config", "store", "vision")},
-    "artifacts": {"store"},
+    "artifacts": {"config", "store"},
     "tasks": {"cluster"},
     **dict.fromkeys(FIRST - {"artifacts", "tasks"}, CORE),
     **dict.fromkeys(STAGES, GROUND | FIRST),
