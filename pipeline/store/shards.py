@@ -158,8 +158,10 @@ class ShardReader:
             if self._tar is None:
                 self._tar = tarfile.TarFile(
                     fileobj=self._source, tarinfo=BoundedHeader, encoding="utf-8", errors=ANY_BYTES
-                )
-            header = self._tar.next()
+                )  # reads the first header
+                header = self._tar.next() if self._tar.firstmember else None  # type: ignore[attr-defined]
+            else:
+                header = self._tar.next()
             self._tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
         except MemoryError:
             raise
