@@ -8,12 +8,10 @@ Candidates are a vocabulary and the n-grams of the samples' own alt texts that s
 (class-based tf-idf). Every member's picture gives its votes: its TOP_VOTES largest softmax
 probabilities over all candidates (CPP, Chu et al. 2024); what the members' own words say of a
 candidate is added. Ground truth is never read: only the caption (.txt) is.
-V candidates, D dimensions, k clusters. Core: `ngrams` … `ranked` (no Ray). Shell: `run`.
+V candidates, D dimensions, k clusters. Core: `alt_texts`, `votes`, `ranked` (no Ray). Shell: `run`.
 """
 
 import logging
-import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +22,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from pipeline import artifacts, cluster, config, tasks
+from pipeline import alt_texts, artifacts, cluster, config, tasks
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress
@@ -37,14 +35,6 @@ RANKED = 10  # captions kept per cluster
 BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
 TEXTS_PER_CALL = 4096  # candidates that one call of a text encoder does
 TEXTS_PER_BATCH = 256  # through the text encoder at once
-NGRAM_WORDS = 3
-KEPT_NGRAMS = 2000  # per cluster and task: bounds the memory of the counts
-MIN_SHARE = 0.05  # of a cluster's alt texts must hold an n-gram that becomes a candidate
-STOPWORDS = frozenset(
-    """a an and are as at be by for from has have in into is it its of on or that the this to was
-    with you your i we he she they not no""".split()  # noqa: SIM905 - a list of words reads as one
-)
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*", re.UNICODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,92 +66,15 @@ def check(cfg: Config, model: str) -> list[str]:
     return vocabulary.load(cfg.vocabulary or vocabulary.default(model))
 
 
-def ngrams(text: str) -> set[str]:
-    """The n-grams of 1 to 3 words of an alt text that neither begin nor end in a stop word."""
-    words = WORD.findall(text.lower())
-    found = set()
-    for start in range(len(words)):
-        for stop in range(start + 1, min(start + NGRAM_WORDS, len(words)) + 1):
-            if words[start] not in STOPWORDS and words[stop - 1] not in STOPWORDS:
-                found.add(" ".join(words[start:stop]))
-    return found
-
-
-Counts = list[Counter[str]]  # of each cluster: alt texts that hold an n-gram; "" counts all texts
-
-
-def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> Counts:
+def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_texts.Counts:
     """N-grams of the members of each cluster, over some parts; the rare ones dropped."""
-    counts: Counts = [Counter() for _ in range(k)]
+    counts: alt_texts.Counts = [Counter() for _ in range(k)]
     for stem in stems:
         rows, clusters = _joined(stem, paths, ["sample_id", "caption"])
         for number, text in zip(clusters.tolist(), rows["caption"].to_pylist(), strict=True):
             if text:
-                counts[number].update(ngrams(text[:1000]) | {""})
-    return [trimmed(counter) for counter in counts]
-
-
-def trimmed(counter: Counter[str]) -> Counter[str]:
-    """The KEPT_NGRAMS commonest of one cluster, ties by name."""
-    if len(counter) <= KEPT_NGRAMS:
-        return counter
-    return Counter(
-        dict(sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:KEPT_NGRAMS])
-    )
-
-
-def shares(counts: Counts) -> list[dict[str, float]]:
-    """Of each cluster: the share of its alt texts that hold an n-gram, where it is no rarity."""
-    return [
-        {name: n / counter[""] for name, n in counter.items() if name and n >= 2}
-        for counter in counts
-    ]
-
-
-def distinctive(counts: Counts, per_cluster: int) -> list[str]:
-    """The n-grams of largest class-based tf-idf of each cluster, all clusters together, sorted.
-
-    tf is the share of the cluster's texts that hold the n-gram (at least MIN_SHARE), idf is
-    log(1 + clusters / sum of its shares) as in BERTopic's c-TF-IDF (Grootendorst 2022), with
-    shares in place of counts so that large clusters do not rule.
-    """
-    found = shares(counts)
-    spread = _spread(found)
-    chosen: set[str] = set()
-    for own in found:
-        scores = {
-            name: share * math.log(1 + len(counts) / spread[name])
-            for name, share in own.items()
-            if share >= MIN_SHARE
-        }
-        chosen.update(sorted(scores, key=lambda name: (-scores[name], name))[:per_cluster])
-    return sorted(chosen)
-
-
-def text_scores(counts: Counts, names: list[str]) -> np.ndarray:
-    """How well each candidate sums up the alt texts of each cluster, (k, V), 0 to 1.
-
-    The share of the cluster's texts that hold it, times its share of all clusters' such shares: 1
-    where every text of this cluster holds it and none of another.
-    """
-    found = shares(counts)
-    spread = _spread(found)
-    scores = np.zeros((len(counts), len(names)))
-    column_of = {name.lower(): column for column, name in enumerate(names)}
-    for row, own in zip(scores, found, strict=True):
-        for name, share in own.items():
-            if share >= MIN_SHARE and name in column_of:
-                row[column_of[name]] = share * share / spread[name]
-    return scores
-
-
-def _spread(found: list[dict[str, float]]) -> dict[str, float]:
-    """The sum over clusters of the shares of each n-gram."""
-    spread: dict[str, float] = {}
-    for own in found:
-        for name, share in own.items():
-            spread[name] = spread.get(name, 0.0) + share
-    return spread
+                counts[number].update(alt_texts.ngrams(text[:1000]) | {""})
+    return [alt_texts.trimmed(counter) for counter in counts]
 
 
 def votes(
@@ -266,7 +179,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     passes = 2 if cfg.alt_texts else 1
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
         counts = _all_counts(chunks, paths, k, cfg, progress)
-        own = distinctive(counts, cfg.alt_texts)
+        own = alt_texts.distinctive(counts, cfg.alt_texts)
         known = {name.casefold() for name in names}
         candidates = names + [name for name in own if name not in known]
         texts = encode(candidates, cfg, model, embedded["config"]["pretrained"])
@@ -275,7 +188,9 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         for chunk, more in zip(chunks, counted, strict=True):
             total += more
             progress.advance(len(chunk))
-    table = ranked(combined(total, text_scores(counts, candidates)), candidates, set(own) - known)
+    table = ranked(
+        combined(total, alt_texts.text_scores(counts, candidates)), candidates, set(own) - known
+    )
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
@@ -299,14 +214,14 @@ def _all_counts(
     k: int,
     cfg: Config,
     progress: StageProgress,
-) -> Counts:
+) -> alt_texts.Counts:
     """`count_ngrams` over all parts; empty where alt texts are not to be candidates."""
-    counts: Counts = [Counter() for _ in range(k)]
+    counts: alt_texts.Counts = [Counter() for _ in range(k)]
     if cfg.alt_texts:
         found = tasks.results(count_ngrams, chunks, paths, k)
         for chunk, more in zip(chunks, found, strict=True):
             for counter, extra in zip(counts, more, strict=True):
                 counter.update(extra)
-            counts = [trimmed(counter) for counter in counts]
+            counts = [alt_texts.trimmed(counter) for counter in counts]
             progress.advance(len(chunk))
     return counts
