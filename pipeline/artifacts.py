@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import config
+from pipeline.errors import UserError
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
 
@@ -230,6 +231,34 @@ class RunPaths:
     def evaluation_json(self) -> str:
         """Written by evaluate."""
         return f"{self.root.rstrip('/')}/evaluation.json"
+
+
+MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
+
+
+def upstream(paths: "RunPaths", last: str) -> dict[str, dict[str, Any]]:
+    """The manifests of the folders up to `last`, each made from the one before.
+
+    UserError, naming the command to run, where one is not there or was made from something that
+    has been made again since.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    before = ""
+    for name, command in MAKERS.items():
+        manifest = paths.folder(name).peek()
+        if manifest is None:
+            raise UserError(
+                f"{paths.root}: {command} has not finished there; run `ratecluster {command}` first"
+            )
+        if found and manifest["upstream"] != before:
+            raise UserError(
+                f"{paths.root}: what {name} was made from has been made again since; run "
+                f"`ratecluster {command}` again first"
+            )
+        found[name], before = manifest, manifest["fingerprint"]
+        if name == last:
+            return found
+    raise AssertionError(last)
 
 
 def finished(stage: str, folder: Folder, made_of: str, cfg: Any) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import scipy.sparse as sp
 import torch
 from ray.data import ActorPoolStrategy
 
@@ -31,6 +32,7 @@ from pipeline.vision import clip, vocabulary
 
 log = logging.getLogger(__name__)
 TOP_VOTES = 5  # candidates that a member votes for
+MOST_TASKS = 1024
 RANKED = 10  # captions kept per cluster
 BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
 TEXTS_PER_CALL = 4096  # candidates that one call of a text encoder does
@@ -74,15 +76,16 @@ def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_tex
         for number, text in zip(clusters.tolist(), rows["caption"].to_pylist(), strict=True):
             if text:
                 counts[number].update(alt_texts.ngrams(text[:1000]) | {""})
-    return [alt_texts.trimmed(counter) for counter in counts]
+        counts = [alt_texts.trimmed(counter) for counter in counts]
+    return counts
 
 
 def votes(
     stems: list[str], paths: artifacts.RunPaths, texts: np.ndarray, k: int, temperature: float
-) -> np.ndarray:
+) -> sp.csr_matrix:
     """Summed votes (k, V) of the members of each cluster over some parts; texts (V, D) unit."""
     candidates = torch.from_numpy(texts)
-    total = torch.zeros(k, len(texts), dtype=torch.float64)
+    total = sp.csr_matrix((k, len(texts)))
     for stem in stems:
         rows, clusters = _joined(stem, paths, ["sample_id", "embedding"])
         x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
@@ -90,10 +93,10 @@ def votes(
             batch = slice(start, start + BATCH_ROWS)
             shares = torch.softmax(x[batch] @ candidates.T / temperature, dim=1)
             top = shares.topk(min(TOP_VOTES, len(texts)), dim=1)
-            own = torch.from_numpy(clusters[batch].astype(np.int64))[:, None]
-            where = (own * len(texts) + top.indices).ravel()
-            total.view(-1).index_add_(0, where, top.values.double().ravel())
-    return total.numpy()
+            own = np.repeat(clusters[batch], top.indices.shape[1])
+            cells = (top.values.double().numpy().ravel(), (own, top.indices.numpy().ravel()))
+            total = total + sp.csr_matrix(cells, shape=total.shape)
+    return total
 
 
 def combined(total: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -167,7 +170,8 @@ def encode(names: list[str], cfg: Config, model: str, pretrained: str) -> np.nda
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Gather candidates, count votes, commit the ranking, then the manifest."""
-    embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
+    made = artifacts.upstream(paths, "clusters")
+    embedded, clustered = made["embeddings"], made["clusters"]
     model = embedded["config"]["model"]
     names = check(cfg, model)
     made_of = config.fingerprint(cfg, clustered["fingerprint"], names)
@@ -175,7 +179,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         return manifest
     paths.captions.clear()
     k = len(clustered["sizes"])
-    chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]])
+    chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]], MOST_TASKS)
     passes = 2 if cfg.alt_texts else 1
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
         counts = _all_counts(chunks, paths, k, cfg, progress)
@@ -183,18 +187,21 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         known = {name.casefold() for name in names}
         candidates = names + [name for name in own if name not in known]
         texts = encode(candidates, cfg, model, embedded["config"]["pretrained"])
-        total = np.zeros((k, len(candidates)))
+        total = sp.csr_matrix((k, len(candidates)))
         counted = tasks.results(votes, chunks, paths, texts, k, cfg.temperature)
         for chunk, more in zip(chunks, counted, strict=True):
-            total += more
+            total = total + more
             progress.advance(len(chunk))
     table = ranked(
-        combined(total, alt_texts.text_scores(counts, candidates)), candidates, set(own) - known
+        combined(total.toarray(), alt_texts.text_scores(counts, candidates)),
+        candidates,
+        set(own) - known,
     )
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
         made_of,
+        upstream=clustered["fingerprint"],
         config=config.facts(cfg),
         candidates=len(candidates),
         from_alt_texts=len(candidates) - len(names),

@@ -42,7 +42,6 @@ KINDS: dict[str, type] = {
     "report": report.Config,
 }
 LARGEST = 10  # clusters in the summary
-MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
 INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
 SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
@@ -119,19 +118,8 @@ def embed_command(
     embed.run(sections["embed"], found, paths, overwrite)
 
 
-def _check_before(needs: str, paths: artifacts.RunPaths) -> None:
-    """Raise UserError that names the first stage without which `needs`, a folder, is not there."""
-    for folder, command in MAKERS.items():
-        if paths.folder(folder).peek() is None:
-            raise UserError(
-                f"{paths.root}: {command} has not finished there; run `ratecluster {command}` first"
-            )
-        if folder == needs:
-            return
-
-
-def _add_stage(name: str, stage: Any, needs: str, help: str) -> None:
-    """A command for a stage that needs nothing but the run's root, and what is in `needs`."""
+def _add_stage(name: str, stage: Any, help: str) -> None:
+    """A command for a stage that needs nothing but what lies in the run's root."""
     section = name.replace("-", "_")
 
     def command(
@@ -141,18 +129,17 @@ def _add_stage(name: str, stage: Any, needs: str, help: str) -> None:
         address: Address = None,
     ) -> None:
         sections, paths = _begin(root, config_file, sets, address)
-        _check_before(needs, paths)
         stage.run(sections[section], paths)
 
     app.command(name, epilog=settings_help(section), help=help)(command)
 
 
-_add_stage("train", train, "embeddings", "Embeddings to the network that makes clusters visible.")
-_add_stage("select-k", select_k, "network", "Choose the number of clusters; assign every sample.")
-_add_stage("caption", caption, "clusters", "Ranked captions for every cluster.")
-_add_stage("write", write, "captions", "Labels, labelled shards and the table of clusters.")
-_add_stage("report", report, "captions", "One self-contained page to look at.")
-_add_stage("evaluate", evaluate, "clusters", "Accuracy against a json field that holds the truth.")
+_add_stage("train", train, "Embeddings to the network that makes clusters visible.")
+_add_stage("select-k", select_k, "Choose the number of clusters; assign every sample.")
+_add_stage("caption", caption, "Ranked captions for every cluster.")
+_add_stage("write", write, "Labels, labelled shards and the table of clusters.")
+_add_stage("report", report, "One self-contained page to look at.")
+_add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
 
 
 @app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))
@@ -191,7 +178,8 @@ def summary(paths: artifacts.RunPaths) -> str:
     captions = paths.captions.manifest()["captions"]
     lines = [
         f"{embedded['samples']:,} samples in {len(embedded['shards']):,} shards: "
-        f"{embedded['embedded']:,} labelled, {embedded['rejected']:,} rejected",
+        f"{embedded['embedded']:,} labelled, {embedded['rejected']:,} rejected"
+        + (f", {embedded['damaged']:,} shards damaged" if embedded["damaged"] else ""),
         f"{clusters['k']} clusters (fewest bits at {clusters['k_best']}, band "
         f"{clusters['k_low']} to {clusters['k_high']}); the largest:",
     ]

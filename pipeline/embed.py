@@ -205,36 +205,63 @@ def plan(
 
     Raises UserError where parts of other settings lie, unless they may be overwritten.
     """
-    known = artifacts.part_facts(paths.embeddings, [shard.stem for shard in shards])
-    other = [facts for facts in known.values() if facts.get("stage") != config.fingerprint(cfg)]
-    if other and not overwrite:
-        what = config.differences("embed", other[0].get("config", {}), cfg) or "other settings"
-        raise UserError(
-            f"{paths.embeddings.url} holds {len(other)} parts made otherwise ({what}): choose "
-            "another --root, or pass --overwrite to make them again"
-        )
-    done = [
-        facts
-        for shard in shards
-        if (facts := known.get(shard.stem))
-        and facts.get("stage") == config.fingerprint(cfg)
-        and facts["shard"] == asdict(shard)
-    ]
-    stems = {facts["shard"]["stem"] for facts in done}
-    todo = [shard for shard in shards if shard.stem not in stems]
-    if changed := [shard.stem for shard in todo if shard.stem in known and not overwrite]:
-        log.info("embed: %d shards changed since they were embedded: redone", len(changed))
+    names = paths.embeddings.names()
+    stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+    known = artifacts.part_facts(paths.embeddings, stems)
+    other = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
+    done, todo, foreign = [], [], []
+    for shard in shards:
+        facts = known.get(shard.stem)
+        if not facts or shard.stem in other:
+            todo.append(shard)
+        elif identity(facts["shard"]) == identity(asdict(shard)):
+            done.append({**facts, "shard": asdict(shard)})  # it may have moved
+        else:
+            todo.append(shard)
+            foreign += [shard] if facts["shard"]["url"] != shard.url else []
+    if overwrite:
+        for folder in (paths.embeddings, paths.rejects):
+            folder.remove({f"{stem}.parquet" for stem in other})
+    else:
+        _refuse(cfg, other, foreign, paths)
+    if changed := sum(shard.stem in known and shard.stem not in other for shard in todo):
+        log.info("embed: %d shards changed since they were embedded: redone", changed)
     return done, todo
+
+
+def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one content of a shard from another; where it lies does not."""
+    return shard["stem"], shard["size"], shard["version"]
+
+
+def _refuse(
+    cfg: Config, other: dict[str, Any], foreign: list[Shard], paths: artifacts.RunPaths
+) -> None:
+    """Raise UserError where days of work would be thrown away by a mistyped command."""
+    remedy = "choose another --root, or pass --overwrite to make them again"
+    if other:
+        before = next(iter(other.values())).get("config", {})
+        what = config.differences("embed", before, cfg) or "other settings"
+        raise UserError(
+            f"{paths.embeddings.url} holds {len(other)} parts made otherwise ({what}): {remedy}"
+        )
+    if foreign:
+        raise UserError(
+            f"{paths.embeddings.url} holds {len(foreign)} parts of other shards with the same "
+            f"names, {foreign[0].url} is not the {foreign[0].stem} they were made from: {remedy}"
+        )
 
 
 def run(
     cfg: Config, shards: list[Shard], paths: artifacts.RunPaths, overwrite: bool = False
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
-    made_of = config.fingerprint(cfg, [asdict(shard) for shard in shards])
-    if paths.embeddings.is_done(made_of):
+    made_of = config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
+    before = paths.embeddings.peek() or {}
+    urls = [shard["shard"]["url"] for shard in before.get("shards", ())]
+    if before.get("fingerprint") == made_of and urls == [shard.url for shard in shards]:
         log.info("embed: already done, %s", paths.embeddings.url)
-        return paths.embeddings.manifest()
+        return before
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
     failures = []
@@ -301,6 +328,7 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
         "embedded": sum(facts["embedded"] for facts in done),
         "rejected": sum(facts["rejected"] for facts in done),
         "reasons": dict(reasons),
+        "damaged": sum(facts["end"] != "complete" for facts in done),
         "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
         "conflicting_columns": sorted(clashes),
         "precisions": sorted({f"{f['device']} {f['precision']}" for f in done}),
@@ -337,5 +365,12 @@ def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: f
                 f"embed: {facts['rejected']} of {facts['samples']} samples of {name} were rejected "
                 f"({facts['reasons']}), more than embed.max_reject_fraction = {limit}; see rejects/"
             )
+    lost = [f for f in done if not f["samples"] and f["end"].startswith("damaged")]
+    if len(lost) > limit * len(done):
+        raise RuntimeError(
+            f"embed: {len(lost)} of {len(done)} shards cannot be read at all, more than "
+            f"embed.max_reject_fraction = {limit}; the first is {lost[0]['shard']['url']}: "
+            f"{lost[0]['end']}"
+        )
     if not manifest["embedded"]:
         raise RuntimeError("embed: no shard has a readable image; see rejects/ for the reasons")

@@ -157,7 +157,8 @@ def check(cfg: Config, paths: artifacts.RunPaths) -> str:
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json, log the table."""
-    embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
+    made = artifacts.upstream(paths, "clusters")
+    embedded, clustered = made["embeddings"], made["clusters"]
     captioned = paths.captions.peek()
     made_of = config.fingerprint(
         cfg, clustered["fingerprint"], captioned["fingerprint"] if captioned else None

@@ -81,7 +81,11 @@ class Run:
 
 def collect(paths: artifacts.RunPaths) -> Run:
     """The manifests; UserError names the stage that has not finished."""
-    clustered = paths.clusters.manifest()
+    made = artifacts.upstream(paths, "captions")
+    clustered, captioned = made["clusters"], made["captions"]
+    written = paths.labels.peek()
+    if written and written["upstream"] != captioned["fingerprint"]:
+        written = None
     evaluation = None
     if storage.exists(paths.evaluation_json):
         evaluation = json.loads(storage.read_bytes(paths.evaluation_json))
@@ -90,11 +94,11 @@ def collect(paths: artifacts.RunPaths) -> Run:
             evaluation = None
     return Run(
         paths.root,
-        paths.embeddings.manifest(),
-        paths.network.manifest(),
+        made["embeddings"],
+        made["network"],
         clustered,
-        paths.captions.manifest(),
-        paths.labels.peek(),
+        captioned,
+        written,
         evaluation,
     )
 
@@ -110,8 +114,7 @@ def cluster_rows(found: Run, paths: artifacts.RunPaths) -> list[Row]:
         row["share"] = row["size"] / max(1, found.clustered["samples"])
         row["caption"] = row["captions"][0]["caption"] if row["captions"] else None
     if found.written:
-        table = tables.read(paths.clusters_table).to_pylist()
-        for more in table if [more["size"] for more in table] == sizes else ():
+        for more in tables.read(paths.clusters_table).to_pylist():
             row = rows[more["cluster_id"]]
             row["bits"] = more["bits_per_sample"]
             row["nearest"] = [rows[near] for near in more["nearest_clusters"][:NEAREST]]

@@ -31,10 +31,13 @@ from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.mcr2.network import Network
+from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress
 from pipeline.store import tables
 
 log = logging.getLogger(__name__)
+MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
+MOST_TASKS = 1024
 FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 ROUNDING = 1e-4  # of all samples: so many may be assigned otherwise than they were counted
@@ -95,21 +98,12 @@ def over_segment(z: Tensor, cfg: Config) -> Tensor:
     return assignment.prototypes(z, labels, int(labels.max()) + 1)
 
 
-Statistics = tuple[Tensor, Tensor, Tensor]  # count (p,), sum (p, d), Gram (p, d, d), float64
-
-
-def statistics(urls: list[str], network: Network, table: Tensor) -> Statistics:
+def statistics(urls: list[str], network: Network, table: Tensor) -> coding_rate.Statistics:
     """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
-    p, d = table.shape
-    total = (
-        torch.zeros(p, dtype=torch.float64),
-        torch.zeros(p, d, dtype=torch.float64),
-        torch.zeros(p, d, d, dtype=torch.float64),
-    )
+    total = coding_rate.no_statistics(*table.shape)
     for url in urls:
         for _, z in part_features(url, network, ["embedding"]):
-            more = coding_rate.statistics(z, assignment.nearest(z, table), p)
-            total = tuple(a + b for a, b in zip(total, more, strict=True))  # type: ignore[assignment]
+            coding_rate.accumulate(total, z, assignment.nearest(z, table))
     return total
 
 
@@ -121,7 +115,7 @@ class Choice:
     k_best: int  # of fewest bits
     k_low: int  # band of k_best over resamples
     k_high: int
-    flat_from: int  # ks whose bits are within FLAT of the saving from the fewest
+    flat_from: int  # ks around it whose bits are within FLAT of the saving: this is the knee
     flat_to: int
     curve: pa.Table  # CURVE
 
@@ -136,7 +130,9 @@ def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
     window = bits[low - 1 : high]
     best = int(window.argmin()) + low
     tolerance = FLAT * (bits[0] - window.min()).clamp(min=0)
-    flat = (window <= window.min() + tolerance).nonzero()[:, 0] + low
+    worse = (window > window.min() + tolerance).nonzero()[:, 0] + low
+    flat_from = max([low, *(k + 1 for k in worse.tolist() if k < best)])
+    flat_to = min([high, *(k - 1 for k in worse.tolist() if k > best)])
     levels = torch.tensor(BAND, dtype=torch.float64)
     shifted = resampled - resampled.mean(dim=0) + bits  # the spread, around the curve itself
     bests = shifted[:, low - 1 : high].argmin(dim=1).double() + low
@@ -146,7 +142,7 @@ def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
         dict(zip(artifacts.CURVE.names, map(list, columns), strict=True)), schema=artifacts.CURVE
     )
     k_low, k_high = bests.quantile(levels).round().int().tolist()
-    return Choice(cfg.k or best, best, k_low, k_high, int(flat.min()), int(flat.max()), curve)
+    return Choice(cfg.k or best, best, k_low, k_high, flat_from, flat_to, curve)
 
 
 def resample(
@@ -172,7 +168,7 @@ def numbered(cut: list[int], count: Tensor) -> Tensor:
     return order.argsort()[groups]
 
 
-def cluster_bits(stats: Statistics, cluster_of: Tensor, eps_sq: float) -> list[float]:
+def cluster_bits(stats: coding_rate.Statistics, cluster_of: Tensor, eps_sq: float) -> list[float]:
     """L(X_c) of each cluster, from the statistics of its leaves."""
     count, _, gram = stats
     k = int(cluster_of.max()) + 1
@@ -183,8 +179,9 @@ def cluster_bits(stats: Statistics, cluster_of: Tensor, eps_sq: float) -> list[f
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Choose k, assign every sample, check the counts, commit the manifest."""
-    embedded = paths.embeddings.manifest()
-    made_of = config.fingerprint(cfg, paths.network.manifest()["fingerprint"])
+    made = artifacts.upstream(paths, "network")
+    embedded, trained = made["embeddings"], made["network"]
+    made_of = config.fingerprint(cfg, trained["fingerprint"])
     if manifest := artifacts.finished("select_k", paths.clusters, made_of, cfg):
         return manifest
     for folder in (paths.clusters, paths.assignments):
@@ -194,7 +191,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = fitted(cfg, embedded["embedded"], len(z))
     network = load_network(paths)
-    with StageProgress("select_k", 2 * len(stems), "parts") as progress:
+    with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
         table = over_segment(z, fit)
         table, stats = _all_statistics(stems, paths, network, table, progress)
         choice, cluster_of = _cut(z, table, stats, fit, paths)
@@ -205,6 +202,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     facts = {key: value for key, value in vars(choice).items() if key != "curve"}
     paths.clusters.finish(
         made_of,
+        upstream=trained["fingerprint"],
         config=config.facts(cfg),
         samples=int(sizes.sum()),
         sizes=sizes.tolist(),
@@ -229,21 +227,22 @@ def _all_statistics(
     network: Network,
     table: Tensor,
     progress: StageProgress,
-) -> tuple[Tensor, Statistics]:
+) -> tuple[Tensor, coding_rate.Statistics]:
     """First pass over all parts; leaves that no sample is nearest to are dropped."""
     urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems]
-    chunks = tasks.chunks(urls)
-    total: Any = None
+    chunks = tasks.chunks(urls, MOST_STATISTICS)
+    total = coding_rate.no_statistics(*table.shape)
     for chunk, more in zip(chunks, tasks.results(statistics, chunks, network, table), strict=True):
         samples = int(more[0].sum())
         progress.advance(len(chunk), samples)
-        total = more if total is None else tuple(a + b for a, b in zip(total, more, strict=True))
+        for sums, summand in zip(total, more, strict=True):
+            sums += summand
     used = total[0] > 0
-    return table[used], tuple(part[used] for part in total)
+    return table[used], (total[0][used], total[1][used], total[2][used])
 
 
 def _cut(
-    z: Tensor, table: Tensor, stats: Statistics, cfg: Config, paths: artifacts.RunPaths
+    z: Tensor, table: Tensor, stats: coding_rate.Statistics, cfg: Config, paths: artifacts.RunPaths
 ) -> tuple[Choice, Tensor]:
     """Grow the tree, choose k, commit curve and tree; returns the cluster of each leaf, too."""
     count, total, gram = stats
@@ -270,7 +269,7 @@ def _assign_all(
     """Second pass: every part's assignments, and the exemplars; returns the cluster sizes."""
     sizes = np.zeros(int(assigner.cluster_of.max()) + 1, dtype=np.int64)
     best = artifacts.EXEMPLARS.empty_table()
-    chunks = tasks.chunks(stems)
+    chunks = tasks.chunks(stems, MOST_TASKS)
     found = tasks.results(assign_parts, chunks, paths, assigner)
     for chunk, (counts, typical) in zip(chunks, found, strict=True):
         sizes += counts

@@ -10,16 +10,15 @@ from pipeline import cluster
 
 T = TypeVar("T")
 RETRIES = 3  # of a task whose process or node died
-TASKS = 128  # about as many for any run, so that their number does not grow with the parts
 
 
-def chunks(items: Sequence[T]) -> list[Sequence[T]]:
-    """The items in runs, one for each task.
+def chunks(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """The items in runs, one for each of at most `most` tasks.
 
     Their size depends on the number of items alone and not on the cluster: sums of floating-point
     numbers within and over the runs are then the same wherever they are made.
     """
-    size = max(1, len(items) // TASKS)
+    size = max(1, -(-len(items) // most))
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

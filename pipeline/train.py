@@ -39,6 +39,7 @@ from pipeline.errors import UserError
 from pipeline.mcr2 import objective
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.network import Network
+from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress
 from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
@@ -273,13 +274,14 @@ def worker(job: Job) -> None:
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
     checkpoints.restore(state)
     steps = total_steps(len(x), cfg.batch_size, cfg.epochs)
-    for _ in fit(cfg, x, state, workers):
+    with one_thread():
+        for _ in fit(cfg, x, state, workers):
+            if workers.rank == 0:
+                job.board.note.remote(state.step, steps, state.step * cfg.batch_size)
+                if state.step % cfg.checkpoint_steps == 0:
+                    checkpoints.save(state)
         if workers.rank == 0:
-            job.board.note.remote(state.step, steps, state.step * cfg.batch_size)
-            if state.step % cfg.checkpoint_steps == 0:
-                checkpoints.save(state)
-    if workers.rank == 0:
-        _write(cfg, state, ids, x, job.paths)
+            _write(cfg, state, ids, x, job.paths)
     ray.train.report({"steps": state.step, "samples": len(x)})
 
 
@@ -333,7 +335,7 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
-    embedded = paths.embeddings.manifest()
+    embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
     made_of = config.fingerprint(cfg, embedded["fingerprint"])
     if manifest := artifacts.finished("train", paths.network, made_of, cfg):
         return manifest
@@ -355,6 +357,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     last = history.slice(history.num_rows - 1).to_pylist()[0]
     paths.network.finish(
         made_of,
+        upstream=embedded["fingerprint"],
         config=config.facts(cfg),
         steps=history.num_rows,
         last=last,

@@ -188,23 +188,21 @@ def versions() -> dict[str, str]:
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
-    embedded, clustered = paths.embeddings.manifest(), paths.clusters.manifest()
-    made_of = config.fingerprint(
-        cfg,
-        embedded["fingerprint"],
-        clustered["fingerprint"],
-        paths.captions.manifest()["fingerprint"],
-    )
+    made = artifacts.upstream(paths, "captions")
+    embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
+    made_of = config.fingerprint(cfg, captioned["fingerprint"])
     if manifest := artifacts.finished("write", paths.labels, made_of, cfg):
         return manifest
     shards = [s["shard"] for s in embedded["shards"]]
     known = artifacts.part_facts(paths.labels, [shard["stem"] for shard in shards])
     done = {stem for stem, facts in known.items() if facts.get("made_of") == made_of}
+    if cfg.shards:
+        done &= {name.removesuffix(".tar") for name in paths.labeled.names()}
     _remove_others(paths, done)
     todo = [shard for shard in shards if shard["stem"] not in done]
-    captions = paths.captions.manifest()["captions"]
+    captions = captioned["captions"]
     job = Job(paths, embedded["columns"], captions, cfg.shards, made_of)
-    chunks = tasks.chunks(todo)
+    chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
             progress.advance(len(chunk), sum(counts))
@@ -212,6 +210,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     tables.write(paths.clusters_table, cluster_rows(paths))
     paths.labels.finish(
         made_of,
+        upstream=captioned["fingerprint"],
         config=config.facts(cfg),
         labels=embedded["samples"],
         clusters=len(clustered["sizes"]),

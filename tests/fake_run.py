@@ -56,7 +56,7 @@ def written(paths: artifacts.RunPaths) -> None:
         for cluster in range(3)
     ]
     tables.write(paths.clusters_table, pa.Table.from_pylist(rows, schema=artifacts.CLUSTERS))
-    paths.labels.finish("labels-1", config={"shards": True}, seconds=0.5)
+    paths.labels.finish("labels-1", upstream="captions-1", config={"shards": True}, seconds=0.5)
 
 
 def _shard(path: Path, stem: str) -> list[dict]:
@@ -170,7 +170,13 @@ def _network(paths: artifacts.RunPaths) -> None:
     ]
     table = pa.Table.from_pylist(history, schema=artifacts.HISTORY)
     tables.write(paths.network.file("history.parquet"), table)
-    paths.network.finish("network-1", config={"eps_sq": 0.1, "seed": 0}, steps=50, seconds=2.5)
+    paths.network.finish(
+        "network-1",
+        upstream=paths.embeddings.manifest()["fingerprint"],
+        config={"eps_sq": 0.1, "seed": 0},
+        steps=50,
+        seconds=2.5,
+    )
 
 
 def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
@@ -189,6 +195,7 @@ def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     paths.clusters.finish(
         "clusters-1",
+        upstream="network-1",
         config={"k": 0, "seed": 0},
         samples=30,
         sizes=[9, 10, 11],
@@ -215,7 +222,11 @@ def _captions(paths: artifacts.RunPaths) -> None:
     table = pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
     paths.captions.finish(
-        "captions-1", config={"temperature": 0.01}, captions=[n[0] for n in names], seconds=0.3
+        "captions-1",
+        upstream="clusters-1",
+        config={"temperature": 0.01},
+        captions=[n[0] for n in names],
+        seconds=0.3,
     )
 
 

@@ -46,7 +46,7 @@ def build(root: Path, vector: Callable[[str], np.ndarray], shards=(FIRST, SECOND
     counts = {n: sum(f[n] for f in facts) for n in ("samples", "embedded", "rejected")}
     model = {"model": "pico-clip", "pretrained": ""}
     paths.embeddings.finish("e1", config=model, shards=facts, columns=kinds, **counts)
-    paths.network.finish("n1", config={})
+    paths.network.finish("n1", upstream="e1", config={})
     _clusters(paths, facts, vector)
     return root / "run"
 
@@ -121,7 +121,7 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
     table = pa.Table.from_pylist(exemplars, schema=artifacts.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     bits = [10.0 * size for size in sizes]
-    paths.clusters.finish("c1", sizes=sizes, cluster_bits=bits, k=3)
+    paths.clusters.finish("c1", upstream="n1", sizes=sizes, cluster_bits=bits, k=3)
     captions = [
         {"cluster_id": c, "rank": r, "caption": name, "share": 0.5, "source": "vocabulary"}
         for c, thing in enumerate(THINGS)
@@ -129,7 +129,7 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
     ]
     table = pa.Table.from_pylist(captions, schema=artifacts.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
-    paths.captions.finish("w1", captions=list(THINGS))
+    paths.captions.finish("w1", upstream="c1", captions=list(THINGS))
 
 
 def axis(thing: str) -> np.ndarray:

@@ -77,4 +77,4 @@ def write_network(paths: artifacts.RunPaths, x: np.ndarray, ids: list[str]) -> N
     columns = [ids, tables.from_matrix(x), tables.from_matrix(x, pa.float32())]
     sample = pa.table(columns, schema=artifacts.sample_schema(dim, dim))
     tables.write(paths.network.file("sample.parquet"), sample)
-    paths.network.finish("network-1")
+    paths.network.finish("network-1", upstream="embeddings-1")

@@ -119,7 +119,7 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
     assert len(expected) == 4
     for actors, readers in ((1, 1), (2, 3)):
         root = tmp_path / f"{actors}-{readers}"
-        cfg = replace(CFG, actors=actors, readers=readers)
+        cfg = replace(CFG, actors=actors, readers=readers, threads=0)
         manifest = embed.run(cfg, shards, artifacts.RunPaths(str(root)))
         assert manifest["samples"] == 2 * TINY + 3
         assert parts(root) == expected
@@ -159,6 +159,33 @@ def test_parts_of_other_settings_are_refused_by_name(tiny_shards, tmp_path, enco
     with pytest.raises(UserError, match=r"embed.batch_size was 16, is 8.*--overwrite"):
         embed.plan(other, shards, paths)
     assert embed.plan(other, shards, paths, overwrite=True) == ([], shards)
+    assert not paths.embeddings.names()
+
+
+def test_parts_of_another_collection_are_not_overwritten(tiny_shards, tmp_path, encoder):
+    shards = list_shards(str(tiny_shards))
+    _, paths = embed_alone(shards, tmp_path, encoder)
+    namesake = [replace(shards[0], url="/elsewhere/00000.tar", size=1)]
+    with pytest.raises(UserError, match=r"/elsewhere/00000.tar is not the 00000 .*--overwrite"):
+        embed.plan(CFG, namesake, paths)
+    moved = [replace(shard, url=f"/moved/{shard.stem}.tar") for shard in shards]
+    done, todo = embed.plan(CFG, moved, paths)
+    assert not todo and [f["shard"]["url"] for f in done] == [shard.url for shard in moved]
+    fresh = [replace(shards[0], stem="other", url="/elsewhere/other.tar")]
+    with pytest.raises(UserError, match=r"embed\.batch_size was 16, is 8"):
+        embed.plan(replace(CFG, batch_size=8), fresh, paths)
+
+
+def test_shards_that_cannot_be_read_at_all_count_as_rejects(tmp_path, encoder, tiny_shards):
+    (tmp_path / "page.tar").write_bytes(b"<html>404</html>" * 100)
+    (tmp_path / "whole.tar").write_bytes((tiny_shards / "00000.tar").read_bytes())
+    facts, _ = embed_alone(list_shards(str(tmp_path)), tmp_path / "run", encoder)
+    manifest = embed.summary(facts, CFG, 1.0)
+    assert manifest["damaged"] == 1
+    with pytest.raises(RuntimeError, match=r"1 of 2 shards cannot be read at all.*page.tar"):
+        embed._check_counts(
+            facts, {**manifest, "rejected": 0, "embedded": manifest["samples"]}, 0.4
+        )
 
 
 def test_a_shard_that_changed_or_is_new_is_to_do(tiny_shards, tmp_path, encoder):

@@ -83,7 +83,7 @@ def test_a_field_without_classes_names_the_fields(paths, field):
 
 def test_unassigned_run_is_refused(paths):
     paths.clusters.clear()
-    with pytest.raises(UserError, match="stage that makes clusters"):
+    with pytest.raises(UserError, match="run `ratecluster select-k` first"):
         evaluate.run(evaluate.Config(), paths)
 
 

@@ -146,6 +146,7 @@ def test_clusters_table_and_evaluation_are_shown_once_they_are_there(paths):
 def test_evaluation_of_other_clusters_is_left_out(paths, caplog):
     evaluate.run(evaluate.Config(), paths)
     fake_run.refinish(paths.clusters, fingerprint="clusters-2")
+    fake_run.refinish(paths.captions, upstream="clusters-2")
     assert "Evaluation" not in Page(made(paths)).text
     assert "run evaluate again" in caplog.text
 
@@ -167,10 +168,18 @@ def test_nothing_rejected_is_said(paths):
     assert "Every sample of every shard could be read." in page.text
 
 
-@pytest.mark.parametrize("folder", ["embeddings", "network", "clusters", "captions"])
-def test_an_unfinished_stage_is_named(paths, folder):
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("embeddings", "embed"),
+        ("network", "train"),
+        ("clusters", "select-k"),
+        ("captions", "caption"),
+    ],
+)
+def test_an_unfinished_stage_is_named(paths, folder, command):
     paths.folder(folder).clear()
-    with pytest.raises(UserError, match=f"run the stage that makes {folder} first"):
+    with pytest.raises(UserError, match=f"run `ratecluster {command}` first"):
         report.run(report.Config(), paths)
 
 

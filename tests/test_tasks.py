@@ -12,10 +12,10 @@ from pipeline import tasks
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 129, 1000, 41_456])
 def test_chunks_hold_every_item_once_in_order(number):
     items = list(range(number))
-    chunks = tasks.chunks(items)
+    chunks = tasks.chunks(items, 128)
     assert [item for chunk in chunks for item in chunk] == items
-    assert all(chunks) and len(chunks) <= 2 * tasks.TASKS
-    assert tasks.chunks(items) == chunks
+    assert all(chunks) and len(chunks) <= 128
+    assert tasks.chunks(items, 128) == chunks
     assert len({len(chunk) for chunk in chunks[:-1]}) <= 1
 
 

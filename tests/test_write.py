@@ -249,7 +249,7 @@ def test_an_interrupted_run_makes_what_is_missing_and_the_same_bytes(root, paths
 
 @pytest.mark.ray
 def test_other_captions_make_everything_again(root, paths, finished):
-    paths.captions.finish("w2", captions=["hound", "car", "pizza"])
+    paths.captions.finish("w2", upstream="c1", captions=["hound", "car", "pizza"])
     write.run(write.Config(), paths)
     rows = pq.read_table(root / "labels" / "00000.parquet").to_pylist()
     assert [row["cluster_caption"] for row in rows] == ["hound", "car", None, "hound", "pizza"]

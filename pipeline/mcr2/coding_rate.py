@@ -1,7 +1,7 @@
 """Coding rates and coding lengths of features, the loss and the criterion for k.
 
 n samples, d dimensions. Every Z is (n, d) with rows of unit norm (the papers write its transpose);
-Pi is (n, n) with columns that sum to 1; `eps_sq` is the papers' ε².
+Pi is (n, n), doubly stochastic or nearly; `eps_sq` is the papers' ε².
 
 Sources: [Ma07] Ma, Derksen, Hong, Wright, "Segmentation of multivariate mixed data via lossy data
 coding and compression", TPAMI 2007; [Yu20] Yu, Chan, You, Song, Ma, "Learning diverse and
@@ -113,17 +113,32 @@ def name_bits(count: Tensor, samples: Tensor) -> Tensor:
     return -count * (count.clamp(min=1) / samples).log2()
 
 
-def statistics(Z: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Additive statistics of k groups: count (k,), sum (k, d) and Gram matrix (k, d, d), float64.
+Statistics = tuple[Tensor, Tensor, Tensor]  # count (k,), sum (k, d), Gram (k, d, d), float64
 
-    Z is (n, d), labels (n,) in [0, k). Sums over parts are the statistics of the whole.
+
+def no_statistics(k: int, d: int) -> Statistics:
+    """Those of k groups without members."""
+    f64 = torch.float64
+    return torch.zeros(k, dtype=f64), torch.zeros(k, d, dtype=f64), torch.zeros(k, d, d, dtype=f64)
+
+
+def accumulate(total: Statistics, Z: Tensor, labels: Tensor) -> None:
+    """Add the rows of Z (n, d), of groups `labels` (n,) in [0, k), to the statistics, in place.
+
+    They are additive: sums over parts are the statistics of the whole.
     """
+    count, sums, gram = total
     Z = Z.double()
-    count = torch.bincount(labels, minlength=k).double()
+    count += torch.bincount(labels, minlength=len(count))
+    sums.index_add_(0, labels, Z)
     order = labels.argsort(stable=True)
-    total = Z.new_zeros(k, Z.shape[1]).index_add_(0, labels, Z)
-    gram = Z.new_zeros(k, Z.shape[1], Z.shape[1])
     groups, sizes = labels[order].unique_consecutive(return_counts=True)
     for group, rows in zip(groups.tolist(), order.split(sizes.tolist()), strict=True):
-        gram[group] = Z[rows].T @ Z[rows]
-    return count, total, gram
+        gram[group] += Z[rows].T @ Z[rows]
+
+
+def statistics(Z: Tensor, labels: Tensor, k: int) -> Statistics:
+    """Statistics of k groups of the rows of Z (n, d)."""
+    total = no_statistics(k, Z.shape[1])
+    accumulate(total, Z, labels)
+    return total

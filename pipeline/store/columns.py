@@ -1,7 +1,8 @@
 """The json of samples as columns of one type for the whole run, whatever each shard's json held.
 
-A kind is one of bool, int, float, str, null and json (lists, objects, numbers beyond 64 bits, and
-columns whose types clash between samples: kept as JSON text).
+A kind is one of bool, int, long (beyond what a float holds exactly), float, str, null and json
+(lists, objects, numbers beyond 64 bits, and columns whose types clash between samples: kept as JSON
+text).
 """
 
 import json
@@ -14,6 +15,7 @@ import pyarrow as pa
 TYPES = {
     "bool": pa.bool_(),
     "int": pa.int64(),
+    "long": pa.int64(),
     "float": pa.float64(),
     "str": pa.string(),
     "null": pa.string(),
@@ -31,7 +33,8 @@ def kinds(texts: Iterable[str | None]) -> dict[str, str]:
 
 
 def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
-    """Widen `found` by `more`: null gives way, int with float is float, any other clash is json.
+    """Widen `found` by `more`: null gives way, int with float is float and with long is long, any
+    other clash is json.
 
     Returns the columns that clash.
     """
@@ -40,8 +43,8 @@ def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
         both = {found.get(name, kind), kind}
         if len(both) > 1:
             both.discard("null")
-        if both == {"int", "float"}:
-            both = {"float"}
+        if both in ({"int", "float"}, {"int", "long"}):
+            both.discard("int")
         if len(both) > 1:
             clashes.add(name)
         found[name] = both.pop() if len(both) == 1 else "json"
@@ -49,8 +52,13 @@ def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
 
 
 def parse(text: str | None) -> dict[str, Any]:
-    """The object in a sample's json text; names without NUL, which Parquet tools do not like."""
+    """The object in a sample's json text; names without NUL, which Parquet tools do not like.
+
+    Half a surrogate pair, as where a title was cut, becomes U+FFFD: no table can hold it.
+    """
     values = json.loads(text) if text else {}
+    if text and "\\u" in text:
+        values = _storable(values)
     return {str(name).replace("\0", ""): value for name, value in values.items()}
 
 
@@ -63,8 +71,16 @@ def value(raw: Any, kind: str) -> Any:
     return float(raw) if kind == "float" else raw
 
 
+def _storable(raw: Any) -> Any:
+    if isinstance(raw, str):
+        return raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(raw, dict):
+        return {_storable(name): _storable(value) for name, value in raw.items()}
+    return [_storable(value) for value in raw] if isinstance(raw, list) else raw
+
+
 def _kind(raw: Any) -> str:
-    if isinstance(raw, int) and not isinstance(raw, bool) and not -(2**63) <= raw < 2**63:
-        return "json"
+    if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) > 2**53:
+        return "long" if -(2**63) <= raw < 2**63 else "json"
     names = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
     return names.get(type(raw), "json")

@@ -14,6 +14,7 @@ from typing import IO
 from pipeline.store.tar_stream import BoundedHeader, TarStream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+JSON_DEPTH = 64  # of lists and objects in one another
 CUT_OFF = "cut_off: shard ends inside it"
 ANY_BYTES = "surrogateescape"  # so that names which are not UTF-8 survive
 BLOCK = 512  # bytes; a tar is made of these
@@ -69,15 +70,16 @@ class Sample:
         return None if member is None else member.data.decode("utf-8", "replace").replace("\0", "")
 
     def json_text(self) -> str | None:
-        """The json member as it stands, if it is UTF-8 and holds one object."""
+        """The json member as it stands, if it is UTF-8 and holds one object, not nested deeply."""
         member = self._first("json")
         if member is None:
             return None
         try:
             text = member.data.decode("utf-8")
-            return text if isinstance(json.loads(text), dict) else None
+            value = json.loads(text)
         except (ValueError, RecursionError):
             return None
+        return text if isinstance(value, dict) and _is_shallow(value) else None
 
     def has_bad_json(self) -> bool:
         """Whether there is a json member of which nothing can be made."""
@@ -85,6 +87,15 @@ class Sample:
 
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether lists and objects nest no deeper than JSON_DEPTH: all who read it later can."""
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        nested = [v for v in level if isinstance(v, (dict, list))]
+        level = [each for v in nested for each in (v.values() if isinstance(v, dict) else v)]
+    return not level
 
 
 class _Draft:

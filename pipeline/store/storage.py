@@ -25,18 +25,19 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
 FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "httpx")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def retry(operation: Callable[[], T]) -> T:
-    """Run `operation`; an OSError that may pass is tried again, a few times, with longer waits."""
+    """Run `operation`; an error of the store that may pass is tried again, with longer waits."""
     for attempt in range(ATTEMPTS):
         try:
             return operation()
         except FINAL:
             raise
-        except OSError as error:
-            if error.errno in FULL or attempt == ATTEMPTS - 1:
+        except Exception as error:
+            if not _may_pass(error) or attempt == ATTEMPTS - 1:
                 raise
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
@@ -48,6 +49,13 @@ def locate(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except (ValueError, ImportError) as error:  # an unknown protocol; its package is not installed
         raise UserError(f"{url}: {error}") from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Errors of the network are OSErrors, or of the clients' own kinds."""
+    if isinstance(error, OSError):
+        return error.errno not in FULL
+    return type(error).__module__.partition(".")[0] in CLIENTS
 
 
 @contextmanager

@@ -53,11 +53,11 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
 
     Transparency is laid on white, 16 bits become 8. Raises `BadImage`, and nothing else, for any
-    bytes. Safe to call from many threads.
+    bytes; MemoryError where memory is short. Safe to call from many threads.
     """
     try:
         return _decode(data, max_pixels)
-    except BadImage:
+    except (BadImage, MemoryError):  # short memory is no fault of the picture
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too_large: {_one_line(error)}") from error

@@ -60,8 +60,25 @@ def test_numbers_beyond_64_bits_are_kept_as_text(number):
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
 def test_the_largest_that_fit(number):
-    assert columns.kinds([json.dumps({"n": number})]) == {"n": "int"}
-    assert pa.array([columns.value(number, "int")], columns.TYPES["int"]).to_pylist() == [number]
+    assert columns.kinds([json.dumps({"n": number})]) == {"n": "long"}
+    assert pa.array([columns.value(number, "long")], columns.TYPES["long"]).to_pylist() == [number]
+
+
+def test_ids_that_a_float_cannot_hold_are_never_made_one():
+    exact = 2**53
+    assert merged("int", "float")[0] == "float"
+    assert columns.kinds([json.dumps({"n": n}) for n in (1, exact)]) == {"n": "int"}
+    assert columns.kinds([json.dumps({"n": n}) for n in (1, exact + 1)]) == {"n": "long"}
+    clash = columns.kinds([json.dumps({"n": n}) for n in (exact + 1, 0.5)])
+    assert clash == {"n": "json"}
+    assert columns.value(exact + 1, "json") == "9007199254740993"
+
+
+def test_half_a_surrogate_pair_can_be_stored():
+    text = r'{"cut \ud83d": "cat \ud83d", "whole": ["\ud83d\ude00", {"x": "\udc00"}]}'
+    found = columns.parse(text)
+    assert found == {"cut \ufffd": "cat \ufffd", "whole": ["\U0001f600", {"x": "\ufffd"}]}
+    pa.array([found["cut \ufffd"]], pa.string())
 
 
 def test_nan_and_infinity_are_floats():
