@@ -11,7 +11,7 @@ import webdataset
 
 from pipeline.store import shards
 from pipeline.store.shard_writer import labelled
-from pipeline.store.shards import MissingImage, ShardReader
+from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
 from tests.store.tars import (
     ODD,
     SMALL,
@@ -343,3 +343,12 @@ def test_json_text_is_the_text():
     assert sample_of(json=text).json_text() == text.decode()
     assert not sample_of(json=text).has_bad_json()
     assert sample_of(jpg=b"").json_text() is None and not sample_of(jpg=b"").has_bad_json()
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(10, True), (60, True), (80, False), (100_000, False)])
+def test_deeply_nested_json_is_no_json(depth, kept):
+    text = '{"a": ' + "[" * depth + "]" * depth + "}"
+    member = Member("x.json", "json", 0, len(text), text.encode(), True, None)
+    sample = Sample("x", "x", 0, (member,), None)
+    assert (sample.json_text() == text) is kept
+    assert sample.has_bad_json() is not kept

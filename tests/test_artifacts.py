@@ -1,0 +1,72 @@
+import logging
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pytest
+
+from pipeline import artifacts
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.store import tables
+
+CHAIN = ["embeddings", "network", "clusters", "captions"]
+
+
+@pytest.fixture
+def paths(tmp_path):
+    paths = artifacts.RunPaths(str(tmp_path))
+    before = None
+    for name in CHAIN:
+        paths.folder(name).finish(f"{name}-1", upstream=before)
+        before = f"{name}-1"
+    return paths
+
+
+def test_upstream_gives_the_manifests_up_to_the_one_asked_for(paths):
+    assert list(artifacts.upstream(paths, "clusters")) == CHAIN[:3]
+    assert artifacts.upstream(paths, "captions")["network"]["fingerprint"] == "network-1"
+
+
+@pytest.mark.parametrize(("again", "stale"), [(0, "train"), (1, "select-k"), (2, "caption")])
+def test_what_stands_on_something_made_again_is_refused(paths, again, stale):
+    folder = paths.folder(CHAIN[again])
+    folder.finish("new", upstream=folder.manifest()["upstream"])
+    with pytest.raises(UserError, match=f"run `ratecluster {stale}` again first"):
+        artifacts.upstream(paths, "captions")
+    assert len(artifacts.upstream(paths, CHAIN[again])) == again + 1
+
+
+def test_label_names_are_unique_and_their_own_where_they_can_be():
+    names = artifacts.label_names(["url", "caption", "input_caption", "key"])
+    assert names == {
+        "url": "url",
+        "caption": "input_input_caption",
+        "input_caption": "input_caption",
+        "key": "input_key",
+    }
+    schema = artifacts.labels_schema(dict.fromkeys(names, "str"))
+    assert len(set(schema.names)) == len(schema.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    size: int = setting(1, "of something")
+
+
+def test_finished_says_what_differs(paths, caplog):
+    caplog.set_level(logging.INFO)
+    assert artifacts.finished("train", paths.labels, "x", Config()) is None
+    assert not caplog.text
+    paths.labels.finish("x", config={"size": 1})
+    assert artifacts.finished("train", paths.labels, "x", Config())["config"] == {"size": 1}
+    assert "already done" in caplog.text
+    assert artifacts.finished("train", paths.labels, "y", Config(size=2)) is None
+    assert "train.size was 1, is 2" in caplog.text
+    assert artifacts.finished("train", paths.labels, "y", Config()) is None
+    assert "what it reads has changed" in caplog.text
+
+
+def test_part_facts_are_of_the_parts_that_are_there(paths):
+    table = pa.table({"a": [1]})
+    tables.write(paths.labels.file("x.parquet"), table, rows=1)
+    assert artifacts.part_facts(paths.labels, ["x", "y"]) == {"x": {"rows": 1}}
