@@ -1,7 +1,7 @@
 """What passes between the rooms: each stage's folder, and the columns of each table."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +173,11 @@ class RunPaths:
         return Folder(f"{self.root.rstrip('/')}/{name}")
 
     @property
+    def top(self) -> Folder:
+        """The root itself."""
+        return Folder(self.root.rstrip("/"))
+
+    @property
     def embeddings(self) -> Folder:
         """Stage embed: one part per shard."""
         return self.folder("embeddings")
@@ -261,15 +266,23 @@ def upstream(paths: "RunPaths", last: str) -> dict[str, dict[str, Any]]:
     raise AssertionError(last)
 
 
-def finished(stage: str, folder: Folder, made_of: str, cfg: Any) -> dict[str, Any] | None:
-    """The manifest of a stage that is done as asked for, else None; says which, and if an earlier
-    one is in the way, what differs."""
+def finished(
+    stage: str, folder: Folder, made_of: str, cfg: Any, files: Mapping[Folder, Collection[str]]
+) -> dict[str, Any] | None:
+    """The manifest of a stage that is done as asked for, with all its files there; else None.
+
+    Says which, and what differs or is missing where there is something already.
+    """
     manifest = folder.peek()
     if manifest is None:
         return None
     if manifest["fingerprint"] == made_of:
-        log.info("%s: already done, %s", stage, folder.url)
-        return manifest
+        missing = [f.file(n) for f, names in files.items() for n in set(names) - f.names()]
+        if not missing:
+            log.info("%s: already done, %s", stage, folder.url)
+            return manifest
+        log.info("%s: made again, %d files are missing: %s", stage, len(missing), min(missing))
+        return None
     differs = config.differences(stage, manifest.get("config", {}), cfg)
     log.info("%s: made again, %s", stage, differs or "what it reads has changed")
     return None

@@ -175,7 +175,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     model = embedded["config"]["model"]
     names = check(cfg, model)
     made_of = config.fingerprint(cfg, clustered["fingerprint"], names)
-    if manifest := artifacts.finished("caption", paths.captions, made_of, cfg):
+    files = {paths.captions: ["captions.parquet"]}
+    if manifest := artifacts.finished("caption", paths.captions, made_of, cfg, files):
         return manifest
     paths.captions.clear()
     k = len(clustered["sizes"])

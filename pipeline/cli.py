@@ -219,9 +219,21 @@ def _failed(error: Exception) -> int:
         return _say(str(cause), 2)
     if said := SAID.findall(f"{error}\n{cause}"):  # of what an actor raised Ray keeps the text
         return _say(said[-1], 2)
-    log.error("ratecluster failed", exc_info=error)
+    if not _said_by_us(cause):
+        log.error("ratecluster failed", exc_info=error)
     reason = (str(cause).strip() or "no reason given").splitlines()[-1]
     return _say(f"failed: {type(cause).__name__}: {reason}", 1)
+
+
+def _said_by_us(error: BaseException) -> bool:
+    """Whether it is a stage's own word, which needs no traceback."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    ours = trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
+        "pipeline."
+    )
+    return type(error) is RuntimeError and ours
 
 
 def underlying(error: BaseException) -> BaseException:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy
 
 from pipeline import artifacts, cluster, config
@@ -51,7 +52,7 @@ class Config:
     actors: int = setting(0, "encoder processes; 0: one per GPU, or one", operational=True)
     readers: int = setting(2, "shards read at once by each encoder", operational=True)
     decode_threads: int = setting(0, "per shard being read; 0: one per core", operational=True)
-    threads: int = setting(0, "of the model on a CPU; 0: its share of the cores", operational=True)
+    threads: int = setting(0, "of the model on a CPU; 0: all cores", operational=True)
     max_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
     max_member_bytes: int = setting(67_108_864, "bytes of a file in a tar; larger are rejected")
     max_reject_fraction: float = setting(
@@ -174,7 +175,8 @@ class Embedder:
     """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
 
     def __init__(self, cfg: Config, paths: artifacts.RunPaths, threads: int) -> None:
-        self.cfg, self.paths, self.thread = cfg, paths, ThreadPoolExecutor(1)
+        self.cfg, self.paths = cfg, paths
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.encoder = clip.load(
             cfg.model, cfg.pretrained, device=cfg.device, precision=cfg.precision, threads=threads
         )
@@ -208,11 +210,12 @@ def plan(
     names = paths.embeddings.names()
     stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
     known = artifacts.part_facts(paths.embeddings, stems)
+    rejects = paths.rejects.names()
     other = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
     done, todo, foreign = [], [], []
     for shard in shards:
         facts = known.get(shard.stem)
-        if not facts or shard.stem in other:
+        if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
             todo.append(shard)
         elif identity(facts["shard"]) == identity(asdict(shard)):
             done.append({**facts, "shard": asdict(shard)})  # it may have moved
@@ -229,6 +232,17 @@ def plan(
     return done, todo
 
 
+def _before(made_of: str, shards: list[Shard], paths: artifacts.RunPaths) -> dict[str, Any] | None:
+    """The manifest, if it is of these shards where they lie now and every part is there."""
+    manifest = paths.embeddings.peek()
+    if manifest is None or manifest["fingerprint"] != made_of:
+        return None
+    moved = [s["shard"]["url"] for s in manifest["shards"]] != [shard.url for shard in shards]
+    parts = {f"{shard.stem}.parquet" for shard in shards}
+    whole = parts <= paths.embeddings.names() and parts <= paths.rejects.names()
+    return manifest if whole and not moved else None
+
+
 def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
     """What tells one content of a shard from another; where it lies does not."""
     return shard["stem"], shard["size"], shard["version"]
@@ -238,7 +252,7 @@ def _refuse(
     cfg: Config, other: dict[str, Any], foreign: list[Shard], paths: artifacts.RunPaths
 ) -> None:
     """Raise UserError where days of work would be thrown away by a mistyped command."""
-    remedy = "choose another --root, or pass --overwrite to make them again"
+    remedy = "put that back, choose another --root, or pass --overwrite to make them again"
     if other:
         before = next(iter(other.values())).get("config", {})
         what = config.differences("embed", before, cfg) or "other settings"
@@ -257,9 +271,7 @@ def run(
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
     made_of = config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
-    before = paths.embeddings.peek() or {}
-    urls = [shard["shard"]["url"] for shard in before.get("shards", ())]
-    if before.get("fingerprint") == made_of and urls == [shard.url for shard in shards]:
+    if before := _before(made_of, shards, paths):
         log.info("embed: already done, %s", paths.embeddings.url)
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
@@ -294,7 +306,7 @@ def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Itera
     cluster.join()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     actors = min(cfg.actors or max(1, gpus), len(todo))
-    threads = cfg.threads or max(1, (os.cpu_count() or 1) // (1 if gpus else actors))
+    threads = cfg.threads or os.cpu_count() or 1  # whatever the actors: bytes depend on it
     items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Embedder,  # type: ignore[arg-type]

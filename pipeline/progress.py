@@ -18,7 +18,8 @@ class StageProgress:
     def __init__(self, stage: str, total: int, unit: str) -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.units = self.samples = self.rejected = 0
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = self.first_at = time.monotonic()
+        self.first_units = 0
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -51,6 +52,8 @@ class StageProgress:
 
     def advance(self, units: int = 1, samples: int = 0, rejected: int = 0) -> None:
         """Count what has just been done."""
+        if not self.units:
+            self.first_units, self.first_at = units, time.monotonic()
         self.units += units
         self.samples += samples
         self.rejected += rejected
@@ -62,10 +65,14 @@ class StageProgress:
 
     def status(self) -> str:
         """One line: done of all, samples, rate, rejected, time left."""
-        left = self.seconds / max(self.units, 1) * (self.total - self.units)
-        rejected = f", {self.rejected:,} rejected" if self.rejected else ""
-        return (
-            f"{self.units:,}/{self.total:,} {self.unit}, {self.samples:,} samples{rejected}, "
-            f"{self.samples / max(self.seconds, 1e-9):,.0f} samples/s, "
-            f"{int(left // 60)}:{int(left % 60):02d} left"
-        )
+        parts = [f"{self.units:,}/{self.total:,} {self.unit}"]
+        if self.samples:
+            rate = self.samples / max(self.seconds, 1e-9)
+            parts += [f"{self.samples:,} samples", f"{rate:,.0f} samples/s"]
+        if self.rejected:
+            parts.append(f"{self.rejected:,} rejected")
+        if self.units > self.first_units:  # what came before the first unit was starting up
+            pace = (time.monotonic() - self.first_at) / (self.units - self.first_units)
+            left = pace * (self.total - self.units)
+            parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+        return ", ".join(parts)

@@ -38,6 +38,7 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
 MOST_TASKS = 1024
+FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
 FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 ROUNDING = 1e-4  # of all samples: so many may be assigned otherwise than they were counted
@@ -73,8 +74,8 @@ def fitted(cfg: Config, samples: int, landmarks: int) -> Config:
     """The settings that say "fit", chosen for N samples and m landmarks."""
     if cfg.k > landmarks:
         raise UserError(
-            f"select_k.k = {cfg.k} is more than the {landmarks} landmarks: give a smaller k, or "
-            "raise train.landmarks where there are more samples"
+            f"select_k.k = {cfg.k} is more than the {landmarks} samples it is chosen from: give a "
+            "smaller k, or raise train.landmarks where there are more samples"
         )
     k_max = min(cfg.k_max or min(1000, math.ceil(2 * math.sqrt(samples))), landmarks)
     k_min = min(cfg.k_min, k_max)
@@ -182,11 +183,12 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     made = artifacts.upstream(paths, "network")
     embedded, trained = made["embeddings"], made["network"]
     made_of = config.fingerprint(cfg, trained["fingerprint"])
-    if manifest := artifacts.finished("select_k", paths.clusters, made_of, cfg):
+    stems = [s["shard"]["stem"] for s in embedded["shards"]]
+    files = {paths.clusters: FILES, paths.assignments: [f"{stem}.parquet" for stem in stems]}
+    if manifest := artifacts.finished("select_k", paths.clusters, made_of, cfg, files):
         return manifest
     for folder in (paths.clusters, paths.assignments):
         folder.clear()
-    stems = [s["shard"]["stem"] for s in embedded["shards"]]
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = fitted(cfg, embedded["embedded"], len(z))

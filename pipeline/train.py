@@ -14,10 +14,12 @@ workers. Core: `fit` and what it calls (tensors, no Ray). Shell: `worker` and `r
 import json
 import logging
 import math
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -45,6 +47,7 @@ from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
 
 log = logging.getLogger(__name__)
+FILES = ("network.safetensors", "network.json", "history.parquet", "sample.parquet")
 LEAST_STEPS = 100  # of a training whose epochs are fit
 RESTARTS = 2  # of the workers of one training
 
@@ -91,8 +94,8 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
     """The settings that say "fit", chosen for N samples; the batch a multiple of the workers."""
     if samples < max(2, cfg.workers):
         raise UserError(
-            f"{samples} embedded samples are too few for train.workers = {cfg.workers}: "
-            "training needs 2 samples at least, and one per worker"
+            f"{samples} embedded samples are too few: training needs 2 at least, and one for each "
+            f"of train.workers = {cfg.workers}"
         )
     if cfg.batch_size < cfg.workers:
         raise UserError(
@@ -321,7 +324,22 @@ def _train(job: Job) -> None:
                 storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)
             ),
         )
-        trainer.fit()
+        with _own_interrupt():
+            trainer.fit()
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ctrl-C as it was before: Ray Train ends the process on it without a word, and leaves a
+    handler behind that swallows it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
@@ -337,7 +355,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
     made_of = config.fingerprint(cfg, embedded["fingerprint"])
-    if manifest := artifacts.finished("train", paths.network, made_of, cfg):
+    if manifest := artifacts.finished("train", paths.network, made_of, cfg, {paths.network: FILES}):
         return manifest
     parts = plan(embedded["shards"], paths, cfg.max_samples)
     fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work

@@ -69,7 +69,8 @@ def label_rows(stem: str, job: Job) -> pa.Table:
         for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
     ]
     for row in rejected.to_pylist():
-        rows.append({**row, "status": "rejected", "error_message": row["reason"]})
+        known = {"image_member": row["member"], "error_message": row["reason"]}
+        rows.append({**row, **known, "status": "rejected"})
     rows.sort(key=lambda row: row["index"])
     names = artifacts.label_names(job.kinds)
     for row in rows:
@@ -176,9 +177,9 @@ def run_facts(paths: artifacts.RunPaths) -> dict[str, Any]:
     stages = {"embed": paths.embeddings, "train": paths.network, "select_k": paths.clusters}
     stages |= {"caption": paths.captions, "write": paths.labels}
     facts = {name: folder.manifest() for name, folder in stages.items()}
-    for manifest in facts.values():
-        manifest.pop("shards", None)
-    return {"versions": versions(), "stages": facts}
+    urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
+    shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
+    return {"versions": versions(), "shards": shards, "stages": facts}
 
 
 def versions() -> dict[str, str]:
@@ -191,9 +192,14 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     made = artifacts.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
     made_of = config.fingerprint(cfg, captioned["fingerprint"])
-    if manifest := artifacts.finished("write", paths.labels, made_of, cfg):
-        return manifest
     shards = [s["shard"] for s in embedded["shards"]]
+    files = {
+        paths.labels: [f"{shard['stem']}.parquet" for shard in shards],
+        paths.labeled: [f"{shard['stem']}.tar" for shard in shards if cfg.shards],
+        paths.top: ["clusters.parquet", "run.json"],
+    }
+    if manifest := artifacts.finished("write", paths.labels, made_of, cfg, files):
+        return manifest
     known = artifacts.part_facts(paths.labels, [shard["stem"] for shard in shards])
     done = {stem for stem, facts in known.items() if facts.get("made_of") == made_of}
     if cfg.shards:

@@ -50,7 +50,7 @@ def test_fitted_of_large_data_is_bounded():
 
 def test_a_given_k_has_leaves_enough():
     assert select_k.fitted(replace(CFG, k=300), 10_000, 1000).leaves == 300
-    with pytest.raises(UserError, match=r"select_k.k = 300 is more than the 200 landmarks"):
+    with pytest.raises(UserError, match=r"select_k.k = 300 is more than the 200 samples"):
         select_k.fitted(replace(CFG, k=300), 10_000, 200)
 
 
@@ -296,5 +296,5 @@ def test_the_same_bytes_every_time(selected, fresh):
 
 
 def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
-    with pytest.raises(UserError, match=r"select_k.k = 301 is more than the 300 landmarks"):
+    with pytest.raises(UserError, match=r"select_k.k = 301 is more than the 300 samples"):
         select_k.run(replace(CFG, k=301), fresh)
