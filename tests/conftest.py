@@ -13,8 +13,8 @@ from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-BUNDLED = ROOT / "pipeline" / "assets" / "noto-emoji"
+ASSETS = ROOT / "pipeline" / "assets"
+BUNDLED = ASSETS / "noto-emoji"
 TINY = 60  # samples of each tiny shard
 
 

@@ -1,9 +1,13 @@
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
+import torch
+from PIL import Image
 
 from pipeline import artifacts, embed
 from pipeline.errors import UserError
@@ -12,7 +16,7 @@ from pipeline.store.listing import list_shards
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 from pipeline.vision import clip
-from tests.conftest import TINY
+from tests.conftest import ASSETS, TINY
 
 CFG = embed.Config(model="pico-clip", batch_size=16, threads=1, decode_threads=2)
 
@@ -124,6 +128,26 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
         manifest = embed.run(cfg, shards, artifacts.RunPaths(str(root)))
         assert manifest["samples"] == 2 * TINY + 3
         assert parts(root) == expected.setdefault(threads, parts(root))
+
+
+@pytest.mark.ray
+def test_through_ray_the_embeddings_are_open_clips_own(finished_run, tiny_shards):
+    """open_clip alone, from its documentation: its preprocess on the file, then encode_image."""
+    folder = ASSETS / "pico-clip"
+    open_clip.add_model_config(folder)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "pico-clip", pretrained=str(folder / "open_clip_model.safetensors")
+    )
+    paths = artifacts.RunPaths(str(finished_run))
+    for stem in ("00000", "00001"):
+        table = tables.read(paths.embeddings.file(f"{stem}.parquet"))
+        tar = (tiny_shards / f"{stem}.tar").read_bytes()
+        files = [tar[r["tar_offset"] :][: r["tar_size"]] for r in table.to_pylist()]
+        pixels = torch.stack([preprocess(Image.open(io.BytesIO(file))) for file in files])
+        with torch.inference_mode():
+            expected = model.eval().encode_image(pixels, normalize=True).numpy()
+        found = tables.to_matrix(table["embedding"]).astype(np.float32)
+        assert (found * expected).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.ray
