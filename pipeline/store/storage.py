@@ -187,11 +187,6 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def is_done(self, fingerprint: str) -> bool:
-        """Whether the stage finished with exactly this fingerprint."""
-        manifest = self.peek()
-        return manifest is not None and manifest["fingerprint"] == fingerprint
-
     def finish(self, fingerprint: str, **facts: object) -> None:
         """Write the manifest: from here on the stage is done."""
         manifest = {"fingerprint": fingerprint, **facts}
