@@ -34,11 +34,9 @@ REJECTS = pa.schema([*IDENTITY, ("member", pa.string()), ("reason", pa.string())
 HISTORY = pa.schema(
     [
         ("step", pa.int32()),
-        ("phase", pa.string()),  # warm_up | cluster
         ("loss", pa.float64()),
         ("expansion", pa.float64()),  # R(Z), nats
         ("compression", pa.float64()),  # R_c(Z, Π), nats
-        ("regularizer", pa.float64()),  # ‖Π‖²_F / 2
         ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
         ("gradient_norm", pa.float64()),
         ("samples_per_s", pa.float64()),
@@ -55,8 +53,8 @@ CURVE = pa.schema(
 TREE = pa.schema(
     [
         ("k", pa.int32()),  # clusters left after this merge
-        ("kept", pa.int32()),  # leaf whose name the merged cluster carries on
-        ("merged", pa.int32()),  # leaf whose name disappears
+        ("kept", pa.int32()),  # cluster whose number the merged one carries on
+        ("merged", pa.int32()),  # cluster whose number disappears
         ("bits_saved", pa.float64()),  # negative where merging costs bits
     ]
 )
@@ -131,10 +129,9 @@ def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
 
 
 def prototypes_schema(feature_dim: int) -> pa.Schema:
-    """Rows of `clusters/prototypes.parquet`: one per leaf of the tree."""
+    """Rows of `clusters/prototypes.parquet`: one per cluster."""
     return pa.schema(
         [
-            ("prototype", pa.int32()),
             ("cluster_id", pa.int32()),
             ("size", pa.int64()),
             ("vector", tables.vectors(feature_dim, pa.float32())),

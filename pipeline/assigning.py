@@ -3,7 +3,7 @@
 reads   network/…, embeddings/{stem}.parquet
 writes  assignments/{stem}.parquet       ASSIGNMENTS
 
-d dimensions, p prototypes, k clusters.
+d dimensions, k clusters.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from pipeline import artifacts
-from pipeline.mcr2 import assignment
+from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 
@@ -52,25 +52,26 @@ class Assigner:
     """All that assigning a sample takes."""
 
     network: Network
-    table: Tensor  # (p, d) prototypes
-    cluster_of: Tensor  # (p,)
-    eta: float
+    table: Tensor  # (k, d) prototypes
+    eta: float  # of the shares
     made_of: str  # fingerprint of the stage, for the parts
 
 
-def assign_part(source: str, target: str, assigner: Assigner) -> tuple[np.ndarray, pa.Table]:
-    """Commit one part of the assignments; returns cluster sizes (k,) and its typical members."""
-    k = int(assigner.cluster_of.max()) + 1
+def assign_part(
+    source: str, target: str, assigner: Assigner
+) -> tuple[coding_rate.Statistics, pa.Table]:
+    """Commit one part of the assignments; returns the clusters' statistics, its typical members."""
+    total = coding_rate.no_statistics(*assigner.table.shape)
     found, members = [], []
     wanted = [*MEMBER, "embedding"]
     for rows, z in part_features(source, assigner.network, wanted):
-        a = assignment.assign(z, assigner.table, assigner.cluster_of, assigner.eta, artifacts.TOP)
+        a = assignment.assign(z, assigner.table, assigner.eta, artifacts.TOP)
+        coding_rate.accumulate(total, z, a.cluster)
         found.append(_assignment_rows(rows, a))
         members.append(rows.select(MEMBER))
     table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
-    sizes = np.bincount(table["cluster_id"].to_numpy(), minlength=k)
-    return sizes, _typical(table, members)
+    return total, _typical(table, members)
 
 
 def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
@@ -112,13 +113,13 @@ def most_typical(scored: pa.Table) -> pa.Table:
 
 def assign_parts(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
-) -> tuple[np.ndarray, pa.Table]:
-    """`assign_part` of several shards: summed sizes, and the most typical of all of them."""
-    sizes, typical = zip(
-        *(
-            assign_part(paths.embeddings.file(name), paths.assignments.file(name), assigner)
-            for name in (f"{stem}.parquet" for stem in stems)
-        ),
-        strict=True,
-    )
-    return np.sum(sizes, axis=0), most_typical(pa.concat_tables(typical))
+) -> tuple[coding_rate.Statistics, pa.Table]:
+    """`assign_part` of several shards: summed statistics, the most typical of all of them."""
+    total = coding_rate.no_statistics(*assigner.table.shape)
+    typical = artifacts.EXEMPLARS.empty_table()
+    for name in (f"{stem}.parquet" for stem in stems):
+        source, target = paths.embeddings.file(name), paths.assignments.file(name)
+        more, members = assign_part(source, target, assigner)
+        coding_rate.add(total, more)
+        typical = most_typical(pa.concat_tables([typical, members]))
+    return total, typical

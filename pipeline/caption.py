@@ -18,25 +18,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import scipy.sparse as sp
 import torch
-from ray.data import ActorPoolStrategy
 
-from pipeline import alt_texts, artifacts, cluster, config, tasks
+from pipeline import alt_texts, artifacts, config, tasks, text_encoding
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress
 from pipeline.store import tables
-from pipeline.vision import clip, vocabulary
+from pipeline.vision import vocabulary
 
 log = logging.getLogger(__name__)
 TOP_VOTES = 5  # candidates that a member votes for
 MOST_TASKS = 1024
 RANKED = 10  # captions kept per cluster
 BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
-TEXTS_PER_CALL = 4096  # candidates that one call of a text encoder does
-TEXTS_PER_BATCH = 256  # through the text encoder at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,43 +127,6 @@ def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa
     return rows, assigned["cluster_id"].to_numpy()
 
 
-class TextEncoder:
-    """An actor: the model is loaded once; each call encodes a run of candidates."""
-
-    def __init__(self, model: str, pretrained: str, templates: tuple[str, ...]) -> None:
-        self.encoder = clip.load(model, pretrained)
-        self.templates = templates
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Names to unit vectors (n, D): the mean over the templates, normalised again."""
-        prompts = [t.replace("{}", name) for name in row["names"] for t in self.templates]
-        encoded = self.encoder.encode_texts(prompts, TEXTS_PER_BATCH)
-        mean = encoded.reshape(len(row["names"]), len(self.templates), -1).mean(axis=1)
-        unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-        return {"index": row["index"], "vectors": unit.astype(np.float32)}
-
-
-def encode(names: list[str], cfg: Config, model: str, pretrained: str) -> np.ndarray:
-    """All candidates through a pool of text encoders: (V, D) float32 unit rows."""
-    items = [
-        {"index": start, "names": names[start : start + TEXTS_PER_CALL]}
-        for start in range(0, len(names), TEXTS_PER_CALL)
-    ]
-    cluster.join()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    templates = cfg.templates or clip.templates(model)
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        TextEncoder,  # type: ignore[arg-type]
-        fn_constructor_args=(model, pretrained, templates),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        ray_remote_args_fn=cluster.actor_limits,
-        compute=ActorPoolStrategy(size=min(cfg.actors or max(1, gpus), len(items))),
-    )
-    found = {row["index"]: row["vectors"] for row in rows.iter_rows()}
-    return np.concatenate([np.asarray(found[item["index"]], np.float32) for item in items])
-
-
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Gather candidates, count votes, commit the ranking, then the manifest."""
     made = artifacts.upstream(paths, "clusters")
@@ -187,7 +146,9 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         own = alt_texts.distinctive(counts, cfg.alt_texts)
         known = {name.casefold() for name in names}
         candidates = names + [name for name in own if name not in known]
-        texts = encode(candidates, cfg, model, embedded["config"]["pretrained"])
+        texts, _ = text_encoding.encode(
+            candidates, cfg.templates, model, embedded["config"]["pretrained"], cfg.actors
+        )
         total = sp.csr_matrix((k, len(candidates)))
         counted = tasks.results(votes, chunks, paths, texts, k, cfg.temperature)
         for chunk, more in zip(chunks, counted, strict=True):

@@ -143,33 +143,29 @@ def _round_ticks(axes: Axes, last: int) -> None:
 
 
 def training(axes: Axes, ink: Ink, history: pa.Table) -> None:
-    """Expansion, compression and loss of every step (HISTORY), the warm-up shaded."""
+    """Expansion, compression and loss of every step (HISTORY)."""
     every = max(1, math.ceil(history.num_rows / MAX_POINTS))
     rows = history.take(np.arange(0, history.num_rows, every))
     step = rows["step"].to_numpy()
-    warm = np.array([phase == "warm_up" for phase in rows["phase"].to_pylist()])
-    if warm.any():
-        axes.axvspan(step[0], step[warm][-1], color=ink.text, alpha=0.1, lw=0, label="warm-up")
     named = {"expansion": "expansion R", "compression": "compression $R_c$", "loss": "loss"}
     for (name, title), color in zip(named.items(), ink.lines, strict=True):
-        values = rows[name].to_numpy().copy()
-        if name == "compression":
-            values[warm] = np.nan  # the warm-up has none
-        axes.plot(step, values, color=color, linewidth=1.3, label=title)
+        axes.plot(step, rows[name].to_numpy(), color=color, linewidth=1.3, label=title)
     axes.set_xlabel("step")
     axes.set_ylabel("nats")
     axes.margins(x=0.01)
     _legend(axes, ink)
 
 
-def regularizer(axes: Axes, ink: Ink, history: pa.Table) -> None:
-    """Half the squared norm of Π of every step after the warm-up (HISTORY)."""
-    rows = history.filter([phase != "warm_up" for phase in history["phase"].to_pylist()])
-    rows = rows.take(np.arange(0, rows.num_rows, max(1, math.ceil(rows.num_rows / MAX_POINTS))))
-    axes.plot(rows["step"].to_numpy(), rows["regularizer"].to_numpy(), color=ink.lines[2], lw=1.3)
+def looks(axes: Axes, ink: Ink, made: list[dict[str, Any]]) -> None:
+    """Neighbour information of every look at the network; the best is the one that was kept."""
+    steps, information = zip(*((look["step"], look["information"]) for look in made), strict=True)
+    axes.plot(steps, information, color=ink.lines[2], lw=1.3, marker="o", ms=4)
+    best = information.index(max(information))
+    axes.axvline(steps[best], color=ink.chosen, lw=1.3, label=f"kept: step {steps[best]:,}")
     axes.set_xlabel("step")
-    axes.set_ylabel("regularizer ‖Π‖²/2")
-    axes.margins(x=0.01)
+    axes.set_ylabel("neighbour information, nats")
+    axes.margins(x=0.03)
+    _legend(axes, ink)
 
 
 def sizes(axes: Axes, ink: Ink, counts: list[int]) -> None:

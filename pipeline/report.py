@@ -188,9 +188,10 @@ def drawings(found: Run, curve: pa.Table, history: pa.Table) -> list[Row]:
             "alt": f"Expansion, compression and loss over {history.num_rows:,} steps.",
         },
         {
-            "title": "Training: regularizer",
-            "uri": figures.themed(figures.regularizer, history),
-            "alt": "Half the squared norm of the membership matrix, over the steps after warm-up.",
+            "title": "Training: which network was kept",
+            "uri": figures.themed(figures.looks, found.trained["looks"]),
+            "alt": "What the clusters of samples tell of those of their neighbours, in nats, at "
+            f"{len(found.trained['looks'])} steps; kept: step {found.trained['kept_step']:,}.",
         },
     ]
 

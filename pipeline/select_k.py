@@ -1,18 +1,19 @@
-"""Stage 3, select_k: the number of clusters that codes all features in the fewest bits.
+"""Stage 3, select_k: the number of clusters that codes all features in few bits.
 
 reads   network/…                        network and landmarks, from train
         embeddings/{stem}.parquet        all of them, twice
 writes  clusters/curve.parquet           CURVE       bits for every k, with a band
-        clusters/tree.parquet            TREE        every merge
+        clusters/tree.parquet            TREE        every merge of the clusters, k to one
         clusters/prototypes.parquet      prototypes_schema
         clusters/exemplars.parquet       EXEMPLARS   typical members of each cluster
         assignments/{stem}.parquet       ASSIGNMENTS one row per embedded sample
         clusters/manifest.json           names k
 
 Landmarks are over-segmented once (spectral embedding of their neighbour graph); one pass over all
-parts gives each small group's additive statistics; merging them by coding length gives every k and
-a tree; a second pass assigns every sample. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `statistics`, `choose`, and `assigning` (no Ray). Shell: `run`.
+parts gives each small group's additive statistics; merging them by coding length gives the bits of
+every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
+assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
+Core: `over_segment`, `statistics`, `choose`, `cut`, `assigning` (no Ray). Shell: `run`.
 """
 
 import logging
@@ -37,11 +38,9 @@ from pipeline.store import tables
 
 log = logging.getLogger(__name__)
 MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
-MOST_TASKS = 1024
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
 FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
-ROUNDING = 1e-4  # of all samples: so many may be assigned otherwise than they were counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Config:
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     neighbours: int = setting(20, "of each landmark in the graph")
     components: int = setting(64, "eigenvectors of the graph")
-    eta: float = setting(0.1, "η, temperature of graph weights and of the shares of clusters")
+    eta: float = setting(0.1, "η, temperature of the weights of the graph")
     resamples: int = setting(20, "of the landmarks, for the band of the curve")
     seed: int = setting(0, "of the over-segmentation and the resamples")
 
@@ -112,11 +111,11 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> coding_rate.
 class Choice:
     """The outcome for k."""
 
-    k: int  # of fewest bits, or as given
+    k: int  # the knee, flat_from; or as given
     k_best: int  # of fewest bits
     k_low: int  # band of k_best over resamples
     k_high: int
-    flat_from: int  # ks around it whose bits are within FLAT of the saving: this is the knee
+    flat_from: int  # ks around k_best whose bits are within FLAT of the saving
     flat_to: int
     curve: pa.Table  # CURVE
 
@@ -124,7 +123,7 @@ class Choice:
 def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
     """k from the bits of every cut: bits (p,), entry i for i + 1 clusters; resampled (b, p).
 
-    The fewest bits between k_min and k_max; `cfg.k` overrides.
+    The smallest k as good as that of fewest bits, between k_min and k_max; `cfg.k` overrides.
     """
     high = min(cfg.k_max, len(bits))
     low = min(cfg.k_min, high)
@@ -143,7 +142,7 @@ def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
         dict(zip(artifacts.CURVE.names, map(list, columns), strict=True)), schema=artifacts.CURVE
     )
     k_low, k_high = bests.quantile(levels).round().int().tolist()
-    return Choice(cfg.k or best, best, k_low, k_high, flat_from, flat_to, curve)
+    return Choice(cfg.k or flat_from, best, k_low, k_high, flat_from, flat_to, curve)
 
 
 def resample(
@@ -161,21 +160,25 @@ def resample(
     return torch.stack(curves)
 
 
-def numbered(cut: list[int], count: Tensor) -> Tensor:
-    """Clusters of the leaves renumbered by size, 0 the largest: (p,)."""
-    groups = torch.tensor(cut)
-    sizes = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, count)
-    order = sizes.argsort(descending=True, stable=True)
-    return order.argsort()[groups]
+def cut(z: Tensor, k: int, cfg: Config) -> tuple[Tensor, float]:
+    """k clusters of landmarks z (m, d), the largest first: prototypes (k, d) and the η of shares.
 
-
-def cluster_bits(stats: coding_rate.Statistics, cluster_of: Tensor, eps_sq: float) -> list[float]:
-    """L(X_c) of each cluster, from the statistics of its leaves."""
-    count, _, gram = stats
-    k = int(cluster_of.max()) + 1
-    counts = count.new_zeros(k).index_add_(0, cluster_of, count)
-    grams = gram.new_zeros(k, *gram.shape[1:]).index_add_(0, cluster_of, gram)
-    return [float(b) for b in coding_rate.length_bits(counts, grams, eps_sq)]
+    Raises UserError if the landmarks do not hold k different features.
+    """
+    if (found := len(z.unique(dim=0))) < k:
+        raise UserError(
+            f"select_k.k = {k}, but the samples it is chosen from have {found} different features "
+            "only: give a smaller k"
+        )
+    with one_thread():
+        labels = torch.from_numpy(spectral.partition(z, k, cfg.neighbours, cfg.eta, cfg.seed))
+        _, index = spectral.neighbours(z, cfg.neighbours)
+    table = assignment.prototypes(z, labels, k)
+    sizes = torch.bincount(assignment.nearest(z, table), minlength=k)
+    table = table[sizes.argsort(descending=True, stable=True)]
+    own = assignment.nearest(z, table)
+    agreement = float((own[index] == own[:, None]).float().mean())
+    return table, assignment.calibrated(z, table, agreement)
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
@@ -194,13 +197,17 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     fit = fitted(cfg, embedded["embedded"], len(z))
     network = load_network(paths)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
-        table = over_segment(z, fit)
-        table, stats = _all_statistics(stems, paths, network, table, progress)
-        choice, cluster_of = _cut(z, table, stats, fit, paths)
-        assigner = Assigner(network, table, cluster_of, fit.eta, made_of)
-        sizes = _assign_all(stems, paths, assigner, progress)
-    _check_counts(sizes, stats[0], cluster_of, embedded["embedded"])
-    _write_prototypes(table, stats[0], cluster_of, paths)
+        leaves = over_segment(z, fit)
+        leaves, stats = _all_statistics(stems, paths, network, leaves, progress)
+        choice = _choice(z, leaves, stats, fit)
+        table, eta = cut(z, choice.k, fit)
+        stats = _assign_all(stems, paths, Assigner(network, table, eta, made_of), progress)
+    count, total, gram = stats
+    sizes = count.long()
+    if sizes.sum() != embedded["embedded"]:
+        raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
+    merges = tree.grow(count, total, gram, fit.eps_sq)
+    _write_clusters(choice, table, sizes, merges, paths)
     facts = {key: value for key, value in vars(choice).items() if key != "curve"}
     paths.clusters.finish(
         made_of,
@@ -208,7 +215,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         config=config.facts(cfg),
         samples=int(sizes.sum()),
         sizes=sizes.tolist(),
-        cluster_bits=cluster_bits(stats, cluster_of, fit.eps_sq),
+        cluster_bits=coding_rate.length_bits(count, gram, fit.eps_sq).tolist(),
+        share_eta=eta,
         bits=choice.curve["bits"][choice.k - 1].as_py(),
         bits_of_one=choice.curve["bits"][0].as_py(),
         seconds=round(progress.seconds, 2),
@@ -237,75 +245,51 @@ def _all_statistics(
     for chunk, more in zip(chunks, tasks.results(statistics, chunks, network, table), strict=True):
         samples = int(more[0].sum())
         progress.advance(len(chunk), samples)
-        for sums, summand in zip(total, more, strict=True):
-            sums += summand
+        coding_rate.add(total, more)
     used = total[0] > 0
     return table[used], (total[0][used], total[1][used], total[2][used])
 
 
-def _cut(
-    z: Tensor, table: Tensor, stats: coding_rate.Statistics, cfg: Config, paths: artifacts.RunPaths
-) -> tuple[Choice, Tensor]:
-    """Grow the tree, choose k, commit curve and tree; returns the cluster of each leaf, too."""
+def _choice(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config) -> Choice:
     count, total, gram = stats
-    if cfg.k > len(table):
-        raise UserError(
-            f"select_k.k = {cfg.k}, but the features fall into {len(table)} distinct groups only: "
-            "give a smaller k, or raise select_k.leaves"
-        )
     merges = tree.grow(count, total, gram, cfg.eps_sq)
     bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
-    resampled = resample(z, table, merges, float(count.sum()), cfg)
-    choice = choose(bits, resampled, cfg)
-    tables.write(paths.clusters.file("curve.parquet"), choice.curve)
-    rows = [{"k": len(count) - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
-    tables.write(
-        paths.clusters.file("tree.parquet"), pa.Table.from_pylist(rows, schema=artifacts.TREE)
-    )
-    return choice, numbered(tree.cut(merges, len(count), choice.k), count)
+    return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
 
 
 def _assign_all(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner, progress: StageProgress
-) -> np.ndarray:
-    """Second pass: every part's assignments, and the exemplars; returns the cluster sizes."""
-    sizes = np.zeros(int(assigner.cluster_of.max()) + 1, dtype=np.int64)
+) -> coding_rate.Statistics:
+    """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
+    total = coding_rate.no_statistics(*assigner.table.shape)
     best = artifacts.EXEMPLARS.empty_table()
-    chunks = tasks.chunks(stems, MOST_TASKS)
+    chunks = tasks.chunks(stems, MOST_STATISTICS)
     found = tasks.results(assign_parts, chunks, paths, assigner)
-    for chunk, (counts, typical) in zip(chunks, found, strict=True):
-        sizes += counts
+    for chunk, (more, typical) in zip(chunks, found, strict=True):
+        coding_rate.add(total, more)
         best = most_typical(pa.concat_tables([best, typical]))
-        progress.advance(len(chunk), int(counts.sum()))
+        progress.advance(len(chunk), int(more[0].sum()))
     tables.write(paths.clusters.file("exemplars.parquet"), best)
-    return sizes
+    return total
 
 
-def _check_counts(sizes: np.ndarray, count: Tensor, cluster_of: Tensor, embedded: int) -> None:
-    """Every sample in exactly one cluster, and the same one in both passes.
-
-    But for the few between two clusters, where another machine may round the other way.
-    """
-    expected = np.zeros_like(sizes)
-    np.add.at(expected, cluster_of.numpy(), count.long().numpy())
-    moved = np.abs(sizes - expected).sum()
-    if sizes.sum() != embedded or moved > ROUNDING * embedded:
-        raise RuntimeError(
-            f"select_k: {sizes.sum()} samples assigned of {embedded} embedded, sizes "
-            f"{sizes.tolist()} where the first pass counted {expected.tolist()}"
-        )
-
-
-def _write_prototypes(
-    table: Tensor, count: Tensor, cluster_of: Tensor, paths: artifacts.RunPaths
+def _write_clusters(
+    choice: Choice,
+    table: Tensor,
+    sizes: Tensor,
+    merges: list[tree.Merge],
+    paths: artifacts.RunPaths,
 ) -> None:
-    rows = pa.table(
+    tables.write(paths.clusters.file("curve.parquet"), choice.curve)
+    rows = [{"k": len(table) - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
+    merged = pa.Table.from_pylist(rows, schema=artifacts.TREE)
+    tables.write(paths.clusters.file("tree.parquet"), merged)
+    prototypes = pa.table(
         {
-            "prototype": np.arange(len(table), dtype=np.int32),
-            "cluster_id": cluster_of.int().numpy(),
-            "size": count.long().numpy(),
+            "cluster_id": np.arange(len(table), dtype=np.int32),
+            "size": sizes.numpy(),
             "vector": tables.from_matrix(table.numpy(), pa.float32()),
         },
         schema=artifacts.prototypes_schema(table.shape[1]),
     )
-    tables.write(paths.clusters.file("prototypes.parquet"), rows)
+    tables.write(paths.clusters.file("prototypes.parquet"), prototypes)

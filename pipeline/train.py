@@ -4,11 +4,12 @@ reads   embeddings/{stem}.parquet       a sample of them
 writes  network/network.safetensors     weights
         network/network.json            shape, settings
         network/history.parquet         HISTORY        one row per step
+        network/manifest.json           looks: how well the neighbours agreed, and what was kept
         network/sample.parquet          sample_schema  landmarks, before and after
         network/checkpoint-{step}.*     while it trains; a rerun goes on from the last
 
-N training samples, D input dimensions, d feature dimensions, n samples in a global batch, W
-workers. Core: `fit` and what it calls (tensors, no Ray). Shell: `worker` and `run` (Ray Train).
+N training samples, D input dimensions, V words, d feature dimensions, n samples in a global batch,
+W workers. Core: `fit` and what it calls (tensors, no Ray). Shell: `worker` and `run` (Ray Train).
 """
 
 import json
@@ -34,21 +35,24 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline import artifacts, cluster, config
+from pipeline import artifacts, cluster, config, text_encoding
 from pipeline.checkpoints import Checkpoints, State
 from pipeline.config import setting
 from pipeline.errors import UserError
-from pipeline.mcr2 import objective
+from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
+from pipeline.mcr2.judge import Judge, look_steps
 from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress
 from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
+from pipeline.vision import vocabulary as vocabulary_of
 
 log = logging.getLogger(__name__)
 FILES = ("network.safetensors", "network.json", "history.parquet", "sample.parquet")
-LEAST_STEPS = 100  # of a training whose epochs are fit
+WORD_SAMPLES = 16_384  # that the words are chosen for at most
+SMALLER = 0.1  # the step after a failed one, where it was 1
 RESTARTS = 2  # of the workers of one training
 
 
@@ -56,19 +60,17 @@ RESTARTS = 2  # of the workers of one training
 class Config:
     """How the network is trained. 0 where it says "fit" is chosen from the number of samples."""
 
-    hidden_dim: int = setting(0, "width of the hidden layers; 0: fit, 4 × input up to 4096")
+    words: int = setting(4096, "words beside each image: those likeliest in the sample; 0: none")
+    vocabulary: tuple[str, ...] = setting(
+        (), "imagenet, wordnet, pico-clip or files of one word per line; none: fit to the model"
+    )
+    hidden_dim: int = setting(0, "width of the hidden layer; 0: fit, 4 × input up to 4096")
     feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
-    epochs: float = setting(0.0, "passes over the training sample; 0: fit, one, or 100 steps")
-    warm_up_steps: int = setting(0, "steps of expansion alone at first")
-    learning_rate: float = setting(1e-3, "of SGD, both heads")
-    momentum: float = setting(0.9, "of SGD")
-    weight_decay: float = setting(1e-4, "of the trunk and the feature head")
-    cluster_weight_decay: float = setting(5e-3, "of the cluster head")
+    steps: int = setting(240, "to train for; the best network on the way is kept")
+    learning_rate: float = setting(3e-4, "of Adam")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
-    gamma: float = setting(1.0, "γ, weight of the compression term")
-    regularizer: float = setting(0.05, "λ, weight of ‖Π‖²/2")
     sinkhorn_half_steps: int = setting(5, "row and column normalisations of the membership")
     columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
     max_samples: int = setting(500_000, "training samples read at most, spread over the parts")
@@ -84,8 +86,7 @@ class Config:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give a positive number")
         if self.batch_size < 2 or self.landmarks < 2:
             raise UserError("train.batch_size and train.landmarks: give 2 or more")
-        zero = ("hidden_dim", "feature_dim", "epochs", "warm_up_steps", "columns", "gamma")
-        for name in (*zero, "regularizer"):
+        for name in ("words", "hidden_dim", "feature_dim", "steps", "columns"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 
@@ -103,29 +104,21 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
             f"train.workers = {cfg.workers}: raise the one or lower the other"
         )
     batch = min(cfg.batch_size, samples) // cfg.workers * cfg.workers
-    epochs = cfg.epochs or max(1.0, LEAST_STEPS / (samples // batch))
     fit_dim = 2 ** int(math.log2(samples) / 2)  # so that a cluster has more members than that
     return replace(
         cfg,
         hidden_dim=cfg.hidden_dim or min(4096, 4 * input_dim),
         batch_size=batch,
-        epochs=epochs,
         feature_dim=cfg.feature_dim or min(128, max(32, fit_dim)),
-        warm_up_steps=min(cfg.warm_up_steps, total_steps(samples, batch, epochs)),
         columns=min(cfg.columns or batch, batch) // cfg.workers * cfg.workers or cfg.workers,
     )
-
-
-def total_steps(samples: int, batch: int, epochs: float) -> int:
-    """Steps of so many epochs; an epoch drops its last, incomplete batch."""
-    return max(1, round(epochs * (samples // batch)))
 
 
 def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
     """This worker's rows of the global batch of a step, (n/W,).
 
-    A permutation per epoch, seeded by (seed, epoch): the same global batch for any W, and after any
-    restart.
+    A permutation per epoch, seeded by (seed, epoch), whose last, incomplete batch is dropped: the
+    same global batch for any W, and after any restart.
     """
     per_epoch = samples // cfg.batch_size
     epoch, position = divmod(step, per_epoch)
@@ -145,97 +138,112 @@ def _generator(*seeds: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
-def new_network(cfg: Config, input_dim: int) -> Network:
-    """The network before training; the same for the same seed, whatever was drawn before."""
+def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
+    """The network before training, for the samples x (N, D); the same for the same seed.
+
+    Of the words (V, D), unit rows, `cfg.words` are kept: those that the encoder with its logit
+    `scale` finds likeliest in the sample.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return Network(input_dim, cfg.hidden_dim, cfg.feature_dim)
+        if len(words) > cfg.words:
+            words = words[_likeliest(x, words, scale, cfg.words)]
+        network = Network(x.shape[1], cfg.hidden_dim, cfg.feature_dim, len(words))
+        network.start(x, words, scale)
+    return network
 
 
-def new_optimizer(cfg: Config, network: Network) -> torch.optim.SGD:
-    """SGD with the weight decay of the cluster head apart from the rest."""
-    cluster = list(network.cluster.parameters())
-    rest = [p for p in network.parameters() if not any(p is c for c in cluster)]
-    groups = [
-        {"params": rest, "weight_decay": cfg.weight_decay},
-        {"params": cluster, "weight_decay": cfg.cluster_weight_decay},
-    ]
-    return torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.momentum)
+def _likeliest(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
+    """Indices of the words of largest mean probability, in their order."""
+    rows = torch.randperm(len(x))[:WORD_SAMPLES]
+    total = torch.zeros(len(words))
+    for block in rows.split(1024):
+        total += torch.softmax(scale * x[block].float() @ words.T, dim=1).sum(0)
+    return total.topk(most).indices.sort().values
+
+
+def new_state(cfg: Config, network: Network) -> State:
+    """The state before the first step."""
+    return State(network, torch.optim.Adam(network.parameters(), lr=cfg.learning_rate))
 
 
 def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[State]:
-    """Train to the last step, yielding the state after each.
+    """Train to the last step, yielding the state after each; `state.best` is the network to keep.
 
-    x (N, D) is the whole training sample, the same on every worker; `cfg` is `fitted`.
+    x (N, D) is the whole training sample, the same on every worker; `cfg` is `fitted`. A step that
+    fails is reported with its condition number, and training goes on from the last look (or from
+    where it was resumed) with a smaller step, once. Raises RuntimeError the second time.
     """
-    steps = total_steps(len(x), cfg.batch_size, cfg.epochs)
     network = state.network.train()
     network.gather_with(workers.gather)
-    device = next(network.parameters()).device
-    while state.step < steps:
-        started = time.perf_counter()
-        if state.step == cfg.warm_up_steps:
-            network.start_cluster_head()
-        rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
-        state.optimizer.zero_grad()
-        try:
-            terms = _terms(cfg, network, x[rows].to(device).float(), state.step, workers)
-        except torch.linalg.LinAlgError as error:  # of a determinant of NaN
-            raise _diverged(state.step, "features are not finite") from error
-        terms.loss.backward()
-        norm = workers.average_gradients(network)
-        _check_finite(terms, norm, state.step)
-        state.optimizer.step()
-        compression = workers.mean(terms.compression)
-        seconds = time.perf_counter() - started
-        state.history.append(_row(cfg, state.step, terms, compression, norm, seconds))
-        state.step += 1
+    judge = Judge.of(network, x, cfg.seed) if workers.rank == 0 else None
+    looks = look_steps(cfg.steps)
+    good = state.saved()
+    while True:
+        if state.step in looks and not state.looked():
+            state.note(judge.look(network) if judge else 0.0)
+            good = state.saved()
+        if state.step >= cfg.steps:
+            return
+        failure = _step(cfg, x, state, workers)
+        if failure:
+            if state.rescued:
+                raise RuntimeError(
+                    f"train: {failure}; lower train.learning_rate or raise train.eta"
+                )
+            state.restore(*good)
+            state.slow_down(SMALLER)
+            log.warning(
+                "train: %s; going on from step %d with learning rate %g",
+                *(failure, state.step, cfg.learning_rate * SMALLER),
+            )
+            good = state.saved()
+            continue
         yield state
 
 
-def _terms(
-    cfg: Config, network: Network, x: Tensor, step: int, workers: Collectives
-) -> objective.Terms:
-    Z, C = network(x)
-    if step < cfg.warm_up_steps:
-        return objective.expand(Z, cfg.eps_sq, workers.gather)
-    columns = sampled_columns(cfg, step, workers.rank, workers.size)
-    weights = objective.Weights(
-        eps_sq=cfg.eps_sq,
-        eta=cfg.eta,
-        gamma=cfg.gamma,
-        regularizer=cfg.regularizer,
-        half_steps=cfg.sinkhorn_half_steps,
+def _step(cfg: Config, x: Tensor, state: State, workers: Collectives) -> str:
+    """One step of all workers; returns what went wrong with any of them, if anything did."""
+    started = time.perf_counter()
+    device = next(state.network.parameters()).device
+    rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
+    columns = sampled_columns(cfg, state.step, workers.rank, workers.size).to(device)
+    weights = objective.Weights(eps_sq=cfg.eps_sq, eta=cfg.eta, half_steps=cfg.sinkhorn_half_steps)
+    state.optimizer.zero_grad()
+    Z = state.network(x[rows].to(device).float())
+    try:
+        terms = objective.rate_reduction(Z, columns, weights, workers.gather)
+        sound = terms.loss.isfinite()
+    except torch.linalg.LinAlgError:  # of a determinant
+        sound = torch.zeros((), dtype=torch.bool, device=device)
+    if workers.mean(sound.float()) < 1:  # before the backward pass, which waits for all
+        return _failure(cfg, Z, state.step, "loss")
+    terms.loss.backward()
+    norm = workers.average_gradients(state.network)
+    if not math.isfinite(norm):
+        return _failure(cfg, Z, state.step, "gradient")
+    state.optimizer.step()
+    if not all(parameter.isfinite().all() for parameter in state.network.parameters()):
+        return _failure(cfg, Z, state.step, "new weight")
+    compression = workers.mean(terms.compression).item()
+    state.history.append(
+        {
+            "step": state.step,
+            "loss": compression - terms.expansion.item(),
+            "expansion": terms.expansion.item(),
+            "compression": compression,
+            "sinkhorn_residual": terms.residual.item(),
+            "gradient_norm": norm,
+            "samples_per_s": cfg.batch_size / (time.perf_counter() - started),
+        }
     )
-    return objective.cluster(Z, C, columns, weights, workers.gather)
+    state.step += 1
+    return ""
 
 
-def _check_finite(terms: objective.Terms, norm: float, step: int) -> None:
-    if not (math.isfinite(terms.loss.item()) and math.isfinite(norm)):
-        raise _diverged(step, f"loss {terms.loss.item()}, gradient norm {norm}: not finite")
-
-
-def _diverged(step: int, what: str) -> RuntimeError:
-    return RuntimeError(f"train: step {step}: {what}; lower train.learning_rate or raise train.eta")
-
-
-def _row(
-    cfg: Config, step: int, terms: objective.Terms, compression: Tensor, norm: float, seconds: float
-) -> dict[str, Any]:
-    warm_up = step < cfg.warm_up_steps
-    expansion, size = terms.expansion.item(), terms.regularizer.item()
-    loss = -expansion + cfg.gamma * compression.item() + cfg.regularizer * size
-    return {
-        "step": step,
-        "phase": "warm_up" if warm_up else "cluster",
-        "loss": loss,
-        "expansion": expansion,
-        "compression": compression.item(),
-        "regularizer": size,
-        "sinkhorn_residual": terms.residual.item(),
-        "gradient_norm": norm,
-        "samples_per_s": cfg.batch_size / seconds,
-    }
+def _failure(cfg: Config, z: Tensor, step: int, what: str) -> str:
+    condition = coding_rate.condition(z.detach(), cfg.eps_sq)
+    return f"step {step}: the {what} is not finite, condition number {condition:.3g}"
 
 
 @dataclass(frozen=True)
@@ -246,6 +254,7 @@ class Job:
     parts: list[Part]
     paths: artifacts.RunPaths
     made_of: str
+    words: Any  # reference to (V, D) float32 and the encoder's logit scale
     board: Any  # actor handle of a Board
 
 
@@ -272,15 +281,16 @@ def worker(job: Job) -> None:
     ids, sample = read_sample(job.parts, job.cfg.seed)
     x = torch.from_numpy(sample)
     cfg = fitted(job.cfg, len(x), x.shape[1])
-    network = new_network(cfg, x.shape[1]).to(ray.train.torch.get_device())
-    state = State(network, new_optimizer(cfg, network), 0, [])
+    words, scale = ray.get(job.words)
+    with one_thread():
+        network = new_network(cfg, x, torch.tensor(words), scale)
+    state = new_state(cfg, network.to(ray.train.torch.get_device()))
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
     checkpoints.restore(state)
-    steps = total_steps(len(x), cfg.batch_size, cfg.epochs)
     with one_thread():
         for _ in fit(cfg, x, state, workers):
             if workers.rank == 0:
-                job.board.note.remote(state.step, steps, state.step * cfg.batch_size)
+                job.board.note.remote(state.step, cfg.steps, state.step * cfg.batch_size)
                 if state.step % cfg.checkpoint_steps == 0:
                     checkpoints.save(state)
         if workers.rank == 0:
@@ -289,11 +299,17 @@ def worker(job: Job) -> None:
 
 
 def _write(cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifacts.RunPaths) -> None:
-    network = state.network.eval().cpu()
+    network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
-    shape = {"input_dim": x.shape[1], "hidden_dim": cfg.hidden_dim, "feature_dim": cfg.feature_dim}
-    text = json.dumps({"shape": shape, "config": asdict(cfg)}, indent=1, sort_keys=True)
+    shape = {
+        "input_dim": x.shape[1],
+        "hidden_dim": cfg.hidden_dim,
+        "feature_dim": cfg.feature_dim,
+        "words": len(network.words.table),
+    }
+    facts = {"shape": shape, "config": asdict(cfg), "looks": state.looks}
+    text = json.dumps(facts, indent=1, sort_keys=True)
     storage.write_bytes(paths.network.file("network.json"), text.encode())
     history = pa.Table.from_pylist(state.history, schema=artifacts.HISTORY)
     tables.write(paths.network.file("history.parquet"), history)
@@ -351,10 +367,24 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
             progress.advance(step - progress.units, samples - progress.samples)
 
 
+def check(cfg: Config, model: str) -> list[str]:
+    """The words to put beside images; UserError if their list is missing or empty."""
+    return vocabulary_of.load(cfg.vocabulary or vocabulary_of.default(model)) if cfg.words else []
+
+
+def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, float]:
+    """(V, D) float32 and the logit scale of the encoder that made the embeddings."""
+    made_with = embedded["config"]
+    if not words:
+        return np.zeros((0, 1), np.float32), 1.0
+    return text_encoding.encode(words, (), made_with["model"], made_with["pretrained"])
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
-    made_of = config.fingerprint(cfg, embedded["fingerprint"])
+    vocabulary = check(cfg, embedded["config"]["model"])
+    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
     if manifest := artifacts.finished("train", paths.network, made_of, cfg, {paths.network: FILES}):
         return manifest
     parts = plan(embedded["shards"], paths, cfg.max_samples)
@@ -367,23 +397,28 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         follower = threading.Thread(target=_follow, args=(board, progress, over), daemon=True)
         follower.start()
         try:
-            _train(Job(cfg, parts, paths, made_of, board))
+            words = ray.put(_encoded(vocabulary, embedded))
+            _train(Job(cfg, parts, paths, made_of, words, board))
         finally:
             over.set()
             follower.join()
     history = tables.read(paths.network.file("history.parquet"))
-    last = history.slice(history.num_rows - 1).to_pylist()[0]
+    looks = json.loads(storage.read_bytes(paths.network.file("network.json")))["looks"]
+    kept = max(looks, key=lambda look: look["information"])
     paths.network.finish(
         made_of,
         upstream=embedded["fingerprint"],
         config=config.facts(cfg),
         steps=history.num_rows,
-        last=last,
+        looks=looks,
+        kept_step=kept["step"],
         seconds=round(progress.seconds, 2),
     )
     Checkpoints(paths, made_of).drop()
     log.info(
-        "train: %d steps, loss %.2f = −R %.2f + R_c %.2f + …, %.1f s",
-        *(history.num_rows, last["loss"], last["expansion"], last["compression"], progress.seconds),
+        "train: %d steps, kept the network of step %d (neighbour information %.3f, %.3f at first), "
+        "%.1f s",
+        *(history.num_rows, kept["step"], kept["information"], looks[0]["information"]),
+        progress.seconds,
     )
     return paths.network.manifest()

@@ -160,12 +160,8 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
 
 
 def nearest_clusters(prototypes: pa.Table) -> list[list[int]]:
-    """The NEAREST other clusters of each, by cosine of their mean prototypes."""
-    vectors = tables.to_matrix(prototypes["vector"]) * prototypes["size"].to_numpy()[:, None]
-    cluster_of = prototypes["cluster_id"].to_numpy()
-    means = np.zeros((cluster_of.max() + 1, vectors.shape[1]))
-    np.add.at(means, cluster_of, vectors)
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(float).tiny)
+    """The NEAREST other clusters of each, by cosine of their prototypes."""
+    means = tables.to_matrix(prototypes["vector"])
     similarity = means @ means.T
     np.fill_diagonal(similarity, -np.inf)
     order = np.argsort(-similarity, axis=1, kind="stable")

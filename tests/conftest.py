@@ -69,6 +69,6 @@ def finished_run(tiny_shards, tmp_path_factory, ray_session) -> Path:
 
 def run_arguments(shards: Path, root: Path) -> list[str]:
     """A quick `ratecluster run`."""
-    settings = ("embed.batch_size=16", "train.epochs=10", "train.batch_size=64", "select_k.k=4")
+    settings = ("embed.batch_size=16", "train.steps=12", "train.batch_size=64", "select_k.k=4")
     sets = [part for s in (*settings, "evaluate.label=label") for part in ("--set", s)]
     return ["run", "--shards", str(shards), "--root", str(root), *sets]

@@ -157,11 +157,9 @@ def _network(paths: artifacts.RunPaths) -> None:
     history = [
         {
             "step": step,
-            "phase": "warm_up" if step < 5 else "cluster",
             "loss": -step / 10,
             "expansion": 10 + step / 10,
-            "compression": 0 if step < 5 else 9.0,
-            "regularizer": 3 - step / 50,
+            "compression": 9.0,
             "sinkhorn_residual": 0.01,
             "gradient_norm": 1.0,
             "samples_per_s": 100.0 + step,
@@ -175,6 +173,8 @@ def _network(paths: artifacts.RunPaths) -> None:
         upstream=paths.embeddings.manifest()["fingerprint"],
         config={"eps_sq": 0.1, "seed": 0},
         steps=50,
+        looks=[{"step": step, "information": 2 - (step - 20) ** 2 / 1e3} for step in (0, 20, 50)],
+        kept_step=20,
         seconds=2.5,
     )
 

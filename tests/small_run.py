@@ -110,7 +110,7 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
     sizes = np.bincount(labels, minlength=len(THINGS)).tolist()
     vectors = np.stack([vector(thing) for thing in THINGS]).astype(np.float32)
     prototypes = {
-        "prototype": range(3), "cluster_id": range(3), "size": sizes,
+        "cluster_id": range(3), "size": sizes,
         "vector": tables.from_matrix(vectors, pa.float32()),
     }  # fmt: skip
     schema = artifacts.prototypes_schema(vectors.shape[1])

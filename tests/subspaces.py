@@ -55,24 +55,19 @@ def write_parts(paths: artifacts.RunPaths, parts: list[np.ndarray]) -> list[str]
     shards = [
         {"shard": {"stem": stem}, "embedded": len(x)} for stem, x in zip(stems, parts, strict=True)
     ]
-    paths.embeddings.finish("embeddings-1", embedded=len(ids), shards=shards)
+    made_with = {"model": "pico-clip", "pretrained": ""}
+    paths.embeddings.finish("embeddings-1", config=made_with, embedded=len(ids), shards=shards)
     return ids
 
 
 def write_network(paths: artifacts.RunPaths, x: np.ndarray, ids: list[str]) -> None:
     """Commit a finished network whose features are its inputs, with the landmarks x (m, D)."""
     dim = x.shape[1]
-    network = Network(dim, 2 * dim, dim).eval()
-    eye = torch.eye(dim)
+    network = Network(dim, 4, dim).eval()  # its residual is nought until it is trained
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.trunk[0].weight.copy_(torch.cat([eye, -eye]))  # ReLU keeps x⁺ and x⁻
-        network.trunk[1].weight.fill_(1)
-        network.trunk[3].weight.copy_(torch.eye(2 * dim))
-        network.feature.weight.copy_(torch.cat([eye, -eye], dim=1))
+        network.project.weight.copy_(torch.eye(dim))
     storage.write_bytes(paths.network.file("network.safetensors"), save(network.state_dict()))
-    shape = {"input_dim": dim, "hidden_dim": 2 * dim, "feature_dim": dim}
+    shape = {"input_dim": dim, "hidden_dim": 4, "feature_dim": dim, "words": 0}
     storage.write_bytes(paths.network.file("network.json"), json.dumps({"shape": shape}).encode())
     columns = [ids, tables.from_matrix(x), tables.from_matrix(x, pa.float32())]
     sample = pa.table(columns, schema=artifacts.sample_schema(dim, dim))

@@ -151,13 +151,3 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert own["captions"][0] in ("Dog", "hound") and own["captions"][1] == "automobile"
     caption.run(caption.Config(alt_texts=5), paths)
     assert (root / "captions" / "captions.parquet").read_bytes() == data
-
-
-@pytest.mark.ray
-def test_templates_are_averaged(pico, ray_session):
-    cfg = caption.Config(templates=("{}", "a {} here"))
-    found = caption.encode(["dog", "car"], cfg, "pico-clip", "")
-    encoder = clip.load("pico-clip", "")
-    both = [encoder.encode_texts([w, f"a {w} here"], 2).mean(axis=0) for w in ("dog", "car")]
-    expected = np.stack([v / np.linalg.norm(v) for v in both])
-    assert found == pytest.approx(expected, abs=1e-5)

@@ -10,16 +10,22 @@ from pipeline.mcr2.network import Network
 
 def state(step=0, seed=0):
     torch.manual_seed(seed)
-    network = Network(4, 6, 3)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network = Network(4, 6, 3, words=2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     return State(network, optimizer, step, [{"step": i, "loss": 0.1 * i} for i in range(step)])
 
 
 def step_once(s):
-    Z, C = s.network(torch.randn(5, 4))
-    (Z.sum() + C.sum()).backward()
+    s.optimizer.zero_grad()
+    weight = torch.arange(3.0)
+    (s.network(torch.eye(5, 4) + 0.1 * s.step) * weight).sum().backward()
     s.optimizer.step()
     s.step += 1
+
+
+def same(a, b):
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
 @pytest.fixture
@@ -27,16 +33,74 @@ def paths(tmp_path):
     return artifacts.RunPaths(str(tmp_path))
 
 
-def test_what_is_saved_comes_back_weights_momenta_and_history(paths):
+def test_what_is_saved_comes_back_weights_moments_looks_and_history(paths):
     saved = state(7)
+    saved.note(0.25)
     step_once(saved)
+    saved.slow_down(0.5)
     Checkpoints(paths, "abc").save(saved)
     back = state(seed=1)
     Checkpoints(paths, "abc").restore(back)
-    assert (back.step, back.history) == (8, saved.history)
+    assert (back.step, back.history, back.rescued) == (8, saved.history, True)
+    assert back.looks == [{"step": 7, "information": 0.25}]
+    assert back.optimizer.param_groups[0]["lr"] == 0.05
     names = set(saved.tensors())
-    assert {"momentum.0", "network.trunk.1.mean", "network.cluster.bias"} <= names
-    assert all(torch.equal(back.tensors()[n], t) for n, t in saved.tensors().items())
+    assert {"optimizer.0.exp_avg", "optimizer.0.exp_avg_sq", "optimizer.0.step"} <= names
+    assert {"network.residual.1.mean", "network.words.scale", "kept.project.weight"} <= names
+    assert same(back, saved)
+    assert not torch.equal(back.kept["project.weight"], back.network.project.weight)
+    for s in (saved, back):
+        step_once(s)
+    assert same(back, saved)
+
+
+def test_a_copy_is_not_changed_by_what_comes_after_and_serves_more_than_once():
+    s = state(3)
+    step_once(s)
+    s.note(0.5)
+    copy, twin = s.saved(), state(3)
+    step_once(twin)
+    twin.note(0.5)
+    for _ in range(2):
+        step_once(s)
+        s.history.append({"step": 99})
+        s.note(0.75)
+        s.slow_down(0.1)
+        s.restore(*copy)
+        assert same(s, twin)
+        assert (s.step, s.looks, s.rescued) == (4, [{"step": 4, "information": 0.5}], False)
+        assert [row["step"] for row in s.history] == [0, 1, 2]
+        assert s.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_copy_from_before_the_first_step_has_no_moments():
+    s = state()
+    copy = s.saved()
+    step_once(s)
+    s.restore(*copy)
+    assert not s.optimizer.state_dict()["state"]
+    again = state()
+    for one in (s, again):
+        step_once(one)
+    assert same(s, again)
+
+
+@pytest.mark.parametrize(
+    ("informations", "best"), [([0.1, 0.3, 0.2], 1), ([0.3, 0.3, 0.1], 0), ([0.0, 0.0, 0.1], 2)]
+)
+def test_the_best_is_of_the_first_of_the_best_looks(informations, best):
+    s = state()
+    seen = []
+    for information in informations:
+        assert not s.looked()
+        s.note(information)
+        assert s.looked()
+        seen.append({name: t.clone() for name, t in s.network.state_dict().items()})
+        step_once(s)
+    assert [look["step"] for look in s.looks] == [0, 1, 2]
+    found = s.best().state_dict()
+    assert all(torch.equal(found[name], seen[best][name]) for name in found)
+    assert not torch.equal(seen[best]["project.weight"], seen[best - 1]["project.weight"])
 
 
 def test_only_the_last_stays_until_training_is_over(paths):
@@ -50,10 +114,10 @@ def test_only_the_last_stays_until_training_is_over(paths):
 
 
 def test_nothing_to_restore_leaves_the_state_alone(paths):
-    fresh, same = state(), state()
+    fresh = state()
     Checkpoints(paths, "abc").restore(fresh)
     assert fresh.step == 0
-    assert all(torch.equal(same.tensors()[n], t) for n, t in fresh.tensors().items())
+    assert same(fresh, state())
 
 
 def test_another_trainings_checkpoint_is_not_restored(paths):

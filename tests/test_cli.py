@@ -45,7 +45,7 @@ RUN = ("run", "--shards", BUNDLED, "--root", "{tmp}/run")
     ("arguments", "said"),
     [
         ((*EMBED, "--set", "embed.batchsize=3"), "embed.batchsize; did you mean batch_size?"),
-        ((*RUN, "--set", "train.epoch=3"), "train.epoch; did you mean epochs?"),
+        ((*RUN, "--set", "train.step=3"), "train.step; did you mean steps?"),
         ((*EMBED, "--set", "embd.batch_size=3"), "unknown section embd; did you mean embed?"),
         ((*EMBED, "--set", "embed.batch_size"), "write it as section.key=value"),
         ((*EMBED, "--set", "embed.batch_size=many"), "embed.batch_size = 'many': give a whole"),

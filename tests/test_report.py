@@ -206,4 +206,4 @@ def test_figures_of_one_cluster_and_of_very_many(paths):
     figures.themed(figures.sizes, [10_000 // rank for rank in range(1, 1001)])
     history = tables.read(paths.network.file("history.parquet"))
     figures.themed(figures.training, history.slice(0, 2))
-    figures.themed(figures.regularizer, history.slice(0, 2))
+    figures.themed(figures.looks, [{"step": 0, "information": 0.0}])

@@ -57,8 +57,7 @@ class Collectives:
     def average_gradients(self, network: nn.Module) -> float:
         """Replace every gradient by its mean over the workers; returns the norm of them all.
 
-        One flat all-reduce. Not DistributedDataParallel: in the warm-up a head has no gradient,
-        which it only tolerates by searching the graph at every step.
+        One flat all-reduce, after the backward pass: all that training needs of DDP.
         """
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         flat = torch.cat([grad.ravel() for grad in grads])

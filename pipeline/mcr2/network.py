@@ -1,14 +1,18 @@
-"""The two-headed network of CPP [Chu et al. 2024, section 4]: features and cluster head.
+"""The network that MCR² trains: it begins as the encoder's own structure and departs from there.
 
-n samples, D input dimensions, h hidden, d features.
+CPP [Chu et al. 2024, section 4] trains a random two-headed network; this one has one head, takes
+centred embeddings with their words beside them, and starts as their principal components plus a
+residual that is nought. n samples, D input dimensions, V words, h hidden, d features.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+BLOCK_ROWS = 4096  # samples at once, where gradients are not needed
 Gather = Callable[[Tensor], Tensor]  # (b, ...) of this worker -> (W·b, ...) of all, with gradients
 
 
@@ -54,25 +58,96 @@ class GlobalBatchNorm(nn.Module):
         return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
 
 
-class Network(nn.Module):
-    """Linear D→h, BatchNorm, ReLU, Linear h→h, ReLU, then two linear heads h→d."""
+class Words(nn.Module):
+    """What the encoder's text side says of a picture: its expected word, as a vector.
 
-    def __init__(self, input_dim: int, hidden_dim: int, feature_dim: int) -> None:
+    A CLIP model says p(word | picture) = softmax over words of its logit scale times the cosine
+    [Radford et al. 2021, section 2]; the word vector expected under it is the picture's counterpart
+    among words. Words beside pictures help clustering: Li et al., "Image clustering with external
+    guidance" (TAC), ICML 2024.
+    """
+
+    table: Tensor
+    scale: Tensor
+
+    def __init__(self, words: int, dim: int) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
+        self.register_buffer("table", torch.zeros(words, dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit rows (n, D) -> expected words (n, D), not of unit length."""
+        return self.shares(x) @ self.table
+
+    def shares(self, x: Tensor) -> Tensor:
+        """p(word | picture), (n, V)."""
+        return torch.softmax(self.scale * (x @ self.table.T), dim=1)
+
+
+class Network(nn.Module):
+    """Centred views of x, then normalize(project + residual); `words` is how many, 0 for none."""
+
+    centres: Tensor
+    mean: Tensor
+
+    def __init__(self, input_dim: int, hidden_dim: int, feature_dim: int, words: int = 0) -> None:
+        super().__init__()
+        views = 2 if words else 1
+        width = views * input_dim
+        self.words = Words(words, input_dim)
+        self.register_buffer("centres", torch.zeros(views, input_dim))
+        self.register_buffer("mean", torch.zeros(width))
+        self.project = nn.Linear(width, feature_dim, bias=False)
+        self.residual = nn.Sequential(
+            nn.Linear(width, hidden_dim),
             GlobalBatchNorm(hidden_dim),
             nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
+            nn.Linear(hidden_dim, feature_dim),
         )
-        self.feature = nn.Linear(hidden_dim, feature_dim)
-        self.cluster = nn.Linear(hidden_dim, feature_dim)
+        last = self.residual[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, D) -> features Z and cluster codes C, both (n, d) with unit rows."""
-        hidden = self.trunk(x)
-        return normalize(self.feature(hidden), dim=1), normalize(self.cluster(hidden), dim=1)
+    @torch.no_grad()
+    def start(self, x: Tensor, words: Tensor, scale: float) -> None:
+        """Begin at the structure of the samples x (N, D): their means and principal components.
+
+        `words` (V, D) are unit rows, `scale` the encoder's logit scale.
+        """
+        self.words.table.copy_(words)
+        self.words.scale.fill_(scale)
+        sums = [torch.stack(self._raw(block)).sum(1, dtype=torch.float64) for block in _blocks(x)]
+        self.centres.copy_(torch.stack(sums).sum(0) / len(x))
+        total = torch.zeros_like(self.mean, dtype=torch.float64)
+        outer = torch.outer(total, total)
+        for block in _blocks(x):
+            view = self.views(block).double()
+            total += view.sum(0)
+            outer += view.T @ view
+        mean = total / len(x)
+        self.mean.copy_(mean)
+        _, vectors = torch.linalg.eigh(outer / len(x) - torch.outer(mean, mean))
+        components = vectors.flip(1).T[: self.project.out_features]  # largest variance first
+        peaks = components.gather(1, components.abs().argmax(1, keepdim=True))
+        self.project.weight.zero_()[: len(components)] = components * peaks.sign()
+
+    def _raw(self, x: Tensor) -> list[Tensor]:
+        return [x, self.words(x)] if len(self.centres) > 1 else [x]
+
+    def views(self, x: Tensor) -> Tensor:
+        """(n, D) -> what is seen of them: each view less its centre, of unit length; (n, width).
+
+        Embeddings of a CLIP model lie in a narrow cone, which centring opens.
+        """
+        raw = zip(self._raw(x), self.centres, strict=True)
+        views = [normalize(view - centre, dim=1) for view, centre in raw]
+        return torch.cat(views, dim=1) / math.sqrt(len(views))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, D) -> features Z (n, d) with unit rows."""
+        seen = self.views(x) - self.mean
+        return normalize(self.project(seen) + self.residual(seen), dim=1)
 
     def gather_with(self, gather: Gather) -> None:
         """Let BatchNorm see the global batch."""
@@ -80,12 +155,12 @@ class Network(nn.Module):
             if isinstance(module, GlobalBatchNorm):
                 module.gather = gather
 
-    def start_cluster_head(self) -> None:
-        """Copy the feature head into the cluster head, as CPP does after the warm-up."""
-        self.cluster.load_state_dict(self.feature.state_dict())
-
     @torch.inference_mode()
     def features(self, x: Tensor) -> Tensor:
         """(n, D) -> Z (n, d), with the running statistics: a row depends on no other row."""
         assert not self.training, "call .eval() first: BatchNorm would mix the rows of a batch"
-        return normalize(self.feature(self.trunk(x)), dim=1)
+        return torch.cat([self(block) for block in _blocks(x)])
+
+
+def _blocks(x: Tensor) -> Iterator[Tensor]:
+    return (block.float() for block in x.split(BLOCK_ROWS))

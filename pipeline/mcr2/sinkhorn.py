@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from pipeline.mcr2.precision import full_precision
 
+
+@full_precision
 def membership(scores: Tensor, eta: float, half_steps: int) -> tuple[Tensor, Tensor]:
     """Π = n · Sinkhorn(scores / η) [CPP, Chu et al. 2024, with scores |CᵀC|] and its residual.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.mcr2 import coding_rate
 
-BLOCK = 256  # pairs whose determinants are taken at once
+BLOCK = 32  # pairs whose determinants are taken at once: what a cache holds
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class _Groups:
     def _lost(self, a: Tensor, b: Tensor) -> Tensor:
         """Bits lost by merging a with b: codes of the members and their names."""
         n_a, n_b = self.count[a], self.count[b]
-        codes = coding_rate.length_bits(n_a + n_b, self.gram[a] + self.gram[b], self.eps_sq)
+        gram = self.gram[a].add_(self.gram[b])  # of a copy
+        codes = coding_rate.length_bits(n_a + n_b, gram, self.eps_sq)
         names = coding_rate.name_bits(torch.stack([n_a + n_b, n_a, n_b]), self.samples)
         return codes - self.bits[a] - self.bits[b] + names[0] - names[1] - names[2]
 

@@ -54,6 +54,7 @@ class Encoder:
         net: Any = model.eval().to(device)
         self._model = net.to(memory_format=torch.channels_last)
         self._tokenizer = tokenizer
+        self.logit_scale = float(net.logit_scale.detach().exp())  # of cosines, as trained
         self._geometry, normalize = _split(preprocess)
         self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)

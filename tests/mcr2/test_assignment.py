@@ -28,62 +28,55 @@ def test_prototypes_are_mean_directions():
 
 def test_shares_margins_and_outlier_scores_equal_a_loop():
     Z, table = unit(40, 5), unit(9, 5, seed=1)
-    cluster_of = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0])
-    a = assignment.assign(Z, table, cluster_of, ETA, top=4)
+    a = assignment.assign(Z, table, ETA, top=4)
     for i, z in enumerate(Z):
         cosines = (table @ z).tolist()
         weights = [math.exp(c / ETA) for c in cosines]
-        shares = [
-            sum(w for w, c in zip(weights, cluster_of.tolist(), strict=True) if c == cluster)
-            / sum(weights)
-            for cluster in range(4)
-        ]
-        own = int(cluster_of[cosines.index(max(cosines))])
-        others = sorted((c for c in range(4) if c != own), key=lambda c: -shares[c])
-        assert a.cluster[i] == own
-        assert a.confidence[i].item() == pytest.approx(shares[own])
-        assert a.margin[i].item() == pytest.approx(shares[own] - shares[others[0]])
+        shares = [w / sum(weights) for w in weights]
+        ranked = sorted(range(9), key=lambda c: -shares[c])
+        assert a.cluster[i] == ranked[0] == cosines.index(max(cosines))
+        assert a.confidence[i].item() == pytest.approx(shares[ranked[0]])
+        assert a.margin[i].item() == pytest.approx(shares[ranked[0]] - shares[ranked[1]])
         assert a.outlier_score[i].item() == pytest.approx(1 - max(cosines))
-        assert a.top_clusters[i].tolist() == [own, *others]
-        assert a.top_shares[i].tolist() == pytest.approx([shares[c] for c in (own, *others)])
-    torch.testing.assert_close(a.top_shares.sum(1), torch.ones(40, dtype=torch.float64))
+        assert a.top_clusters[i].tolist() == ranked[:4]
+        assert a.top_shares[i].tolist() == pytest.approx([shares[c] for c in ranked[:4]])
 
 
-def test_its_own_cluster_stands_first_even_where_its_share_is_smaller():
-    """Nearest to the one prototype of cluster 0, but three of cluster 1 are nearly as near."""
-    a = assignment.assign(at(0), at(9, -10, 10, -10.5), torch.tensor([0, 1, 1, 1]), ETA, top=3)
-    assert a.cluster.tolist() == [0]
-    assert a.top_clusters.tolist() == [[0, 1]]
-    assert a.top_shares[0, 0] < a.top_shares[0, 1]
-    assert a.confidence[0] == a.top_shares[0, 0]
-    assert -1 < a.margin[0] < 0
-
-
-def test_a_sample_between_two_prototypes_goes_to_the_first():
-    Z, table = at(0), at(45, -45)
-    assert assignment.nearest(Z, table[[0, 0, 1]]).tolist() == [0]
-    a = assignment.assign(Z, table[[0, 0]], torch.tensor([1, 0]), ETA, top=2)
-    assert a.cluster.tolist() == [1]
+def test_a_sample_between_two_prototypes_goes_to_one_with_half_its_confidence():
+    a = assignment.assign(at(0), at(45, -45), ETA, top=2)
     assert a.confidence.tolist() == pytest.approx([0.5])
     assert a.margin.tolist() == pytest.approx([0])
+    assert assignment.nearest(at(0), at(0, 0, 45)).tolist() == [0]
 
 
 def test_nearest_and_assign_agree():
     Z, table = unit(300, 6), unit(20, 6, seed=1)
-    cluster_of = torch.arange(20) % 7
-    cluster = assignment.assign(Z, table, cluster_of, ETA, top=3).cluster
-    assert torch.equal(cluster, cluster_of[assignment.nearest(Z, table)])
+    assert torch.equal(assignment.assign(Z, table, ETA, 3).cluster, assignment.nearest(Z, table))
 
 
 def test_of_many_clusters_only_the_top_are_named():
-    a = assignment.assign(unit(5, 4), unit(10, 4, seed=1), torch.arange(10), ETA, top=3)
+    a = assignment.assign(unit(5, 4), unit(10, 4, seed=1), ETA, top=3)
     assert a.top_clusters.shape == a.top_shares.shape == (5, 3)
-    assert (a.top_shares[:, 1] >= a.top_shares[:, 2]).all()
+    assert (a.top_shares[:, :-1] >= a.top_shares[:, 1:]).all()
 
 
 def test_a_single_cluster_takes_all():
-    a = assignment.assign(at(0, 90, 180), at(0, 30), torch.tensor([0, 0]), ETA, top=3)
+    a = assignment.assign(at(0, 90, 180), at(0), ETA, top=3)
     assert a.cluster.tolist() == [0, 0, 0]
     assert a.confidence.tolist() == a.margin.tolist() == pytest.approx([1, 1, 1])
-    assert a.outlier_score.tolist() == pytest.approx([0, 0.5, 1 + math.cos(math.pi / 6)])
+    assert a.outlier_score.tolist() == pytest.approx([0, 1, 2])
     assert a.top_clusters.tolist() == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("agreement", [0.3, 0.6, 0.9])
+def test_calibrated_confidence_is_the_agreement_of_neighbours(agreement):
+    Z, table = unit(500, 6), unit(10, 6, seed=1)
+    eta = assignment.calibrated(Z, table, agreement)
+    mean = assignment.assign(Z, table, eta, 1).confidence.mean().item()
+    assert mean == pytest.approx(agreement, abs=1e-3)
+
+
+@pytest.mark.parametrize(("agreement", "eta"), [(0.0, "ETA_MOST"), (1.0, "ETA_LEAST")])
+def test_an_agreement_out_of_reach_gives_the_nearest_eta(agreement, eta):
+    found = assignment.calibrated(unit(50, 6), unit(10, 6, seed=1), agreement)
+    assert found == pytest.approx(getattr(assignment, eta), rel=0.5)

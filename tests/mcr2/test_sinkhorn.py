@@ -60,3 +60,14 @@ def test_gradcheck(half_steps):
 
 def test_the_residual_carries_no_gradient():
     assert not membership(scores().requires_grad_(), 0.2, 5)[1].requires_grad
+
+
+def test_half_precision_in_is_single_precision_inside():
+    S = scores().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        Pi, residual = membership(S, 0.05, 5)
+    expected, _ = membership(S.detach().float(), 0.05, 5)
+    assert Pi.dtype == residual.dtype == torch.float32
+    assert torch.equal(Pi, expected)
+    (Pi * Pi).sum().backward()
+    assert S.grad.dtype == torch.bfloat16

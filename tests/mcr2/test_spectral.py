@@ -100,3 +100,71 @@ def test_over_segment_gives_as_many_groups_as_asked():
     groups = spectral.over_segment(np.random.default_rng(0).normal(size=(100, 4)), 12, 0)
     assert sorted(set(groups)) == list(range(12))
     assert groups.dtype == np.int64
+
+
+def test_information_equals_its_formula_and_its_limits():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    index = torch.tensor([[1, 2], [0, 2], [0, 3], [4, 2], [3, 5], [4, 3]])
+    joint = np.zeros((3, 3))
+    for i, row in enumerate(index.tolist()):
+        for j in row:
+            joint[labels[i], labels[j]] += 0.5 / index.numel()
+            joint[labels[j], labels[i]] += 0.5 / index.numel()
+    p = joint.sum(0)
+    cells = [(a, b) for a in range(3) for b in range(3) if joint[a, b]]
+    expected = sum(joint[a, b] * np.log(joint[a, b] / (p[a] * p[b])) for a, b in cells)
+    assert spectral.information(labels, index) == pytest.approx(expected)
+    assert spectral.information(np.zeros(6, dtype=np.int64), index) == pytest.approx(0)
+
+    Z, truth = blobs(5, 40)
+    _, near = spectral.neighbours(Z, 8)
+    assert spectral.information(truth, near) == pytest.approx(np.log(5))  # nobody is parted
+    shuffled = np.random.default_rng(0).permutation(truth)
+    assert spectral.information(shuffled, near) < 0.05
+
+
+def test_information_asks_for_even_clusters():
+    Z, truth = blobs(4, 30)
+    _, near = spectral.neighbours(Z, 8)
+    even, uneven = truth // 2, np.minimum(truth, 1)  # 60 + 60, 30 + 90
+    assert spectral.information(even, near) > spectral.information(uneven, near)
+
+
+def test_smoothing_draws_neighbours_together_and_centres():
+    Z, truth = blobs(4, 30)
+    Z = normalize(
+        Z + 0.15 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(3)), dim=1
+    )
+    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-9)
+
+    def within(x):
+        x = x - x.mean(0)
+        return sum(x[truth == c].var(0).sum() for c in range(4)) / x.var(0).sum()
+
+    assert within(rows) < within(Z.double().numpy()) / 2
+
+
+def test_smoothing_of_equal_rows_is_nought():
+    Z = torch.eye(3)[0].repeat(12, 1)
+    np.testing.assert_array_equal(spectral.smoothed(Z, spectral.affinity(Z, 4, 0.1)), 0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 200])
+def test_partition_follows_the_blobs(k):
+    Z, truth = blobs(5, 40)
+    labels = spectral.partition(Z, k, 8, 0.1, 0)
+    assert labels.shape == (200,) and set(labels) <= set(range(k))
+    if k <= 5:
+        assert len(set(zip(truth.tolist(), labels.tolist(), strict=True))) == 5
+    np.testing.assert_array_equal(labels, spectral.partition(Z, k, 8, 0.1, 0))
+
+
+def test_partition_keeps_the_restart_of_most_information(monkeypatch):
+    Z = unit(300, 4)
+    kept = spectral.information(spectral.partition(Z, 7, 8, 0.1, 0), spectral.neighbours(Z, 8)[1])
+    monkeypatch.setattr(spectral, "RESTARTS", 1)
+    alone = [spectral.partition(Z, 7, 8, 0.1, seed) for seed in range(10)]
+    found = [spectral.information(labels, spectral.neighbours(Z, 8)[1]) for labels in alone]
+    assert kept == pytest.approx(max(found))
+    assert min(found) < kept  # of ten k-means one at least is stuck
