@@ -173,7 +173,7 @@ def drawings(found: Run, curve: pa.Table, history: pa.Table) -> list[Row]:
             "title": "Coding length",
             "uri": figures.themed(figures.coding_length, curve, chosen),
             "alt": f"Bits per sample for 1 to {curve.num_rows:,} clusters. Fewest at "
-            f"{chosen['k_best']:,}; within 2 % of the saving from {chosen['flat_from']:,} to "
+            f"{chosen['k_best']:,}; within 0.5 % of the saving from {chosen['flat_from']:,} to "
             f"{chosen['flat_to']:,}; chosen: {chosen['k']:,}. The band holds 90 % of resamples.",
         },
         {

@@ -39,7 +39,7 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
-FLAT = 0.02  # of the bits that clustering saves: a k that loses no more is as good as the best
+FLAT = 0.005  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 
 

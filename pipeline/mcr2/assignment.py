@@ -40,12 +40,13 @@ def nearest(Z: Tensor, table: Tensor) -> Tensor:
 def assign(Z: Tensor, table: Tensor, eta: float, top: int) -> Assignment:
     """Z (n, d) to the clusters of a table (k, d): the nearest; shares are softmax(cos / η)."""
     similarity = Z @ table.T  # (n, k)
-    best, cluster = similarity.max(dim=1)
-    t = min(top, len(table))
-    found = torch.softmax(similarity / eta, dim=1).topk(t, dim=1)
-    own = found.values[:, 0]
-    second = found.values[:, 1] if t > 1 else torch.zeros_like(own)
-    return Assignment(cluster, own, own - second, 1 - best, found.indices, found.values)
+    found = similarity.topk(min(top, len(table)), dim=1)  # before softmax, where small shares tie
+    shares = torch.softmax(similarity / eta, dim=1).gather(1, found.indices)
+    own = shares[:, 0]
+    second = shares[:, 1] if shares.shape[1] > 1 else torch.zeros_like(own)
+    return Assignment(
+        found.indices[:, 0], own, own - second, 1 - found.values[:, 0], found.indices, shares
+    )
 
 
 def calibrated(Z: Tensor, table: Tensor, agreement: float) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.mcr2 import coding_rate, sinkhorn
 from pipeline.mcr2.network import Gather
+from pipeline.mcr2.precision import full_precision
 
 SELF = -1.0  # affinity of a sample to itself, where others have 0 to 1
 
@@ -35,6 +36,7 @@ class Terms:
     residual: Tensor  # of Sinkhorn
 
 
+@full_precision
 def affinity(Z: Tensor) -> Tensor:
     """Scores of the membership, (n, n): positive part of the cosines, a sample's own below all.
 
@@ -54,5 +56,6 @@ def rate_reduction(Z: Tensor, columns: Tensor, weights: Weights, gather: Gather)
     Z = gather(Z)  # (n, d)
     Pi, residual = sinkhorn.membership(affinity(Z), weights.eta, weights.half_steps)
     R = coding_rate.rate(Z, weights.eps_sq)
-    share = coding_rate.compression(Z, Pi[:, columns], weights.eps_sq) * (len(Z) / len(columns))
+    sampled = Pi.index_select(1, columns)  # (n, m)
+    share = coding_rate.compression(Z, sampled, weights.eps_sq) * (len(Z) / len(columns))
     return Terms(share - R, R.detach(), share.detach(), residual)
