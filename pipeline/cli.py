@@ -158,6 +158,7 @@ def run_command(
     sections, paths = _begin(root, config_file, sets, address)
     found = list_shards(shards)
     embed.check(sections["embed"])
+    train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
     storage.check_writable(root)
     embed.run(sections["embed"], found, paths, overwrite)

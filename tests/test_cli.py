@@ -54,6 +54,7 @@ RUN = ("run", "--shards", BUNDLED, "--root", "{tmp}/run")
         ((*EMBED, "--set", "embed.model=ViT-B-33"), "unknown model 'ViT-B-33'; did you mean ViT-B"),
         ((*EMBED, "--set", "embed.model=ViT-B-32"), "needs pretrained weights: choose one of"),
         ((*RUN, "--set", "caption.vocabulary=imagnet"), "cannot read vocabulary 'imagnet'"),
+        ((*RUN, "--set", "train.vocabulary=imagnet"), "cannot read vocabulary 'imagnet'"),
         ((*EMBED, "--config", "{tmp}/none.toml"), "none.toml cannot be read: No such file"),
         (("embed", "--shards", BUNDLED), "Missing option '--root'; see"),
         (("embed", "--root", "{tmp}/run"), "Missing option '--shards'"),

@@ -32,8 +32,11 @@ def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
 
 def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
     """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
-    similarity, index = neighbours(Z, q)
-    m = len(Z)
+    return _graph(*neighbours(Z, q), eta)
+
+
+def _graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
+    m, q = index.shape
     weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
     rows = np.repeat(np.arange(m), q)
     graph = sp.csr_matrix((weights, (rows, index.numpy().ravel())), shape=(m, m))
@@ -110,7 +113,7 @@ def partition(Z: Tensor, k: int, q: int, eta: float, seed: int) -> np.ndarray:
 
     RESTARTS of k-means of the `smoothed` features; the one whose labels follow the graph best.
     """
-    _, index = neighbours(Z, q)
-    rows = smoothed(Z, affinity(Z, q, eta)).astype(np.float32)
+    similarity, index = neighbours(Z, q)
+    rows = smoothed(Z, _graph(similarity, index, eta)).astype(np.float32)
     fits = [kmeans(rows, k, 1, seed + restart) for restart in range(RESTARTS)]
     return max(fits, key=lambda labels: information(labels, index))
