@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "config", "mcr2", "store", "vision", "progress", "cluster", "alt_texts"}
-CORE = {"errors", "artifacts", "config", "mcr2", "store", "vision"}
+SAYINGS = {"errors", "reasons"}  # which every room may use
+GROUND = SAYINGS | {"config", "mcr2", "store", "vision", "progress", "cluster", "alt_texts"}
+CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {"artifacts", "cifar", "decoding", "sampling", "checkpoints", "assigning", *TASKS}
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
-    **{room: set() for room in ("errors", "metrics", "progress", "cluster", "alt_texts", "mcr2")},
-    **{room: {"errors"} for room in ("config", "store", "vision")},
+    **{room: set() for room in SAYINGS | {"metrics", "progress", "cluster", "alt_texts", "mcr2"}},
+    **dict.fromkeys(("config", "store", "vision"), SAYINGS),
     "artifacts": {"config", "errors", "store"},
     "tasks": {"cluster"},
     "text_encoding": {"cluster", "vision"},
