@@ -149,6 +149,7 @@ def embed_shard(
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
     """What is known of a finished shard; the same whenever and wherever it is made."""
     samples = len(out.rows) + len(out.rejects)
+    kinds, clashes = columns.survey(row["json"] for row in (*out.rows, *out.rejects))
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),
@@ -158,7 +159,8 @@ def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str
         "rejected": len(out.rejects),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
         "end": end,
-        "columns": columns.kinds(row["json"] for row in (*out.rows, *out.rejects)),
+        "columns": kinds,
+        "clashes": sorted(clashes),
         "device": out.encoder.device,
         "precision": out.encoder.precision,
     }
@@ -336,7 +338,7 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
     clashes: set[str] = set()
     reasons: Counter[str] = Counter()
     for facts in done:
-        clashes |= columns.merge(kinds, facts["columns"])
+        clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
         reasons.update(facts["reasons"])
     per_shard = ("shard", "samples", "embedded", "rejected", "end")
     return {
@@ -362,7 +364,9 @@ def _report_problems(
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
     if clashes := manifest["conflicting_columns"]:
-        log.warning("embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes))
+        log.warning(
+            "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])
+        )
     if len(manifest["precisions"]) > 1:
         log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
     stems = {f"{facts['shard']['stem']}.parquet" for facts in done}

@@ -155,10 +155,11 @@ def _to_eight_bits(values: np.ndarray) -> Image.Image:
     Where values lie above, white is the greatest of them. Negative and non-finite ones are black.
     """
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
-    grey = np.where(np.isfinite(values), values, 0).astype(np.float64).clip(min=0)
-    top = float(grey.max())
+    grey = np.where(np.isfinite(values), values, 0).astype(np.float32)  # in place from here on
+    top = float(np.clip(grey, 0, None, out=grey).max())
     white = next((w for w in whites if top <= w), top)
-    return Image.fromarray(np.rint(grey * (255 / white)).astype(np.uint8))
+    grey *= 255 / white
+    return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
 
 
 def _is_truncation(error: Exception) -> bool:
