@@ -377,25 +377,29 @@ def test_printable_spells_out_what_would_steer_a_terminal():
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_whole_run_by_the_command_line(place, tmp_path):
-    """Everything but the bombs through every stage; the terminal and the root are looked at."""
-    home = tmp_path / "home"
+    """Samples, names and damage through every stage; the terminal and the root are looked at."""
+    home, source = tmp_path / "home", tmp_path / "source"
     home.mkdir()
+    source.mkdir()
+    for stem in ("samples", "named", "truncated", "tar-cut-in-member", "tar-no-bytes"):
+        shutil.copy(place / "shards" / f"{stem}.tar", source)
     settings = ("embed.max_reject_fraction=1", "train.steps=8", "train.batch_size=64",
                 "train.words=0", "select_k.k=3", "embed.max_image_pixels=1000000")  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--shards",
-         f"{place}/shards", "--root", f"{home}/root",
+         str(source), "--root", f"{home}/root",
          *(part for s in settings for part in ("--set", s))],
         cwd=home, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     said = (done.stdout + done.stderr).decode()
     assert done.returncode == 0, said
     assert all(line.isprintable() for line in said.split("\n")), said
-    assert r"types stay JSON text: a, a\x1b[31m, caption" in said and "shards damaged" in said
+    assert r"types stay JSON text: a\x1b[31m, caption" in said and "2 shards damaged" in said
     assert [path.name for path in home.iterdir()] == ["root"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "source"]
     assert sorted(path.name for path in place.iterdir() if path.name != "run") == ["shards"]
     paths = artifacts.RunPaths(f"{home}/root")
-    for shard in list_shards(str(place / "shards")):
+    for shard in list_shards(str(source)):
         labels = tables.read(paths.labels.file(f"{shard.stem}.parquet")).to_pylist()
         assert [row["key"] for row in labels] == keys_by_tarfile(Path(shard.url))
         for row in labels:
