@@ -30,7 +30,7 @@ from pipeline import artifacts, cluster, config
 from pipeline.config import setting
 from pipeline.decoding import Decoder, Row
 from pipeline.errors import UserError
-from pipeline.progress import StageProgress
+from pipeline.progress import StageProgress, waiting_for
 from pipeline.store import columns, storage, tables
 from pipeline.store.listing import Shard
 from pipeline.store.shards import ShardReader
@@ -188,10 +188,11 @@ class Embedder:
             facts = storage.retry(
                 lambda: embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths)
             )
-            return {"facts": json.dumps(facts), "error": ""}
+            return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
         except Exception as error:  # a row, so that one shard does not stop the others
             log.error("embed: %s: %s", shard.url, traceback.format_exc())
-            return {"facts": "", "error": f"{shard.url}: {type(error).__name__}: {error}"}
+            said = f"{shard.url}: {type(error).__name__}: {error}"
+            return {"stem": shard.stem, "facts": "", "error": said}
 
 
 def check(cfg: Config) -> None:
@@ -276,9 +277,12 @@ def run(
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
-    failures = []
+    failures, waiting = [], dict.fromkeys(shard.stem for shard in todo)
     with StageProgress("embed", len(todo), "shards") as progress:
+        waiting_for(waiting)
         for row in embedded(cfg, todo, paths) if todo else ():
+            del waiting[row["stem"]]
+            waiting_for(waiting)
             if row["error"]:
                 failures.append(row["error"])
                 continue

@@ -44,7 +44,7 @@ from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.judge import Judge, look_steps
 from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
-from pipeline.progress import StageProgress
+from pipeline.progress import StageProgress, waiting_for
 from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
 from pipeline.vision import vocabulary as vocabulary_of
@@ -362,9 +362,10 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
     """Show the board until training is over."""
     while not over.wait(0.5):
         step, steps, samples = ray.get(board.read.remote())
-        if steps:  # before that the workers are starting
+        if steps and step != progress.units:  # before that the workers are starting
             progress.total = steps
             progress.advance(step - progress.units, samples - progress.samples)
+            waiting_for([f"step {step + 1} of {steps}" if step < steps else "the network's files"])
 
 
 def check(cfg: Config, model: str) -> list[str]:
@@ -398,6 +399,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         follower.start()
         try:
             words = ray.put(_encoded(vocabulary, embedded))
+            waiting_for(["workers to start and to read their samples"])
             _train(Job(cfg, parts, paths, made_of, words, board))
         finally:
             over.set()
