@@ -25,6 +25,7 @@ from pipeline import (
     progress,
     report,
     select_k,
+    status,
     train,
     write,
 )
@@ -157,6 +158,26 @@ _add_stage("caption", caption, "Ranked captions for every cluster.")
 _add_stage("write", write, "Labels, labelled shards and the table of clusters.")
 _add_stage("report", report, "One self-contained page to look at.")
 _add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
+
+
+@app.command("status", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+def status_command(
+    root: Root,
+    shards: Annotated[str | None, typer.Option(help="of the run; tells new, changed, gone")] = None,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """How far each stage is, who is at work, what the same command again would do. Reads only.
+
+    Without --config and --set, settings are those that each stage was made with.
+    """
+    sections, paths = _begin(root, config_file, sets, None)
+    found = list_shards(shards) if shards else None
+    asked = status.Asked(sections, found, as_made=not (config_file or sets))
+    owner = status.owner_of(paths.root)
+    rows = status.with_heartbeat(status.collect(asked, paths), owner)
+    typer.echo((status.as_json if as_json else status.text)(paths.root, owner, rows))
 
 
 @app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))

@@ -139,6 +139,11 @@ class StageProgress:
         """Since the stage began."""
         return time.monotonic() - self.started
 
+    @property
+    def samples_per_s(self) -> float:
+        """Since the stage began."""
+        return round(self.samples / max(self.seconds, 1e-9), 1)
+
     def advance(self, units: int = 1, samples: int = 0, rejected: int = 0) -> None:
         """Count what has just been done."""
         if units or samples:
@@ -163,7 +168,7 @@ class StageProgress:
             "total": self.total,
             "samples": self.samples,
             "rejected": self.rejected,
-            "samples_per_s": round(self.samples / max(self.seconds, 1e-9), 1),
+            "samples_per_s": self.samples_per_s,
             "left_s": self.left_s(),
         }
 

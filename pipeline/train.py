@@ -381,13 +381,21 @@ def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, fl
     return text_encoding.encode(words, (), made_with["model"], made_with["pretrained"])
 
 
+def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+    """What training on these embeddings is to leave."""
+    embedded = made["embeddings"]
+    vocabulary = check(cfg, embedded["config"]["model"])
+    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
+    return artifacts.Wanted("train", paths.network, made_of, cfg, {paths.network: FILES})
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
-    vocabulary = check(cfg, embedded["config"]["model"])
-    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
-    if manifest := artifacts.finished("train", paths.network, made_of, cfg, {paths.network: FILES}):
+    want = wanted(cfg, {"embeddings": embedded}, paths)
+    if manifest := want.finished():
         return manifest
+    vocabulary, made_of = check(cfg, embedded["config"]["model"]), want.made_of
     parts = plan(embedded["shards"], paths, cfg.max_samples)
     fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
     cluster.join()

@@ -24,7 +24,8 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     **dict.fromkeys(STAGES, GROUND | FIRST),
     "figures": CORE,
     **{view: GROUND - {"cluster"} | {"artifacts", "figures", "metrics"} for view in VIEWS},
-    "cli": GROUND | FIRST | STAGES | VIEWS,
+    "status": GROUND | FIRST | STAGES | VIEWS,
+    "cli": GROUND | FIRST | STAGES | VIEWS | {"status"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]
