@@ -31,6 +31,7 @@ from pipeline import (
 )
 from pipeline.errors import UserError
 from pipeline.interrupt import Interruption
+from pipeline.reasons import printable
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
 
@@ -223,13 +224,25 @@ def summary(paths: artifacts.RunPaths) -> str:
         f"{clusters['k_low']} to {clusters['k_high']}); the largest:",
     ]
     for number, size in list(enumerate(clusters["sizes"]))[:LARGEST]:
-        lines.append(f"{number:>5} {size:>12,}  {captions[number]}")
+        lines.append(f"{number:>5} {size:>12,}  {printable(str(captions[number]))}")
     return "\n".join(lines)
+
+
+class PlainFormatter(logging.Formatter):
+    """A message is one line, and nothing that data brought into it steers the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("ray", "open_clip", "root", "httpx", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -283,7 +296,7 @@ def underlying(error: BaseException) -> BaseException:
 
 
 def _say(message: str, code: int) -> int:
-    typer.echo(f"ratecluster: {' '.join(message.split())}", err=True)
+    typer.echo(f"ratecluster: {printable(' '.join(message.split()))}", err=True)
     return code
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import artifacts, caption, config, embed, evaluate, report, select_k, train, write
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import UserError
+from pipeline.reasons import printable
 from pipeline.store import lock
 from pipeline.store.listing import Shard
 
@@ -120,6 +121,8 @@ def _embedding(found: embed.Survey, total: int) -> str:
     new, changed = len(found.todo) - len(found.changed), len(found.changed)
     first = f", the first {found.todo[0].stem}" if found.todo else ""
     text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
+    if not found.todo:
+        text = f"none of {total} shards, the manifest alone"
     if found.vanished:
         text += f"; {len(found.vanished)} vanished, the first {found.vanished[0]}: left out"
     return text
@@ -219,7 +222,7 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
 def as_json(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
     """For a script: the same."""
     found = {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
-    return json.dumps(found, indent=1, ensure_ascii=False)
+    return json.dumps(found, indent=1)
 
 
 def _held(owner: dict[str, Any] | None) -> str:
@@ -246,4 +249,5 @@ def _number(value: float | None) -> str:
 
 def _filled(line: str) -> list[str]:
     indent = " " * (len(line) - len(line.lstrip()) + 8)
-    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    text = printable(line)
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

@@ -53,6 +53,7 @@ class Job:
     captions: list[str | None]  # best caption of each cluster
     shards: bool
     made_of: str
+    max_sample_bytes: int  # read of a sample, as when it was embedded
 
 
 def label_rows(stem: str, job: Job) -> pa.Table:
@@ -82,14 +83,17 @@ def label_rows(stem: str, job: Job) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=artifacts.labels_schema(job.kinds))
 
 
-def relabel(source: IO[bytes], target: IO[bytes], labels: list[dict[str, Any]]) -> int:
+def relabel(
+    source: IO[bytes], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
+) -> int:
     """Copy a shard, adding each sample's label to its json; returns the number of samples.
 
-    `labels` are in the order of the tar. Member bytes, names and order stay as they are.
+    `labels` are in the order of the tar. Member bytes, names and order stay as they are; what makes
+    a sample exceed `max_sample_bytes` is left out.
     """
     count = 0
     with ShardWriter(target) as writer:
-        for sample, label in zip_longest(ShardReader(source, max_member_bytes=None), labels):
+        for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
             if found != (label and label["sample_id"]):
                 raise RuntimeError(
@@ -130,7 +134,7 @@ def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
     wanted = ["sample_id", "shard", *IN_JSON]
     target = job.paths.labeled.file(f"{shard['stem']}.tar")
     with storage.open_read(shard["url"]) as source, storage.commit(target) as file:
-        relabel(source, file, table.select(wanted).to_pylist())
+        relabel(source, file, table.select(wanted).to_pylist(), job.max_sample_bytes)
 
 
 def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
@@ -209,7 +213,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     _remove_others(paths, done)
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
-    job = Job(paths, embedded["columns"], captions, cfg.shards, made_of)
+    limit = embedded["config"]["max_sample_bytes"]
+    job = Job(paths, embedded["columns"], captions, cfg.shards, made_of, limit)
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):

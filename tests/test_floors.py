@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PLAIN = ("errors", "metrics", "interrupt", "cluster", "alt_texts", "mcr2")  # import nothing of ours
-GROUND = {*PLAIN, "config", "store", "vision", "progress"} - {"metrics"}
-CORE = {"errors", "artifacts", "config", "mcr2", "store", "vision"}
+SAYINGS = {"errors", "reasons"}  # which every room may use
+ALONE = SAYINGS | {"metrics", "interrupt", "cluster", "alt_texts", "mcr2"}  # import nothing of ours
+GROUND = ALONE - {"metrics"} | {"config", "store", "vision", "progress"}
+CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {"artifacts", "cifar", "decoding", "sampling", "checkpoints", "assigning", *TASKS}
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
-    **{room: set() for room in PLAIN},
-    **{room: {"errors"} for room in ("config", "store", "vision")},
+    **{room: set() for room in ALONE},
+    **dict.fromkeys(("config", "store", "vision"), SAYINGS),
     "artifacts": {"config", "errors", "store"},
     "progress": {"config", "errors", "interrupt"},
     "tasks": {"cluster", "progress"},

@@ -20,7 +20,7 @@ def test_a_waiting_block_fails_with_the_reason():
         pytest.fail("was not interrupted")
 
 
-def test_a_ctrl_c_stays_one():
+def test_a_ctrl_c_stays_one(pythons_ctrl_c):
     with pytest.raises(KeyboardInterrupt), Interruption():
         soon(lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
         threading.Event().wait(60)

@@ -33,7 +33,7 @@ def paths(root):
 
 def job_of(paths, shards=True) -> write.Job:
     kinds = paths.embeddings.manifest()["columns"]
-    return write.Job(paths, kinds, list(small_run.THINGS), shards, "made-of")
+    return write.Job(paths, kinds, list(small_run.THINGS), shards, "made-of", 10**6)
 
 
 def shards_of(paths) -> list[dict]:
@@ -112,7 +112,7 @@ def relabelled(paths, stem="00000") -> tuple[list[Sample], bytes, list[dict]]:
     url = next(shard["url"] for shard in shards_of(paths) if shard["stem"] == stem)
     out = io.BytesIO()
     with open(url, "rb") as source:  # noqa: PTH123
-        assert write.relabel(source, out, labels) == len(labels)
+        assert write.relabel(source, out, labels, 10**6) == len(labels)
     return small_run.read(small_run.Path(url)), out.getvalue(), labels
 
 
@@ -166,7 +166,7 @@ def test_more_or_fewer_labels_than_samples_are_refused(paths, change):
         open(shards_of(paths)[0]["url"], "rb") as source,  # noqa: PTH123
         pytest.raises(RuntimeError, match=r"sample [45] is .*the shard changed"),
     ):
-        write.relabel(source, io.BytesIO(), labels)
+        write.relabel(source, io.BytesIO(), labels, 10**6)
 
 
 def test_labels_of_other_samples_are_refused(paths):
@@ -176,7 +176,7 @@ def test_labels_of_other_samples_are_refused(paths):
         open(shards_of(paths)[0]["url"], "rb") as source,  # noqa: PTH123
         pytest.raises(RuntimeError, match=r"sample 1 is 00000/d0/001, .*of 00000/d0/002"),
     ):
-        write.relabel(source, io.BytesIO(), labels)
+        write.relabel(source, io.BytesIO(), labels, 10**6)
 
 
 # ---- clusters

@@ -108,7 +108,7 @@ class Owner:
     generation: int
     facts: Facts
     keep: bool  # that the number was used: one who was taken over may wake and must see a higher
-    made: list[Path]  # folders, the deepest first
+    made: list[Path]  # folders to remove where they are empty at the end, the deepest first
 
     def beat(self, doing: Facts | None) -> str:
         """A sign of life; or why there may be none: the root is another's."""
@@ -237,11 +237,11 @@ def _create_local(path: Path, data: bytes) -> None:
 
 
 def _missing(root: str) -> list[Path]:
-    """The folders that a lock in `root` will make, the deepest first."""
+    """The folder of the lock, and those above it that are not there yet."""
     fs, path = locate(_folder(root).url)
     if not isinstance(fs, LocalFileSystem):
         return []
-    return [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    return [Path(path), *(folder for folder in Path(path).parents if not folder.exists())]
 
 
 def _folder(root: str) -> Folder:
