@@ -133,7 +133,7 @@ def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
 def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
     wanted = ["sample_id", "shard", *IN_JSON]
     target = job.paths.labeled.file(f"{shard['stem']}.tar")
-    with storage.open_read(shard["url"]) as source, storage.commit(target) as file:
+    with storage.open_read(shard["url"], shard["size"]) as source, storage.commit(target) as file:
         relabel(source, file, table.select(wanted).to_pylist(), job.max_sample_bytes)
 
 
