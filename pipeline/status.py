@@ -68,8 +68,9 @@ def collect(asked: Asked, paths: artifacts.RunPaths) -> list[Row]:
                 raise UserError("what the stage before it leaves is not known")
             want = room.wanted(asked.settings(stage, (before or {}).get("config")), made, paths)
         except UserError as error:
-            state = "unknown" if before else "not begun"
-            rows.append(Row(stage, state, f"cannot tell: {error}" if before else "all of it"))
+            begun = before or row.state != "not begun"
+            rerun = f"cannot tell: {error}" if begun else "all of it"
+            rows.append(Row(stage, "unknown" if begun else "not begun", rerun))
             continue
         rows.append(stage_row(want, paths))
         made[FOLDERS[stage]] = {"fingerprint": want.made_of}
