@@ -42,7 +42,7 @@ MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
 LARGEST_ALONG = 64  # clusters: a spectral cut takes as many eigenvectors
 PARTS = 20  # of a cluster, on average, where it has more than one prototype
-CLEARLY = 1.02  # times the information: a cut along the graph is judged by what it was made from
+CLEARLY = 1.05  # times the information: a cut along the graph is judged by what it was made from
 FLAT = 0.005  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 
@@ -191,10 +191,12 @@ def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
         )
     similarity, index = spectral.neighbours(z, cfg.neighbours)
     graph = spectral.graph_of(similarity, index, cfg.eta)
-    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed)
-    best = _prototypes(z, smooth, 1)
+    along = None
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, cfg.seed), index, k, cfg.seed)
+    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed, along)
+    best = _prototypes(z, smooth, 1)
+    if along is not None:
         other = _prototypes(z, along, PARTS)
         if _told(other, z, index) > CLEARLY * _told(best, z, index):
             best = other
