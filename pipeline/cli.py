@@ -24,6 +24,7 @@ from pipeline import (
     report,
     select_k,
     train,
+    verify,
     write,
 )
 from pipeline.errors import UserError
@@ -140,6 +141,18 @@ _add_stage("caption", caption, "Ranked captions for every cluster.")
 _add_stage("write", write, "Labels, labelled shards and the table of clusters.")
 _add_stage("report", report, "One self-contained page to look at.")
 _add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
+
+
+@app.command("verify")
+def verify_command(root: Root, address: Address = None) -> None:
+    """Prove that all of a run is there and agrees: every manifest, part and labelled shard."""
+    _, paths = _begin(root, None, None, address)
+    found = verify.run(paths)
+    for line in (*found.notes, *found.lines):
+        typer.echo(line)
+    if found.count:
+        raise RuntimeError(f"{root} is not sound: {found.count:,} violations")
+    typer.echo(f"{root} is sound")
 
 
 @app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))

@@ -21,8 +21,12 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     **dict.fromkeys(FIRST - {"artifacts"} - TASKS, CORE),
     **dict.fromkeys(STAGES, GROUND | FIRST),
     "figures": CORE,
+    "findings": {"store"},
+    "tar_contract": {"artifacts", "store"},
+    "row_contract": {"artifacts", "findings", "store"},
+    "verify": CORE | {"findings", "progress", "row_contract", "tar_contract", "tasks"},
     **{view: GROUND - {"cluster"} | {"artifacts", "figures", "metrics"} for view in VIEWS},
-    "cli": GROUND | FIRST | STAGES | VIEWS,
+    "cli": GROUND | FIRST | STAGES | VIEWS | {"verify"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]

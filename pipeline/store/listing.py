@@ -208,3 +208,12 @@ def _stems(urls: list[str]) -> list[str]:
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(f"two shards would both be called {twice}; rename one of them")
     return stems
+
+
+def current(url: str) -> tuple[int, str]:
+    """Size and version of a shard as it is now; FileNotFoundError if it is not there."""
+    found = _ask({url: {"size": None}})
+    if not found:
+        raise FileNotFoundError(url)
+    shard = _shard("", url, found[url])
+    return shard.size, shard.version

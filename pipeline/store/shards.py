@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from pipeline.store.tar_stream import BoundedHeader, TarStream
@@ -31,6 +31,12 @@ class Member:
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
     exact_name: str | None = None  # the name with its surrogates, where it is not UTF-8
+    too_large: bool = False  # not read for its size, but there in the tar, all of it
+
+    @property
+    def there(self) -> bool:
+        """Whether all its bytes are in the tar, read or not."""
+        return self.whole or self.too_large
 
     @property
     def tar_name(self) -> str:
@@ -111,6 +117,13 @@ class _Draft:
         self.problem = self.problem or problem
         self.members.append(member)
 
+    def cut_off(self, position: int) -> None:
+        """The shard is damaged at `position`: what goes on behind it is not there."""
+        self.problem = self.problem or CUT_OFF
+        last = self.members[-1]
+        if last.offset + last.size > position:
+            self.members[-1] = replace(last, too_large=False)
+
     def sample(self, index: int) -> Sample:
         return Sample(_text(self.key), self.id, index, tuple(self.members), self.problem)
 
@@ -144,7 +157,7 @@ class ShardReader:
             draft.add(*self._member(header, split[1]))
         if draft is not None:
             if self.end.startswith("damaged"):
-                draft.problem = draft.problem or CUT_OFF
+                draft.cut_off(self._source.position)
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
@@ -201,7 +214,7 @@ class ShardReader:
 
     def _member(self, header: tarfile.TarInfo, suffix: str) -> tuple[Member, str | None]:
         """The member with its data, and what is wrong with it."""
-        problem, data = None, b""
+        problem, data, too_large = None, b"", False
         if not header.isreg():
             kind = "link" if header.issym() or header.islnk() else "special_file"
             problem = f"{kind}: {_text(header.name)}"
@@ -209,6 +222,7 @@ class ShardReader:
             problem = f"sparse_file: {_text(header.name)}"
         elif self._limit is not None and header.size > self._limit:
             problem = f"member_too_large: {suffix} has {header.size} bytes"
+            too_large = True
         else:
             data = self._source.read(header.size)
             if len(data) < header.size:
@@ -216,7 +230,8 @@ class ShardReader:
                 problem, data = CUT_OFF, b""
         name, whole = _text(header.name), problem is None
         exact = None if name == header.name else header.name
-        return Member(name, suffix, header.offset_data, header.size, data, whole, exact), problem
+        place = (name, suffix, header.offset_data, header.size)
+        return Member(*place, data, whole, exact, too_large), problem
 
 
 def split_name(name: str) -> tuple[str, str] | None:
