@@ -9,13 +9,10 @@ training takes about half a minute on one core, the whole an hour; features are 
 """
 
 import argparse
-import json
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +26,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import published
+from benchmarks.features import Images, Source
 from benchmarks.published import Words
 from pipeline import metrics, select_k, train
-from pipeline.mcr2 import assignment, coding_rate, spectral, tree
+from pipeline.mcr2 import assignment, coding_rate, spectral
 from pipeline.mcr2.threads import one_thread
-from pipeline.store import storage
-from pipeline.store.listing import list_shards
-from pipeline.store.shards import ShardReader
-from pipeline.text_encoding import TextEncoder
-from pipeline.vision import clip, images, vocabulary
 
-MODEL = "pico-clip"
 SETS = {
     "cifar10-test": ("label",),
     "cifar100-test": ("superlabel", "label"),
@@ -54,7 +46,6 @@ MARGIN, SHARE, SPREAD, CHOSEN = -0.5, 1 / 3, 1.5, (8, 14)  # bars of the table; 
 ABOVE = 20  # points above k-means, where that fails: the bar of the synthetic sets
 FEW = 2  # seeds of what stands beside the table
 RESTARTS, NEIGHBOURS = 10, 20
-ENCODED = 256  # images at once
 OUTLIERS = 0.05  # share of a mixture
 CASES = (  # subspaces, their dimension, dimensions of the space, noise relative to the subspace
     *((10, 5, 64, noise) for noise in (0.25, 0.5, 0.75, 1.0, 1.25)),
@@ -67,70 +58,6 @@ SETTINGS = {  # of the published recipe
     ("cifar10-test", "label"): published.Setting(eta=0.175, epochs=5),
     ("cifar100-test", "superlabel"): published.Setting(eta=0.13, epochs=15),
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """Features of a set: unit rows (N, D) float16 as the product stores them, and true labels."""
-
-    x: Tensor
-    facts: list[dict[str, Any]]
-
-    def truth(self, name: str) -> np.ndarray:
-        """Labels (N,) as numbers from 0."""
-        return np.unique([row[name] for row in self.facts], return_inverse=True)[1].ravel()
-
-
-@dataclass(frozen=True)
-class Source:
-    """Features by the project's own code; those of images are kept in `cache`."""
-
-    data: Path
-    cache: Path
-    sets: list[str]
-    seeds: int
-
-    def images(self, name: str) -> Images:
-        """The features of a set."""
-        rows, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
-        if not facts.exists():
-            found = list(self._encoded(name))
-            np.save(rows, np.concatenate([x for x, _ in found]))
-            facts.write_text(json.dumps([fact for _, some in found for fact in some]))
-        return Images(torch.from_numpy(np.load(rows)).half(), json.loads(facts.read_text()))
-
-    def _encoded(self, name: str) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-        encoder = clip.load(MODEL, "", threads=1)
-        for shard in list_shards(str(self.data / name)):
-            with storage.open_read(shard.url) as stream:
-                samples = list(ShardReader(stream, None))
-            for start in range(0, len(samples), ENCODED):
-                some = samples[start : start + ENCODED]
-                pictures = [images.decode(sample.image().data, 2**28) for sample in some]
-                x = encoder.encode_images(np.stack([encoder.prepare(each) for each in pictures]))
-                yield x, [json.loads(sample.json_text() or "") for sample in some]
-
-    @cached_property
-    def vocabulary(self) -> list[str]:
-        """The product's words."""
-        return vocabulary.load(vocabulary.default(MODEL))
-
-    @cached_property
-    def words(self) -> Words:
-        """Their vectors."""
-        encoder = TextEncoder(MODEL, "", clip.templates(MODEL))
-        row = encoder({"index": 0, "words": self.vocabulary})
-        return Words(torch.from_numpy(row["vectors"]), row["logit_scale"])
-
-    def words_without(self, facts: list[dict[str, Any]]) -> Words:
-        """Those that are no name of a class."""
-        names = {
-            str(row.get(name)) for row in facts for name in ("label", "superlabel", "sublabel")
-        }
-        names = {name.casefold().replace("-", " ") for name in names}
-        keep = [word.casefold().replace("-", " ") not in names for word in self.vocabulary]
-        print(f"  leak check: {keep.count(False)} of {len(keep)} words are class names, removed")
-        return Words(self.words.table[torch.tensor(keep)], self.words.scale)
 
 
 @dataclass(frozen=True)
@@ -148,8 +75,8 @@ class Ours:
     def cut(self, k: int) -> assignment.Assignment:
         """k clusters."""
         with one_thread():
-            table, eta = select_k.cut(self.z, k, select_k.Config(k=k, seed=self.seed))
-            return assignment.assign(self.z, table, eta, 3)
+            prototypes = select_k.cut(self.z, k, select_k.Config(k=k, seed=self.seed))
+            return assignment.assign(self.z, prototypes, 3)
 
     def choice(self) -> select_k.Choice:
         """k as select_k chooses it."""
@@ -157,13 +84,8 @@ class Ours:
         with one_thread():
             leaves = select_k.over_segment(self.z, cfg)
             labels = assignment.nearest(self.z, leaves)
-            count, total, gram = coding_rate.statistics(self.z, labels, len(leaves))
-            used = count > 0
-            leaves, count, total, gram = leaves[used], count[used], total[used], gram[used]
-            merges = tree.grow(count, total, gram, cfg.eps_sq)
-            bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
-            again = select_k.resample(self.z, leaves, merges, float(count.sum()), cfg)
-            return select_k.choose(bits, again, cfg)
+            stats = coding_rate.statistics(self.z, labels, len(leaves))
+            return select_k.chosen(self.z, leaves, stats, cfg)
 
 
 def centred(x: Tensor) -> Tensor:

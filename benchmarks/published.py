@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline import select_k, train
-from pipeline.mcr2 import assignment, coding_rate, objective, sinkhorn, spectral
+from pipeline.mcr2 import coding_rate, objective, sinkhorn, spectral
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
 
@@ -130,8 +130,8 @@ def spectral_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
 
 def our_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
     """The product's k clusters of z (N, d): labels (N,)."""
-    table, _ = select_k.cut(z, k, select_k.Config(k=k, seed=seed))
-    return assignment.nearest(z, table).numpy()
+    with one_thread():
+        return select_k.cut(z, k, select_k.Config(k=k, seed=seed)).nearest(z).numpy()
 
 
 def trained(x: Tensor, words: Words, seed: int) -> train.State:

@@ -131,11 +131,10 @@ def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
 
 
 def prototypes_schema(feature_dim: int) -> pa.Schema:
-    """Rows of `clusters/prototypes.parquet`: one per cluster."""
+    """Rows of `clusters/prototypes.parquet`: one or more per cluster, in the order of clusters."""
     return pa.schema(
         [
             ("cluster_id", pa.int32()),
-            ("size", pa.int64()),
             ("vector", tables.vectors(feature_dim, pa.float32())),
         ]
     )

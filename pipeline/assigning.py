@@ -52,20 +52,24 @@ class Assigner:
     """All that assigning a sample takes."""
 
     network: Network
-    table: Tensor  # (k, d) prototypes
-    eta: float  # of the shares
+    prototypes: assignment.Prototypes
     made_of: str  # fingerprint of the stage, for the parts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Clusters, dimensions."""
+        return self.prototypes.k, self.prototypes.table.shape[1]
 
 
 def assign_part(
     source: str, target: str, assigner: Assigner
 ) -> tuple[coding_rate.Statistics, pa.Table]:
     """Commit one part of the assignments; returns the clusters' statistics, its typical members."""
-    total = coding_rate.no_statistics(*assigner.table.shape)
+    total = coding_rate.no_statistics(*assigner.shape)
     found, members = [], []
     wanted = [*MEMBER, "embedding"]
     for rows, z in part_features(source, assigner.network, wanted):
-        a = assignment.assign(z, assigner.table, assigner.eta, artifacts.TOP)
+        a = assignment.assign(z, assigner.prototypes, artifacts.TOP)
         coding_rate.accumulate(total, z, a.cluster)
         found.append(_assignment_rows(rows, a))
         members.append(rows.select(MEMBER))
@@ -115,7 +119,7 @@ def assign_parts(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
 ) -> tuple[coding_rate.Statistics, pa.Table]:
     """`assign_part` of several shards: summed statistics, the most typical of all of them."""
-    total = coding_rate.no_statistics(*assigner.table.shape)
+    total = coding_rate.no_statistics(*assigner.shape)
     typical = artifacts.EXEMPLARS.empty_table()
     for name in (f"{stem}.parquet" for stem in stems):
         source, target = paths.embeddings.file(name), paths.assignments.file(name)

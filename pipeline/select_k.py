@@ -13,7 +13,7 @@ Landmarks are over-segmented once (spectral embedding of their neighbour graph);
 parts gives each small group's additive statistics; merging them by coding length gives the bits of
 every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
 assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `statistics`, `choose`, `cut`, `assigning` (no Ray). Shell: `run`.
+Core: `over_segment`, `statistics`, `chosen`, `cut`, `assigning` (no Ray). Shell: `run`.
 """
 
 import logging
@@ -31,6 +31,7 @@ from pipeline.assigning import Assigner, assign_parts, load_network, most_typica
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
+from pipeline.mcr2.assignment import Prototypes
 from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress
@@ -39,6 +40,9 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
+LARGEST_ALONG = 64  # clusters: a spectral cut takes as many eigenvectors
+PARTS = 20  # of a cluster, on average, where it has more than one prototype
+CLEARLY = 1.05  # times the information: a cut along the graph is judged by what it was made from
 FLAT = 0.005  # of the bits that clustering saves: a k that loses no more is as good as the best
 BAND = (0.05, 0.95)  # quantiles over resamples
 
@@ -95,7 +99,7 @@ def over_segment(z: Tensor, cfg: Config) -> Tensor:
     vectors = spectral.embedding(graph, cfg.components, cfg.seed)
     labels = torch.from_numpy(spectral.over_segment(vectors, cfg.leaves, cfg.seed))
     _, labels = labels.unique(return_inverse=True)
-    return assignment.prototypes(z, labels, int(labels.max()) + 1)
+    return assignment.directions(z, labels, int(labels.max()) + 1)
 
 
 def statistics(urls: list[str], network: Network, table: Tensor) -> coding_rate.Statistics:
@@ -160,9 +164,24 @@ def resample(
     return torch.stack(curves)
 
 
-def cut(z: Tensor, k: int, cfg: Config) -> tuple[Tensor, float]:
-    """k clusters of landmarks z (m, d), the largest first: prototypes (k, d) and the η of shares.
+def chosen(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config) -> Choice:
+    """k from landmarks z (m, d), the leaves (p, d) and their statistics over all samples.
 
+    Leaves that no sample is nearest to are dropped.
+    """
+    used = stats[0] > 0
+    leaves, (count, total, gram) = leaves[used], (sums[used] for sums in stats)
+    merges = tree.grow(count, total, gram, cfg.eps_sq)
+    bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
+    return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
+
+
+def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
+    """k clusters of landmarks z (m, d), the largest first.
+
+    k-means of the landmarks smoothed along their graph, with one prototype for each cluster; or,
+    up to LARGEST_ALONG of them, the spectral cut of the graph, with PARTS on average, where its
+    neighbours agree clearly more on what the prototypes say.
     Raises UserError if the landmarks do not hold k different features.
     """
     if (found := len(z.unique(dim=0))) < k:
@@ -170,15 +189,34 @@ def cut(z: Tensor, k: int, cfg: Config) -> tuple[Tensor, float]:
             f"select_k.k = {k}, but the samples it is chosen from have {found} different features "
             "only: give a smaller k"
         )
-    with one_thread():
-        labels = torch.from_numpy(spectral.partition(z, k, cfg.neighbours, cfg.eta, cfg.seed))
-        _, index = spectral.neighbours(z, cfg.neighbours)
-    table = assignment.prototypes(z, labels, k)
-    sizes = torch.bincount(assignment.nearest(z, table), minlength=k)
-    table = table[sizes.argsort(descending=True, stable=True)]
-    own = assignment.nearest(z, table)
+    similarity, index = spectral.neighbours(z, cfg.neighbours)
+    graph = spectral.graph_of(similarity, index, cfg.eta)
+    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed)
+    best = _prototypes(z, smooth, 1)
+    if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
+        along = spectral.partition(spectral.embedding(graph, k, cfg.seed), index, k, cfg.seed)
+        other = _prototypes(z, along, PARTS)
+        if _told(other, z, index) > CLEARLY * _told(best, z, index):
+            best = other
+    own = best.nearest(z)
     agreement = float((own[index] == own[:, None]).float().mean())
-    return table, assignment.calibrated(z, table, agreement)
+    return replace(best, eta=assignment.calibrated(best.similarity(z), agreement))
+
+
+def _prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
+    """Of clusters `labels` (m,), in about so many parts each; the largest is the first."""
+    part_of = torch.from_numpy(labels if parts == 1 else spectral.parted(z, labels, parts, 0))
+    clusters = torch.from_numpy(labels)
+    table = assignment.directions(z, part_of, int(part_of.max()) + 1)
+    cluster_of = torch.zeros(len(table), dtype=torch.int64).scatter_(0, part_of, clusters)
+    sizes = torch.bincount(Prototypes(table, cluster_of, 1.0).nearest(z))
+    rank = sizes.argsort(descending=True, stable=True).argsort()[cluster_of]
+    order = rank.argsort(stable=True)
+    return Prototypes(table[order], rank[order], 1.0)
+
+
+def _told(prototypes: Prototypes, z: Tensor, index: Tensor) -> float:
+    return spectral.information(prototypes.nearest(z).numpy(), index)
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
@@ -198,16 +236,16 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     network = load_network(paths)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
         leaves = over_segment(z, fit)
-        leaves, stats = _all_statistics(stems, paths, network, leaves, progress)
-        choice = _choice(z, leaves, stats, fit)
-        table, eta = cut(z, choice.k, fit)
-        stats = _assign_all(stems, paths, Assigner(network, table, eta, made_of), progress)
+        stats = _all_statistics(stems, paths, network, leaves, progress)
+        choice = chosen(z, leaves, stats, fit)
+        prototypes = cut(z, choice.k, fit)
+        stats = _assign_all(stems, paths, Assigner(network, prototypes, made_of), progress)
     count, total, gram = stats
     sizes = count.long()
     if sizes.sum() != embedded["embedded"]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
     merges = tree.grow(count, total, gram, fit.eps_sq)
-    _write_clusters(choice, table, sizes, merges, paths)
+    _write_clusters(choice, prototypes, merges, paths)
     facts = {key: value for key, value in vars(choice).items() if key != "curve"}
     paths.clusters.finish(
         made_of,
@@ -216,7 +254,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         samples=int(sizes.sum()),
         sizes=sizes.tolist(),
         cluster_bits=coding_rate.length_bits(count, gram, fit.eps_sq).tolist(),
-        share_eta=eta,
+        share_eta=prototypes.eta,
         bits=choice.curve["bits"][choice.k - 1].as_py(),
         bits_of_one=choice.curve["bits"][0].as_py(),
         seconds=round(progress.seconds, 2),
@@ -237,8 +275,8 @@ def _all_statistics(
     network: Network,
     table: Tensor,
     progress: StageProgress,
-) -> tuple[Tensor, coding_rate.Statistics]:
-    """First pass over all parts; leaves that no sample is nearest to are dropped."""
+) -> coding_rate.Statistics:
+    """First pass over all parts."""
     urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems]
     chunks = tasks.chunks(urls, MOST_STATISTICS)
     total = coding_rate.no_statistics(*table.shape)
@@ -246,22 +284,14 @@ def _all_statistics(
         samples = int(more[0].sum())
         progress.advance(len(chunk), samples)
         coding_rate.add(total, more)
-    used = total[0] > 0
-    return table[used], (total[0][used], total[1][used], total[2][used])
-
-
-def _choice(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config) -> Choice:
-    count, total, gram = stats
-    merges = tree.grow(count, total, gram, cfg.eps_sq)
-    bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
-    return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
+    return total
 
 
 def _assign_all(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner, progress: StageProgress
 ) -> coding_rate.Statistics:
     """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
-    total = coding_rate.no_statistics(*assigner.table.shape)
+    total = coding_rate.no_statistics(*assigner.shape)
     best = artifacts.EXEMPLARS.empty_table()
     chunks = tasks.chunks(stems, MOST_STATISTICS)
     found = tasks.results(assign_parts, chunks, paths, assigner)
@@ -275,21 +305,19 @@ def _assign_all(
 
 def _write_clusters(
     choice: Choice,
-    table: Tensor,
-    sizes: Tensor,
+    prototypes: Prototypes,
     merges: list[tree.Merge],
     paths: artifacts.RunPaths,
 ) -> None:
     tables.write(paths.clusters.file("curve.parquet"), choice.curve)
-    rows = [{"k": len(table) - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
+    rows = [{"k": prototypes.k - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
     merged = pa.Table.from_pylist(rows, schema=artifacts.TREE)
     tables.write(paths.clusters.file("tree.parquet"), merged)
-    prototypes = pa.table(
+    table = pa.table(
         {
-            "cluster_id": np.arange(len(table), dtype=np.int32),
-            "size": sizes.numpy(),
-            "vector": tables.from_matrix(table.numpy(), pa.float32()),
+            "cluster_id": prototypes.cluster_of.int().numpy(),
+            "vector": tables.from_matrix(prototypes.table.numpy(), pa.float32()),
         },
-        schema=artifacts.prototypes_schema(table.shape[1]),
+        schema=artifacts.prototypes_schema(prototypes.table.shape[1]),
     )
-    tables.write(paths.clusters.file("prototypes.parquet"), prototypes)
+    tables.write(paths.clusters.file("prototypes.parquet"), table)

@@ -169,12 +169,14 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
 
 
 def nearest_clusters(prototypes: pa.Table) -> list[list[int]]:
-    """The NEAREST other clusters of each, by cosine of their prototypes."""
-    means = tables.to_matrix(prototypes["vector"])
-    similarity = means @ means.T
+    """The NEAREST other clusters of each, by cosine of their nearest prototypes."""
+    vectors = tables.to_matrix(prototypes["vector"])
+    _, first = np.unique(prototypes["cluster_id"].to_numpy(), return_index=True)
+    nearest = np.maximum.reduceat(vectors @ vectors.T, first, axis=1)
+    similarity = np.maximum.reduceat(nearest, first, axis=0)
     np.fill_diagonal(similarity, -np.inf)
     order = np.argsort(-similarity, axis=1, kind="stable")
-    return [row[: min(NEAREST, len(means) - 1)].tolist() for row in order]
+    return [row[: min(NEAREST, len(first) - 1)].tolist() for row in order]
 
 
 def run_facts(paths: artifacts.RunPaths) -> dict[str, Any]:

@@ -109,12 +109,9 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
     labels = np.concatenate([part["cluster_id"].to_numpy() for part in parts])
     sizes = np.bincount(labels, minlength=len(THINGS)).tolist()
     vectors = np.stack([vector(thing) for thing in THINGS]).astype(np.float32)
-    prototypes = {
-        "cluster_id": range(3), "size": sizes,
-        "vector": tables.from_matrix(vectors, pa.float32()),
-    }  # fmt: skip
     schema = artifacts.prototypes_schema(vectors.shape[1])
-    table = pa.table({k: v if k == "vector" else list(v) for k, v in prototypes.items()}, schema)
+    found = [pa.array(range(3), pa.int32()), tables.from_matrix(vectors, pa.float32())]
+    table = pa.Table.from_arrays(found, schema=schema)
     tables.write(paths.clusters.file("prototypes.parquet"), table)
     ids = pa.concat_tables(parts).to_pylist()
     exemplars = [{**row, "rank": rank} for rank, row in enumerate(ids)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, assigning, select_k
-from pipeline.mcr2 import coding_rate
+from pipeline.mcr2 import assignment, coding_rate
 from pipeline.store import tables
 from tests import subspaces
 
@@ -22,7 +22,8 @@ def run(tmp_path):
     subspaces.write_network(paths, x[:60], ids[:60])
     table = torch.from_numpy(subspaces.union(4, 3, 2, seed=9)[0][:6]).float()
     network = assigning.load_network(paths)
-    return paths, x, ids, assigning.Assigner(network, table, ETA, "abc")
+    prototypes = assignment.Prototypes(table, torch.arange(6), ETA)
+    return paths, x, ids, assigning.Assigner(network, prototypes, "abc")
 
 
 def stems(paths):
@@ -59,7 +60,7 @@ def test_a_part_of_assignments(run):
     assert table.schema.equals(artifacts.ASSIGNMENTS)
     assert tables.facts(paths.assignments.file("00000.parquet")) == {"made_of": "abc", "rows": 70}
     assert table["sample_id"].to_pylist() == ids[:70]
-    cosines = x[:70] @ assigner.table.numpy().T
+    cosines = x[:70] @ assigner.prototypes.table.numpy().T
     cluster = cosines.argmax(axis=1)
     np.testing.assert_array_equal(table["cluster_id"], cluster)
     np.testing.assert_allclose(table["outlier_score"], 1 - cosines.max(axis=1), atol=1e-3)
@@ -78,7 +79,7 @@ def test_a_part_of_assignments(run):
 def test_both_passes_agree_and_add_up_over_the_parts(run):
     paths, x, _, assigner = run
     urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems(paths)]
-    count, total, gram = select_k.statistics(urls, assigner.network, assigner.table)
+    count, total, gram = select_k.statistics(urls, assigner.network, assigner.prototypes.table)
     assigned, _ = assigning.assign_parts(stems(paths), paths, assigner)
     for first, second in zip((count, total, gram), assigned, strict=True):
         torch.testing.assert_close(first, second)
@@ -86,11 +87,13 @@ def test_both_passes_agree_and_add_up_over_the_parts(run):
 
     z = torch.from_numpy(x.astype(np.float16)).double()
     z = z / z.norm(dim=1, keepdim=True)
-    leaf = (z @ assigner.table.double().T).argmax(1)
+    leaf = (z @ assigner.prototypes.table.double().T).argmax(1)
     expected = coding_rate.statistics(z, leaf, 6)
     for found, value in zip((count, total, gram), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=0, atol=1e-5)
-    pieces = [select_k.statistics([url], assigner.network, assigner.table) for url in urls]
+    pieces = [
+        select_k.statistics([url], assigner.network, assigner.prototypes.table) for url in urls
+    ]
     for whole, *parts in zip((count, total, gram), *pieces, strict=True):
         torch.testing.assert_close(sum(parts), whole, rtol=0, atol=1e-12)
 

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from pipeline import artifacts, select_k
 from pipeline.errors import UserError
-from pipeline.mcr2 import assignment, coding_rate, tree
+from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.store import storage, tables
 from tests import subspaces
 
@@ -145,25 +145,41 @@ def test_cut_finds_the_subspaces_and_numbers_them_by_size():
     x, truth = subspaces.union(4, 3, 60)
     kept = (truth > 0) | (np.arange(len(x)) % 2 == 0)  # cluster 0 of the truth is half as large
     z = torch.from_numpy(x[kept]).float()
-    table, eta = select_k.cut(z, 4, select_k.fitted(CFG, len(z), len(z)))
-    labels = assignment.nearest(z, table)
+    prototypes = select_k.cut(z, 4, select_k.fitted(CFG, len(z), len(z)))
+    labels = prototypes.nearest(z)
     assert adjusted_rand_score(truth[kept], labels) == 1
     sizes = torch.bincount(labels)
     assert (sizes[:-1] >= sizes[1:]).all()
-    assert assignment.assign(z, table, eta, 1).confidence.mean() > 0.99  # as their neighbours do
+    assert assignment.assign(z, prototypes, 1).confidence.mean() > 0.99  # as their neighbours do
+
+
+def test_subspaces_that_no_prototype_can_hold_are_cut_along_the_graph():
+    """Of 3 dimensions each, antipodes and all, seen through much noise: k-means finds nothing."""
+    rng = np.random.default_rng(0)
+    bases = [np.linalg.qr(rng.normal(size=(16, 3)))[0] for _ in range(4)]
+    x = np.concatenate([rng.normal(size=(250, 3)) @ basis.T for basis in bases])
+    x += 0.1 * rng.normal(size=x.shape)
+    z = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
+    truth = np.repeat(np.arange(4), 250)
+    prototypes = select_k.cut(z, 4, select_k.fitted(CFG, len(z), len(z)))
+    assert prototypes.k == 4 and len(prototypes.table) == 4 * select_k.PARTS
+    assert (prototypes.cluster_of.diff() >= 0).all()
+    assert adjusted_rand_score(truth, prototypes.nearest(z)) > 0.9
+    alone = spectral.kmeans(z.numpy(), 4, 10, 0)
+    assert adjusted_rand_score(truth, alone) < 0.5
 
 
 @pytest.mark.parametrize("k", [1, 2, 30])
 def test_cut_of_any_k(k):
     z = torch.from_numpy(subspaces.union(3, 4, 10)[0]).float()
-    table, _ = select_k.cut(z, k, select_k.fitted(replace(CFG, k=k), 30, 30))
-    assert table.shape == (k, 12)
-    assert len(assignment.nearest(z, table).unique()) == k
+    prototypes = select_k.cut(z, k, select_k.fitted(replace(CFG, k=k), 30, 30))
+    assert prototypes.k == k
+    assert len(prototypes.nearest(z).unique()) == k
 
 
 def test_cut_of_equal_samples_into_more_is_refused():
     z = torch.eye(4)[0].repeat(30, 1)
-    assert select_k.cut(z, 1, select_k.fitted(CFG, 30, 30))[0].shape == (1, 4)
+    assert select_k.cut(z, 1, select_k.fitted(CFG, 30, 30)).table.shape == (1, 4)
     with pytest.raises(UserError, match=r"select_k.k = 3.* 1 different"):
         select_k.cut(z, 3, select_k.fitted(CFG, 30, 30))
 
@@ -252,7 +268,6 @@ def test_the_tables_of_a_run_agree_with_each_other(selected):
     lost = -merges["bits_saved"].to_numpy().sum()  # from these five clusters to one
     assert manifest["bits"] + lost == pytest.approx(manifest["bits_of_one"])
     assert prototypes["cluster_id"].to_pylist() == list(range(5))
-    assert prototypes["size"].to_pylist() == manifest["sizes"]
     np.testing.assert_allclose(
         np.linalg.norm(tables.to_matrix(prototypes["vector"]), axis=1), 1, rtol=1e-6
     )

@@ -185,15 +185,14 @@ def test_the_table_of_clusters(paths):
 
 
 def test_nearest_clusters_are_by_cosine():
-    vectors = [[1, 0], [0.8, 0.6], [-1, 0]]
+    vectors = [[1, 0], [-0.96, 0.28], [0.8, 0.6], [-1, 0]]  # cluster 0 has two, and is last's
     table = write.pa.table(
         {
-            "cluster_id": [0, 1, 2],
-            "size": [9, 5, 5],
+            "cluster_id": [0, 0, 1, 2],
             "vector": tables.from_matrix(write.np.array(vectors), write.pa.float32()),
         }
     )
-    assert write.nearest_clusters(table) == [[1, 2], [0, 2], [1, 0]]
+    assert write.nearest_clusters(table) == [[2, 1], [0, 2], [0, 1]]
     assert write.nearest_clusters(table.slice(0, 1)) == [[]]
 
 

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.features import encoded
 from benchmarks.mcr2 import losses
 from benchmarks.mcr2.measuring import alternating, line, mixture, title
 from pipeline import assets
 from pipeline.mcr2.network import Network
-from pipeline.store import storage
-from pipeline.store.listing import list_shards
-from pipeline.store.shards import ShardReader
-from pipeline.vision import clip, images
 
 DRAWS, BATCHES = 60, 12
 NUMBERS = (16, 32, 64, 128, 256, 512)
@@ -29,17 +26,9 @@ NUMBERS = (16, 32, 64, 128, 256, 512)
 
 def emoji() -> Tensor:
     """pico-clip's embeddings of the bundled emoji, (N, 256)."""
-    encoder = clip.load("pico-clip", "", device="cpu", precision="fp32", threads=1)
     (folder,) = assets.__path__
-    rows = []
-    for shard in list_shards(str(Path(folder) / "noto-emoji")):
-        with storage.open_read(shard.url) as stream:
-            pixels = [
-                encoder.prepare(images.decode(sample.image().data, 2**28))
-                for sample in ShardReader(stream, None)
-            ]
-        rows.append(encoder.encode_images(np.stack(pixels)))
-    return torch.from_numpy(np.concatenate(rows)).float()
+    found = encoded(str(Path(folder) / "noto-emoji"))
+    return torch.from_numpy(np.concatenate([x for x, _ in found])).float()
 
 
 def value_and_gradient(x: Tensor, w: Tensor, columns: Tensor) -> Tensor:

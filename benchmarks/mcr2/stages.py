@@ -105,8 +105,9 @@ def blocks(rows: int, width: int) -> Iterator[Tensor]:
 
 
 def assigned(network: Network, table: Tensor, x: Tensor) -> assignment.Assignment:
-    """Embeddings (b, D) through the network and to the nearest of the prototypes."""
-    return assignment.assign(network.features(x), table, ETA, top=3)
+    """Embeddings (b, D) through the network and to the nearest of the prototypes, one a cluster."""
+    prototypes = assignment.Prototypes(table, torch.arange(len(table)), ETA)
+    return assignment.assign(network.features(x), prototypes, top=3)
 
 
 def make_assigning(rows: int) -> Callable[[], Tensor]:

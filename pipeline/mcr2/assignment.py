@@ -1,6 +1,6 @@
 """Every sample to a cluster, from a table of prototypes: bounded memory, one row at a time.
 
-n samples, d dimensions, k clusters with a prototype each.
+n samples, d dimensions, p prototypes, k clusters.
 """
 
 import math
@@ -26,7 +26,7 @@ class Assignment:
     top_shares: Tensor  # (n, t)
 
 
-def prototypes(Z: Tensor, labels: Tensor, k: int) -> Tensor:
+def directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
     """Mean directions of k groups, (k, d) with unit rows; every group must have a member."""
     total = Z.new_zeros(k, Z.shape[1]).index_add_(0, labels, Z)
     return normalize(total, dim=1)
@@ -37,11 +37,37 @@ def nearest(Z: Tensor, table: Tensor) -> Tensor:
     return (Z @ table.T).argmax(dim=1)
 
 
-def assign(Z: Tensor, table: Tensor, eta: float, top: int) -> Assignment:
-    """Z (n, d) to the clusters of a table (k, d): the nearest; shares are softmax(cos / η)."""
-    similarity = Z @ table.T  # (n, k)
-    found = similarity.topk(min(top, len(table)), dim=1)  # before softmax, where small shares tie
-    shares = torch.softmax(similarity / eta, dim=1).gather(1, found.indices)
+@dataclass(frozen=True)
+class Prototypes:
+    """Where the clusters are: directions, each of one cluster."""
+
+    table: Tensor  # (p, d) unit rows
+    cluster_of: Tensor  # (p,) ascending from 0, none left out
+    eta: float  # temperature of the shares
+
+    @property
+    def k(self) -> int:
+        """Clusters."""
+        return int(self.cluster_of[-1]) + 1
+
+    def similarity(self, Z: Tensor) -> Tensor:
+        """Cosines of Z (n, d) to the nearest prototype of each cluster, (n, k)."""
+        cosines = Z @ self.table.T
+        if self.k == len(self.table):
+            return cosines
+        least = cosines.new_full((len(Z), self.k), -1)
+        return least.scatter_reduce(1, self.cluster_of.expand(len(Z), -1), cosines, "amax")
+
+    def nearest(self, Z: Tensor) -> Tensor:
+        """The cluster of each row of Z (n, d)."""
+        return self.similarity(Z).argmax(dim=1)
+
+
+def assign(Z: Tensor, prototypes: Prototypes, top: int) -> Assignment:
+    """Z (n, d) to the clusters of the nearest prototypes; shares are softmax(cos / η)."""
+    similarity = prototypes.similarity(Z)
+    found = similarity.topk(min(top, prototypes.k), dim=1)  # before softmax, where small shares tie
+    shares = torch.softmax(similarity / prototypes.eta, dim=1).gather(1, found.indices)
     own = shares[:, 0]
     second = shares[:, 1] if shares.shape[1] > 1 else torch.zeros_like(own)
     return Assignment(
@@ -49,13 +75,13 @@ def assign(Z: Tensor, table: Tensor, eta: float, top: int) -> Assignment:
     )
 
 
-def calibrated(Z: Tensor, table: Tensor, agreement: float) -> float:
-    """The η at which the mean confidence of Z (m, d) is `agreement`: bisection on a log scale.
+def calibrated(similarity: Tensor, agreement: float) -> float:
+    """The η at which the mean confidence is `agreement`: bisection on a log scale.
 
-    With `agreement` the share of neighbours in one cluster, a confidence of 0.8 says that about 8
-    of 10 samples like this one's neighbours are where it is. Between ETA_LEAST and ETA_MOST.
+    similarity (m, k). With `agreement` the share of neighbours that are in a sample's own cluster,
+    a confidence of 0.8 says: of samples like this one, 8 in 10 neighbours are in its cluster.
+    Between ETA_LEAST and ETA_MOST.
     """
-    similarity = Z @ table.T
     low, high = math.log(ETA_LEAST), math.log(ETA_MOST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

@@ -99,7 +99,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.project = nn.Linear(width, feature_dim, bias=False)
         self.residual = nn.Sequential(
-            nn.Linear(width, hidden_dim),
+            nn.Linear(width, hidden_dim, bias=False),  # BatchNorm has its own
             GlobalBatchNorm(hidden_dim),
             nn.ReLU(),
             nn.Linear(hidden_dim, feature_dim),

@@ -4,10 +4,12 @@ m landmarks, d dimensions, q neighbours, c components, k clusters.
 """
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +19,7 @@ BLOCK_ROWS = 2048  # rows of similarities at a time: memory is landmarks × this
 SMOOTHING = 4  # steps of the filter of `smoothed`
 RESTARTS = 10  # of k-means, of which `partition` keeps one
 DENSE_ROWS = 1000  # up to here a dense eigendecomposition is quick, and safe for any `components`
+PART_ITERATIONS = 50  # of k-means into parts of clusters
 
 
 def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
@@ -32,10 +35,11 @@ def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
 
 def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
     """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
-    return _graph(*neighbours(Z, q), eta)
+    return graph_of(*neighbours(Z, q), eta)
 
 
-def _graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
+def graph_of(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
+    """`affinity` from what `neighbours` gave."""
     m, q = index.shape
     weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
     rows = np.repeat(np.arange(m), q)
@@ -46,21 +50,38 @@ def _graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
 def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
     """Leading eigenvectors of the normalised affinity D^-½ A D^-½, (m, c), rows of unit norm.
 
-    [Ng, Jordan, Weiss 2001]. The first k columns serve the cut into k clusters.
+    [Ng, Jordan, Weiss 2001]. The first k columns serve the cut into k clusters. Each connected
+    component has eigenvectors of its own, found apart: Lanczos' method, begun at one vector, would
+    find one for the eigenvalue 1 that all of them share.
     """
     degree = np.asarray(graph.sum(axis=1)).ravel()
     scale = sp.diags(1 / np.sqrt(np.maximum(degree, np.finfo(float).tiny)))
-    normalised = scale @ graph @ scale
-    if len(degree) <= DENSE_ROWS:
-        values, vectors = np.linalg.eigh(normalised.toarray())
-    else:
-        start = np.random.default_rng(seed).standard_normal(len(degree))
-        values, vectors = eigsh(normalised, k=components, which="LA", v0=start)
-    vectors = vectors[:, np.argsort(-values)[:components]]
+    normalised = (scale @ graph @ scale).tocsr()
+    parts, part_of = connected_components(graph, directed=False)
+    pairs = []
+    for part in range(parts):
+        rows = np.flatnonzero(part_of == part)
+        for value, own in _leading(normalised[rows][:, rows], components, seed):
+            pairs.append((value, rows, own))
+    vectors = np.zeros((len(degree), components))
+    for column, (_, rows, own) in enumerate(sorted(pairs, key=lambda p: -p[0])[:components]):
+        vectors[rows, column] = own
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(components)])
     vectors = vectors * np.where(signs == 0, 1, signs)  # eigenvectors have no sign of their own
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, np.finfo(float).tiny))
+
+
+def _leading(matrix: sp.csr_matrix, most: int, seed: int) -> Iterator[tuple[float, np.ndarray]]:
+    """The largest eigenvalues of a symmetric matrix, at most so many, and their vectors."""
+    m = matrix.shape[0]
+    if m <= max(DENSE_ROWS, most):
+        values, vectors = np.linalg.eigh(matrix.toarray())
+    else:
+        start = np.random.default_rng(seed).standard_normal(m)
+        values, vectors = eigsh(matrix, k=most, which="LA", v0=start)
+    for column in np.argsort(-values)[:most]:
+        yield float(values[column]), vectors[:, column]
 
 
 def over_segment(vectors: np.ndarray, groups: int, seed: int) -> np.ndarray:
@@ -108,12 +129,28 @@ def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
 
 
-def partition(Z: Tensor, k: int, q: int, eta: float, seed: int) -> np.ndarray:
-    """k clusters of the rows of Z (m, d): numbers (m,) in [0, k).
+def partition(rows: np.ndarray, index: Tensor, k: int, seed: int) -> np.ndarray:
+    """k clusters of rows (m, c), features `smoothed` or an `embedding`: numbers (m,) from 0.
 
-    RESTARTS of k-means of the `smoothed` features; the one whose labels follow the graph best.
+    RESTARTS of k-means; the one whose labels follow the graph best. index (m, q) of `neighbours`.
     """
-    similarity, index = neighbours(Z, q)
-    rows = smoothed(Z, _graph(similarity, index, eta)).astype(np.float32)
+    rows = rows.astype(np.float32)
     fits = [kmeans(rows, k, 1, seed + restart) for restart in range(RESTARTS)]
-    return max(fits, key=lambda labels: information(labels, index))
+    best = max(fits, key=lambda labels: information(labels, index))
+    return np.unique(best, return_inverse=True)[1].ravel()  # fewer where rows coincide
+
+
+def parted(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """Clusters of Z (m, d) in parts by k-means, about `each` per cluster on average.
+
+    Larger clusters have more. Numbers (m,), ascending from cluster to cluster.
+    """
+    sizes = np.bincount(labels)
+    found, first = np.empty_like(labels), 0
+    for cluster, size in enumerate(sizes):
+        rows = labels == cluster
+        parts = min(max(1, round(each * len(sizes) * size / len(labels))), size)
+        own = kmeans(Z[torch.from_numpy(rows)].numpy(), parts, 1, seed, PART_ITERATIONS)
+        found[rows] = first + np.unique(own, return_inverse=True)[1]
+        first = found[rows].max() + 1
+    return found

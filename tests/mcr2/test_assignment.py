@@ -21,14 +21,19 @@ def at(*degrees):
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_prototypes_are_mean_directions():
-    table = assignment.prototypes(at(0, 20, 90), torch.tensor([1, 1, 0]), 2)
+def one_each(table, eta=ETA):
+    """A prototype per cluster."""
+    return assignment.Prototypes(table, torch.arange(len(table)), eta)
+
+
+def test_directions_are_means():
+    table = assignment.directions(at(0, 20, 90), torch.tensor([1, 1, 0]), 2)
     torch.testing.assert_close(table, at(90, 10))
 
 
 def test_shares_margins_and_outlier_scores_equal_a_loop():
     Z, table = unit(40, 5), unit(9, 5, seed=1)
-    a = assignment.assign(Z, table, ETA, top=4)
+    a = assignment.assign(Z, one_each(table), top=4)
     for i, z in enumerate(Z):
         cosines = (table @ z).tolist()
         weights = [math.exp(c / ETA) for c in cosines]
@@ -43,7 +48,7 @@ def test_shares_margins_and_outlier_scores_equal_a_loop():
 
 
 def test_a_sample_between_two_prototypes_goes_to_one_with_half_its_confidence():
-    a = assignment.assign(at(0), at(45, -45), ETA, top=2)
+    a = assignment.assign(at(0), one_each(at(45, -45)), top=2)
     assert a.confidence.tolist() == pytest.approx([0.5])
     assert a.margin.tolist() == pytest.approx([0])
     assert assignment.nearest(at(0), at(0, 0, 45)).tolist() == [0]
@@ -51,17 +56,35 @@ def test_a_sample_between_two_prototypes_goes_to_one_with_half_its_confidence():
 
 def test_nearest_and_assign_agree():
     Z, table = unit(300, 6), unit(20, 6, seed=1)
-    assert torch.equal(assignment.assign(Z, table, ETA, 3).cluster, assignment.nearest(Z, table))
+    for prototypes in (one_each(table), assignment.Prototypes(table, torch.arange(20) // 3, ETA)):
+        cluster = assignment.assign(Z, prototypes, 3).cluster
+        assert torch.equal(cluster, prototypes.nearest(Z))
+        assert torch.equal(cluster, prototypes.cluster_of[assignment.nearest(Z, table)])
+
+
+def test_a_cluster_is_as_near_as_its_nearest_prototype():
+    prototypes = assignment.Prototypes(at(0, 100, 50), torch.tensor([0, 0, 1]), ETA)
+    assert prototypes.k == 2
+    expected = torch.cat([at(0) @ at(0).T, at(0) @ at(50).T], dim=1)
+    torch.testing.assert_close(prototypes.similarity(at(0)), expected)
+    a = assignment.assign(at(0, 90, 49), prototypes, top=3)
+    assert a.cluster.tolist() == [0, 0, 1]
+    assert a.outlier_score.tolist() == pytest.approx(
+        [1 - math.cos(t * math.pi / 180) for t in (0, 10, 1)]
+    )
+    shares = torch.softmax(prototypes.similarity(at(0, 90, 49)) / ETA, dim=1)
+    torch.testing.assert_close(a.confidence, shares.amax(1))
+    assert a.top_shares.shape == (3, 2)
 
 
 def test_of_many_clusters_only_the_top_are_named():
-    a = assignment.assign(unit(5, 4), unit(10, 4, seed=1), ETA, top=3)
+    a = assignment.assign(unit(5, 4), one_each(unit(10, 4, seed=1)), top=3)
     assert a.top_clusters.shape == a.top_shares.shape == (5, 3)
     assert (a.top_shares[:, :-1] >= a.top_shares[:, 1:]).all()
 
 
 def test_a_single_cluster_takes_all():
-    a = assignment.assign(at(0, 90, 180), at(0), ETA, top=3)
+    a = assignment.assign(at(0, 90, 180), one_each(at(0)), top=3)
     assert a.cluster.tolist() == [0, 0, 0]
     assert a.confidence.tolist() == a.margin.tolist() == pytest.approx([1, 1, 1])
     assert a.outlier_score.tolist() == pytest.approx([0, 1, 2])
@@ -71,12 +94,12 @@ def test_a_single_cluster_takes_all():
 @pytest.mark.parametrize("agreement", [0.3, 0.6, 0.9])
 def test_calibrated_confidence_is_the_agreement_of_neighbours(agreement):
     Z, table = unit(500, 6), unit(10, 6, seed=1)
-    eta = assignment.calibrated(Z, table, agreement)
-    mean = assignment.assign(Z, table, eta, 1).confidence.mean().item()
+    eta = assignment.calibrated(Z @ table.T, agreement)
+    mean = assignment.assign(Z, one_each(table, eta), 1).confidence.mean().item()
     assert mean == pytest.approx(agreement, abs=1e-3)
 
 
 @pytest.mark.parametrize(("agreement", "eta"), [(0.0, "ETA_MOST"), (1.0, "ETA_LEAST")])
 def test_an_agreement_out_of_reach_gives_the_nearest_eta(agreement, eta):
-    found = assignment.calibrated(unit(50, 6), unit(10, 6, seed=1), agreement)
+    found = assignment.calibrated(unit(50, 6) @ unit(10, 6, seed=1).T, agreement)
     assert found == pytest.approx(getattr(assignment, eta), rel=0.5)

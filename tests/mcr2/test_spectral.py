@@ -153,18 +153,45 @@ def test_smoothing_of_equal_rows_is_nought():
 @pytest.mark.parametrize("k", [1, 3, 5, 200])
 def test_partition_follows_the_blobs(k):
     Z, truth = blobs(5, 40)
-    labels = spectral.partition(Z, k, 8, 0.1, 0)
-    assert labels.shape == (200,) and set(labels) <= set(range(k))
+    _, index = spectral.neighbours(Z, 8)
+    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    labels = spectral.partition(rows, index, k, 0)
+    assert labels.shape == (200,) and set(labels) == set(range(labels.max() + 1))
+    assert labels.max() + 1 == min(k, 200)
     if k <= 5:
         assert len(set(zip(truth.tolist(), labels.tolist(), strict=True))) == 5
-    np.testing.assert_array_equal(labels, spectral.partition(Z, k, 8, 0.1, 0))
+    np.testing.assert_array_equal(labels, spectral.partition(rows, index, k, 0))
 
 
 def test_partition_keeps_the_restart_of_most_information(monkeypatch):
     Z = unit(300, 4)
-    kept = spectral.information(spectral.partition(Z, 7, 8, 0.1, 0), spectral.neighbours(Z, 8)[1])
+    _, index = spectral.neighbours(Z, 8)
+    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    kept = spectral.information(spectral.partition(rows, index, 7, 0), index)
     monkeypatch.setattr(spectral, "RESTARTS", 1)
-    alone = [spectral.partition(Z, 7, 8, 0.1, seed) for seed in range(10)]
-    found = [spectral.information(labels, spectral.neighbours(Z, 8)[1]) for labels in alone]
+    alone = [spectral.partition(rows, index, 7, seed) for seed in range(10)]
+    found = [spectral.information(labels, index) for labels in alone]
     assert kept == pytest.approx(max(found))
     assert min(found) < kept  # of ten k-means one at least is stuck
+
+
+@pytest.mark.parametrize("dense_rows", [1000, 10])
+def test_every_connected_component_has_its_eigenvectors(monkeypatch, dense_rows):
+    monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
+    Z, truth = blobs(6, 50)
+    graph = spectral.affinity(Z, 5, 0.1)
+    edges = graph.tocoo()
+    assert (truth[edges.row] == truth[edges.col]).all()  # six components at least
+    vectors = spectral.embedding(graph, 6, 0)
+    index = spectral.neighbours(Z, 5)[1]
+    labels = spectral.partition(vectors, index, 6, 0)
+    assert adjusted_rand_score(truth, labels) == 1
+
+
+def test_parts_are_of_one_cluster_each_and_more_in_the_larger():
+    Z, truth = blobs(4, 40)
+    labels = np.where(truth < 3, 0, 1)  # 120 and 40
+    parts = spectral.parted(Z, labels, 4, 0)
+    pairs = sorted(set(zip(labels.tolist(), parts.tolist(), strict=True)))
+    assert pairs == [(0, part) for part in range(6)] + [(1, 6), (1, 7)]
+    np.testing.assert_array_equal(parts, spectral.parted(Z, labels, 4, 0))
