@@ -293,6 +293,7 @@ def run(
     manifest = summary(done, cfg, progress.seconds)
     _report_problems(done, manifest, paths)
     _check_counts(done, manifest, cfg.max_reject_fraction)
+    paths.rejects.sweep()
     paths.embeddings.finish(made_of, **manifest)
     log.info(
         "embed: %d samples of %d shards, %d rejected, %.1f s",

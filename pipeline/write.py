@@ -222,6 +222,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
             progress.advance(len(chunk), sum(counts))
     _check_counts(embedded, paths)
     tables.write(paths.clusters_table, cluster_rows(paths))
+    for folder in (paths.labeled, paths.top):
+        folder.sweep()
     paths.labels.finish(
         made_of,
         upstream=captioned["fingerprint"],

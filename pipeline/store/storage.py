@@ -26,6 +26,7 @@ T = TypeVar("T")
 ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
 FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "httpx")
+PARTIAL = ".partial-"  # in the names of temporary files beside their targets
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -71,7 +72,7 @@ def commit(url: str) -> Iterator[IO[bytes]]:
     local = isinstance(fs, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(path).parent / f".{Path(path).name}.partial-{uuid4().hex}"
+        partial = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
     else:
         partial = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
     try:
@@ -188,10 +189,15 @@ class Folder:
             return None
 
     def finish(self, fingerprint: str, **facts: object) -> None:
-        """Write the manifest: from here on the stage is done."""
+        """Write the manifest: from here on the stage is done. Killed writers' leavings go."""
+        self.sweep()
         manifest = {"fingerprint": fingerprint, **facts}
         text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
         write_bytes(self.file("manifest.json"), text.encode())
+
+    def sweep(self) -> None:
+        """Delete the temporary files of writers that were killed."""
+        self.remove({name for name in self.names() if name.startswith(".") and PARTIAL in name})
 
     def remove(self, names: set[str]) -> None:
         """Delete files of it, the manifest first."""
