@@ -28,6 +28,7 @@ from pipeline import (
     write,
 )
 from pipeline.errors import UserError
+from pipeline.redaction import Formatter, redacted
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 
@@ -205,6 +206,8 @@ def summary(paths: artifacts.RunPaths) -> str:
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter("%(message)s"))
     for noisy in ("ray", "open_clip", "root", "httpx", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -258,7 +261,7 @@ def underlying(error: BaseException) -> BaseException:
 
 
 def _say(message: str, code: int) -> int:
-    typer.echo(f"ratecluster: {' '.join(message.split())}", err=True)
+    typer.echo(f"ratecluster: {redacted(' '.join(message.split()))}", err=True)
     return code
 
 

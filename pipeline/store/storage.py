@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.redaction import harmless, redacted, resolved
 
 T = TypeVar("T")
 ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
@@ -31,25 +32,33 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def retry(operation: Callable[[], T]) -> T:
-    """Run `operation`; an error of the store that may pass is tried again, with longer waits."""
+    """Run `operation`; an error of the store that may pass is tried again, with longer waits.
+
+    What is raised tells no secret, though clients quote the URL they asked for.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return operation()
-        except FINAL:
-            raise
         except Exception as error:
-            if not _may_pass(error) or attempt == ATTEMPTS - 1:
+            final = isinstance(error, FINAL) or not _may_pass(error)
+            if final or attempt == ATTEMPTS - 1:
+                if (told := harmless(error)) is not error:
+                    raise told from None
                 raise
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL and its path there; UserError where fsspec has no such store."""
+    """The filesystem of a URL and its path there; UserError where fsspec has no such store.
+
+    The path may hold secrets that the URL only names.
+    """
+    whole = resolved(url)
     try:
-        return url_to_fs(url)
+        return url_to_fs(whole)
     except (ValueError, ImportError) as error:  # an unknown protocol; its package is not installed
-        raise UserError(f"{url}: {error}") from None
+        raise UserError(redacted(f"{url}: {error}")) from None
 
 
 def _may_pass(error: Exception) -> bool:
