@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-run
 
-.PHONY: help demo test format clean
+.PHONY: help demo test audit format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,9 @@ test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
+	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
