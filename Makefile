@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-run
 
-.PHONY: help demo test audit format clean
+FUZZ_S := 300
+
+.PHONY: help demo test audit fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +34,16 @@ test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 
 audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.fuzz ## look for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
+	@mkdir -p .fuzz
+	for name in reader decoder texts; do $(BIN)/python -m tests.fuzz $$name .fuzz/$$name \
+		-artifact_prefix=.fuzz/$$name- -max_total_time=$(FUZZ_S) -max_len=20000 -timeout=20 \
+		-rss_limit_mb=2000 || exit 1; done
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -2,9 +2,9 @@
 
     python -m benchmarks.guarantees [--shards pipeline/assets/noto-emoji] [--rounds 7]
 
-1. embed and write over the same shards, in this process, guarded and unguarded in turns: medians, and the
-   best rounds, which other work on the machine disturbs least.
-   Unguarded is the same code with these functions replaced, here and nowhere else:
+1. embed and write over the same shards, in this process, guarded and unguarded in turns: medians,
+   and the best rounds, which other work on the machine disturbs least. Unguarded is the same code
+   with these functions replaced, here and nowhere else:
 
        storage.commit            opens the target itself: no temporary file, no fsync, no rename
        pyarrow's page checksums  off
@@ -98,8 +98,8 @@ class Stages:
     def write(self, paths: artifacts.RunPaths) -> int:
         """Of embeddings of `embed` and assignments that are there; returns the samples."""
         embedded = paths.embeddings.manifest()
-        limit = embedded["config"]["max_member_bytes"]
-        job = write.Job(paths, embedded["columns"], ["a caption"], True, limit, "0" * 12)
+        limit = embedded["config"]["max_sample_bytes"]
+        job = write.Job(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
         counts = [write.write_shards([s["shard"]], job) for s in embedded["shards"]]
         write._check_counts(embedded, paths)
         return sum(map(sum, counts))

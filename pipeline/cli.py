@@ -21,6 +21,7 @@ from pipeline import (
     embed,
     evaluate,
     pack,
+    redaction,
     report,
     select_k,
     train,
@@ -28,7 +29,7 @@ from pipeline import (
     write,
 )
 from pipeline.errors import UserError
-from pipeline.redaction import Formatter, redacted
+from pipeline.reasons import printable
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 
@@ -199,15 +200,25 @@ def summary(paths: artifacts.RunPaths) -> str:
         f"{clusters['k_low']} to {clusters['k_high']}); the largest:",
     ]
     for number, size in list(enumerate(clusters["sizes"]))[:LARGEST]:
-        lines.append(f"{number:>5} {size:>12,}  {captions[number]}")
+        lines.append(f"{number:>5} {size:>12,}  {printable(str(captions[number]))}")
     return "\n".join(lines)
+
+
+class PlainFormatter(redaction.Formatter):
+    """A message is one line, and nothing that data brought into it steers the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(Formatter("%(message)s"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("ray", "open_clip", "root", "httpx", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -261,7 +272,8 @@ def underlying(error: BaseException) -> BaseException:
 
 
 def _say(message: str, code: int) -> int:
-    typer.echo(f"ratecluster: {redacted(' '.join(message.split()))}", err=True)
+    plain = printable(redaction.redacted(" ".join(message.split())))
+    typer.echo(f"ratecluster: {plain}", err=True)
     return code
 
 

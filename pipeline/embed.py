@@ -28,9 +28,10 @@ from ray.data import ActorPoolStrategy
 
 from pipeline import artifacts, cluster, config
 from pipeline.config import setting
-from pipeline.decoding import Decoder, Row
+from pipeline.decoding import Decoder, Limits, Row
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress
+from pipeline.reasons import Reason
 from pipeline.store import columns, storage, tables
 from pipeline.store.listing import Shard
 from pipeline.store.shards import ShardReader
@@ -53,19 +54,22 @@ class Config:
     readers: int = setting(2, "shards read at once by each encoder", operational=True)
     decode_threads: int = setting(0, "per shard being read; 0: one per core", operational=True)
     threads: int = setting(0, "of the model on a CPU; 0: all cores", operational=True)
-    max_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
-    max_member_bytes: int = setting(67_108_864, "bytes of a file in a tar; larger are rejected")
+    max_image_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
+    max_sample_bytes: int = setting(67_108_864, "bytes of a sample's files; larger are rejected")
+    decode_timeout_s: float = setting(60.0, "seconds for decoding a sample; slower are rejected")
     max_reject_fraction: float = setting(
         0.5, "of a shard's or the run's samples, 0 to 1; more rejected fails", operational=True
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "readers", "max_pixels", "max_member_bytes"):
+        for name in ("batch_size", "readers", "max_image_pixels", "max_sample_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 1 or more")
         for name in ("actors", "decode_threads", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 0 (fit) or more")
+        if self.decode_timeout_s <= 0:
+            raise UserError(f"embed.decode_timeout_s = {self.decode_timeout_s}: give more than 0")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
 
@@ -90,8 +94,8 @@ class ShardRows:
             if good:
                 self.rows.append(row)
             else:
-                member = row["image_member"]
-                self.rejects.append({**row, "member": member, "reason": "embedding_not_finite"})
+                member, reason = row["image_member"], Reason.EMBEDDING_NOT_FINITE.because()
+                self.rejects.append({**row, "member": member, "reason": reason})
         self.embeddings.append(encoded[finite].astype(np.float16))
 
     def matrix(self) -> np.ndarray:
@@ -122,9 +126,10 @@ def embed_shard(
     began = time.time()
     out = ShardRows(encoder, thread)
     threads, ahead = cfg.decode_threads or os.cpu_count() or 1, LOOKAHEAD_BATCHES * cfg.batch_size
-    decoder = Decoder(shard.stem, encoder.prepare, cfg.max_pixels, threads, ahead)
-    with storage.open_read(shard.url) as stream:
-        reader = ShardReader(stream, cfg.max_member_bytes)
+    limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
+    decoder = Decoder(shard.stem, encoder.prepare, limits)
+    with storage.open_read(shard.url, shard.size) as stream:
+        reader = ShardReader(stream, cfg.max_sample_bytes)
         batch: list[tuple[Row, np.ndarray]] = []
         for row, pixels in decoder.all(reader):
             if pixels is None:
@@ -144,6 +149,7 @@ def embed_shard(
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
     """What is known of a finished shard; the same whenever and wherever it is made."""
     samples = len(out.rows) + len(out.rejects)
+    kinds, clashes = columns.survey(row["json"] for row in (*out.rows, *out.rejects))
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),
@@ -153,7 +159,8 @@ def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str
         "rejected": len(out.rejects),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
         "end": end,
-        "columns": columns.kinds(row["json"] for row in (*out.rows, *out.rejects)),
+        "columns": kinds,
+        "clashes": sorted(clashes),
         "device": out.encoder.device,
         "precision": out.encoder.precision,
     }
@@ -162,7 +169,7 @@ def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str
 def _commit(stem: str, out: ShardRows, facts: dict[str, Any], paths: artifacts.RunPaths) -> None:
     rejects = sorted(out.rejects, key=lambda row: row["index"])
     if facts["end"] != "complete":  # damage is a row without a key: no sample, but a problem
-        rejects.append({"shard": stem, "reason": f"shard: {facts['end']}"})
+        rejects.append({"shard": stem, "reason": Reason.SHARD.because(facts["end"])})
     table = pa.Table.from_pylist(rejects, schema=artifacts.REJECTS)
     tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])
     schema = artifacts.embeddings_schema(out.encoder.dim)
@@ -332,7 +339,7 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
     clashes: set[str] = set()
     reasons: Counter[str] = Counter()
     for facts in done:
-        clashes |= columns.merge(kinds, facts["columns"])
+        clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
         reasons.update(facts["reasons"])
     per_shard = ("shard", "samples", "embedded", "rejected", "end")
     return {
@@ -358,7 +365,9 @@ def _report_problems(
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
     if clashes := manifest["conflicting_columns"]:
-        log.warning("embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes))
+        log.warning(
+            "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])
+        )
     if len(manifest["precisions"]) > 1:
         log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
     stems = {f"{facts['shard']['stem']}.parquet" for facts in done}

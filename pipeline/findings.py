@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.reasons import printable
 from pipeline.redaction import redacted
 from pipeline.store import storage, tables
 
@@ -43,7 +44,7 @@ class Findings:
 
 def _plain(text: str) -> str:
     """Keys come from the web: nothing in them may act on a terminal."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in redacted(text))
+    return printable(redacted(text))
 
 
 def open_part(url: str, place: str, found: Findings) -> pq.ParquetFile | None:

@@ -135,7 +135,7 @@ def add_galleries(rows: list[Row], found: Run, cfg: Config, paths: artifacts.Run
     members = [member for member in table.to_pylist() if member["cluster_id"] in by_id]
     urls = {s["shard"]["stem"]: s["shard"]["url"] for s in found.embedded["shards"]}
     places = [figures.Place(urls[m["shard"]], m["tar_offset"], m["tar_size"]) for m in members]
-    max_pixels = found.embedded["config"]["max_pixels"]
+    max_pixels = found.embedded["config"]["max_image_pixels"]
     pictures = figures.thumbnails(places, max_pixels, cfg.thumbnail)
     for member, picture in zip(members, pictures, strict=True):
         by_id[member["cluster_id"]].append({**member, "picture": picture})

@@ -183,10 +183,12 @@ def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
         )
     similarity, index = spectral.neighbours(z, cfg.neighbours)
     graph = spectral.graph_of(similarity, index, cfg.eta)
-    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed)
-    best = _prototypes(z, smooth, 1)
+    along = None
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, cfg.seed), index, k, cfg.seed)
+    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed, along)
+    best = _prototypes(z, smooth, 1)
+    if along is not None:
         other = _prototypes(z, along, PARTS)
         if _told(other, z, index) > CLEARLY * _told(best, z, index):
             best = other

@@ -1,7 +1,7 @@
 """What must hold of a labelled shard: the input's members in order, untouched, and the labels.
 
 reads   an input shard and labeled/{stem}.tar, each once onward, a sample at a time; of members
-        larger than a limit pieces of both
+        that exceed a limit pieces of both
 """
 
 import json
@@ -20,13 +20,14 @@ Difference = tuple[str, str]  # sample_id or "", what is wrong
 
 
 def differences(
-    source: str, target: str, labels: list[dict[str, Any]], limit: int
+    shard: dict[str, Any], target: str, labels: list[dict[str, Any]], limit: int
 ) -> Iterator[Difference]:
-    """How the shard `target` is not `source` with the `labels`, rows of the labels table.
+    """How the tar `target` is not the input shard with the `labels`, rows of the labels table.
 
-    `limit` is what the stages read of a member. Errors of the store are raised.
+    `limit` is what the stages read of a sample. Errors of the store are raised.
     """
-    with storage.open_read(source) as before, storage.open_read(target) as after:
+    source = shard["url"]
+    with storage.open_read(source, shard["size"]) as before, storage.open_read(target) as after:
         reader, copy = ShardReader(before, limit), ShardReader(after, limit + LABEL_BYTES)
         copies = (member for sample in copy for member in sample.members)
         for number, sample in enumerate(reader):
@@ -40,7 +41,7 @@ def differences(
                     yield label["sample_id"], f"has {there} where {_text(name)} should be"
                     return
                 if member is None:
-                    yield from _label(found, sample, label)
+                    yield from _label(_data(target, found), found.name, sample, label)
                 elif not _same_bytes(source, member, target, found):
                     yield label["sample_id"], f"the bytes of {_text(name)} are not the input's"
         if (found := next(copies, None)) is not None:
@@ -68,23 +69,27 @@ def _expected(sample: Sample) -> Iterator[tuple[str, Member | None]]:
         yield f"{keys[0]}.{added}", None
 
 
-def _label(found: Member, sample: Sample, row: dict[str, Any]) -> Iterator[Difference]:
+def _data(target: str, member: Member) -> bytes:
+    return member.data if member.whole else storage.read_range(target, member.offset, member.size)
+
+
+def _label(data: bytes, name: str, sample: Sample, row: dict[str, Any]) -> Iterator[Difference]:
     """The json member holds what it held, and the label of the table."""
     key = row["sample_id"]
     try:
-        facts = json.loads(found.data)
+        facts = json.loads(data)
         label = facts.pop("ratecluster")
     except (ValueError, KeyError, AttributeError, TypeError):
-        yield key, f"{found.name} holds no label"
+        yield key, f"{name} holds no label"
         return
     before = json.loads(sample.json_text() or "{}")
     before.pop("ratecluster", None)
     if repr(facts) != repr(before):
-        yield key, f"{found.name} holds more than the input's json and the label, or less"
+        yield key, f"{name} holds more than the input's json and the label, or less"
     wanted = {name: row[name] for name in artifacts.IN_JSON if row[name] is not None}
-    for name in sorted(wanted.keys() | label.keys()):
-        if not _alike(label.get(name), wanted.get(name)):
-            yield key, f"{name} is {label.get(name)!r} in its json, not {wanted.get(name)!r}"
+    for field in sorted(wanted.keys() | label.keys()):
+        if not _alike(label.get(field), wanted.get(field)):
+            yield key, f"{field} is {label.get(field)!r} in its json, not {wanted.get(field)!r}"
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -47,7 +47,7 @@ class Job:
 
     run: Run
     tars: bool  # there are labelled shards
-    limit: int  # bytes that embed read of a member
+    limit: int  # bytes that embed read of a sample
 
 
 def run(paths: artifacts.RunPaths) -> Findings:
@@ -97,8 +97,11 @@ def _tar(shard: Shard, job: Job) -> None:
         shard.found.note(f"{place}: not compared, its input cannot be read: {error}")
         return
     labels = shard.labels.select(["sample_id", "shard", *artifacts.IN_JSON]).to_pylist()
-    for key, what in tar_contract.differences(was["url"], target, labels, job.limit):
-        shard.found.add(place, what, [key])
+    try:
+        for key, what in tar_contract.differences(was, target, labels, job.limit):
+            shard.found.add(place, what, [key])
+    except OSError as error:
+        shard.found.note(f"{place}: not compared to its end: {error}")
 
 
 def _chain(paths: artifacts.RunPaths, found: Findings) -> Manifests:
@@ -161,7 +164,7 @@ def _job(paths: artifacts.RunPaths, made: Manifests) -> Job:
         written.get("fingerprint"),
     )
     tars = bool(written.get("config", {}).get("shards"))
-    return Job(facts, tars, embedded["config"]["max_member_bytes"])
+    return Job(facts, tars, embedded["config"]["max_sample_bytes"])
 
 
 def _folders(paths: artifacts.RunPaths, made: Manifests, job: Job, found: Findings) -> None:

@@ -51,8 +51,8 @@ class Job:
     kinds: dict[str, str]  # of the run's json columns
     captions: list[str | None]  # best caption of each cluster
     shards: bool
-    max_member_bytes: int  # that embed read of a file in a tar, and that is held here
     made_of: str
+    max_sample_bytes: int  # read of a sample, as when it was embedded
 
 
 def label_rows(stem: str, job: Job) -> pa.Table:
@@ -83,16 +83,16 @@ def label_rows(stem: str, job: Job) -> pa.Table:
 
 
 def relabel(
-    url: str, target: IO[bytes], labels: list[dict[str, Any]], max_member_bytes: int
+    shard: dict[str, Any], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
 ) -> int:
     """Copy a shard, adding each sample's label to its json; returns the number of samples.
 
     `labels` are in the order of the tar. Member bytes, names and order stay as they are. No more
-    than `max_member_bytes` of a member are held: what is larger is copied in pieces.
+    than `max_sample_bytes` of a sample are held: what exceeds them is copied in pieces.
     """
-    count = 0
-    with storage.open_read(url) as source, ShardWriter(target) as writer:
-        for sample, label in zip_longest(ShardReader(source, max_member_bytes), labels):
+    count, stream = 0, storage.open_read(shard["url"], shard["size"])
+    with stream as source, ShardWriter(target) as writer:
+        for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
             if found != (label and label["sample_id"]):
                 raise RuntimeError(
@@ -103,7 +103,7 @@ def relabel(
                 if isinstance(data, bytes):
                     writer.add(name, data)
                 else:
-                    with storage.open_read(url) as again:
+                    with storage.open_read(shard["url"]) as again:
                         again.seek(data.offset)
                         writer.add_from(name, again, data.size)
             count += 1
@@ -139,7 +139,7 @@ def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
     target = job.paths.labeled.file(f"{shard['stem']}.tar")
     labels = table.select(wanted).to_pylist()
     with storage.commit(target) as file:
-        relabel(shard["url"], file, labels, job.max_member_bytes)
+        relabel(shard, file, labels, job.max_sample_bytes)
 
 
 def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
@@ -214,8 +214,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     _remove_others(paths, done)
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
-    limit = embedded["config"]["max_member_bytes"]
-    job = Job(paths, embedded["columns"], captions, cfg.shards, limit, made_of)
+    limit = embedded["config"]["max_sample_bytes"]
+    job = Job(paths, embedded["columns"], captions, cfg.shards, made_of, limit)
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):

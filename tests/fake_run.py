@@ -134,7 +134,7 @@ def _embeddings(paths: artifacts.RunPaths, rows: dict[str, list[dict]], root: Pa
     tables.write(paths.rejects.file("00000.parquet"), artifacts.REJECTS.empty_table())
     paths.embeddings.finish(
         "embeddings-1",
-        config={"model": "pico-clip", "pretrained": "", "max_pixels": 178_956_970},
+        config={"model": "pico-clip", "pretrained": "", "max_image_pixels": 178_956_970},
         samples=32,
         embedded=30,
         rejected=2,

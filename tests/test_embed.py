@@ -88,6 +88,21 @@ def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_damage_is_a_row(
         assert last["sample_id"] is None and last["reason"].startswith("shard: ")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_shard_that_the_store_cuts_short_is_no_shorter_shard(
+    tiny_shards, tmp_path, encoder, share
+):
+    """Its samples would be lost, and nobody would know."""
+    shards = list_shards(str(tiny_shards / "00000.tar"))
+    whole = shards[0].size
+    data = (tiny_shards / "00000.tar").read_bytes()[: int(whole * share)]
+    short = replace(shards[0], url=str(tmp_path / "00000.tar"))
+    (tmp_path / "00000.tar").write_bytes(data)
+    with pytest.raises(OSError, match=f"ended after {len(data)} of {whole} bytes"):
+        embed_alone([short], tmp_path / "run", encoder)
+    assert not artifacts.RunPaths(str(tmp_path / "run")).embeddings.names()
+
+
 def test_an_embedding_that_is_not_finite_is_rejected(tiny_shards, tmp_path, encoder):
     class Broken:
         dim, device, precision, prepare = encoder.dim, "cpu", "fp32", staticmethod(encoder.prepare)

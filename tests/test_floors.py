@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {
-    "errors",
-    "redaction",
-    "config",
-    "mcr2",
-    "store",
-    "vision",
-    "progress",
-    "cluster",
-    "alt_texts",
-}
-CORE = {"errors", "redaction", "artifacts", "config", "mcr2", "store", "vision"}
+SAYINGS = {"errors", "reasons", "redaction"}  # which every room may use
+GROUND = SAYINGS | {"config", "mcr2", "store", "vision", "progress", "cluster", "alt_texts"}
+CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {
     "artifacts",
@@ -33,9 +24,9 @@ FIRST = {
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
-    **{room: set() for room in ("errors", "metrics", "progress", "cluster", "alt_texts", "mcr2")},
-    **{room: {"errors"} for room in ("config", "redaction")},
-    **{room: {"errors", "redaction"} for room in ("store", "vision")},
+    **{room: set() for room in SAYINGS | {"metrics", "progress", "cluster", "alt_texts", "mcr2"}},
+    **dict.fromkeys(("config", "store", "vision"), SAYINGS),
+    "redaction": {"errors"},
     "artifacts": {"config", "errors", "store"},
     "tasks": {"cluster"},
     "text_encoding": {"cluster", "vision"},
@@ -44,7 +35,7 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "figures": CORE,
     "folding": {"store"},
     "passes": CORE | {"assigning", "folding", "progress", "tasks"},
-    "findings": {"redaction", "store"},
+    "findings": SAYINGS | {"store"},
     "tar_contract": {"artifacts", "store"},
     "row_contract": {"artifacts", "findings", "store"},
     "verify": CORE | {"findings", "progress", "row_contract", "tar_contract", "tasks"},

@@ -476,6 +476,10 @@ ODD = [
 ]
 
 
+def shard_at(path: Path) -> dict:
+    return {"url": str(path), "size": path.stat().st_size}
+
+
 def odd_shard(path: Path) -> None:
     """ODD, then an unsafe name, a link and a key that comes again; no end-of-archive marker."""
     small_run.write_shard(path, 0, ODD)
@@ -499,8 +503,8 @@ def test_labelled_shards_of_odd_ones_are_sound_and_hold_large_members_whole(tmp_
         for s in samples
     ]
     with target.open("wb") as file:
-        assert write.relabel(str(source), file, labels, limit) == len(samples) == 9
-    assert list(tar_contract.differences(str(source), str(target), labels, limit)) == []
+        assert write.relabel(shard_at(source), file, labels, limit) == len(samples) == 9
+    assert list(tar_contract.differences(shard_at(source), str(target), labels, limit)) == []
     with tarfile.open(target) as tar:
         assert len(tar.extractfile("d0/002.jpg").read()) == 5000
         assert tar.extractfile("d0/004.bin").read() == b"y" * 3000
@@ -509,7 +513,7 @@ def test_labelled_shards_of_odd_ones_are_sound_and_hold_large_members_whole(tmp_
     data = bytearray(target.read_bytes())
     data[data.index(b"x" * 4000) + 3999] = 0
     target.write_bytes(data)
-    found = list(tar_contract.differences(str(source), str(target), labels, limit))
+    found = list(tar_contract.differences(shard_at(source), str(target), labels, limit))
     assert found == [("0/d0/002", "the bytes of d0/002.jpg are not the input's")]
 
 
@@ -520,7 +524,7 @@ def test_a_large_member_that_is_cut_off_is_left_out(tmp_path):
     empty = dict.fromkeys(artifacts.IN_JSON)
     labels = [{**empty, "shard": "0", "sample_id": f"0/d0/00{i}", "status": "x"} for i in (0, 1)]
     with target.open("wb") as file:
-        assert write.relabel(str(source), file, labels, 1000) == 2
+        assert write.relabel(shard_at(source), file, labels, 1000) == 2
     with tarfile.open(target) as tar:
         assert tar.getnames() == ["d0/000.jpg", "d0/000.json", "d0/001.json"]
-    assert list(tar_contract.differences(str(source), str(target), labels, 1000)) == []
+    assert list(tar_contract.differences(shard_at(source), str(target), labels, 1000)) == []

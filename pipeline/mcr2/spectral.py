@@ -129,13 +129,19 @@ def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
 
 
-def partition(rows: np.ndarray, index: Tensor, k: int, seed: int) -> np.ndarray:
+def partition(
+    rows: np.ndarray, index: Tensor, k: int, seed: int, begin: np.ndarray | None = None
+) -> np.ndarray:
     """k clusters of rows (m, c), features `smoothed` or an `embedding`: numbers (m,) from 0.
 
-    RESTARTS of k-means; the one whose labels follow the graph best. index (m, q) of `neighbours`.
+    RESTARTS of k-means, and one more from the means of the clusters `begin` (m,); the one whose
+    labels follow the graph best. index (m, q) of `neighbours`.
     """
     rows = rows.astype(np.float32)
     fits = [kmeans(rows, k, 1, seed + restart) for restart in range(RESTARTS)]
+    if begin is not None and begin.max() + 1 == k:
+        means = np.stack([rows[begin == cluster].mean(axis=0) for cluster in range(k)])
+        fits.append(KMeans(n_clusters=k, init=means, n_init=1).fit_predict(rows).astype(np.int64))
     best = max(fits, key=lambda labels: information(labels, index))
     return np.unique(best, return_inverse=True)[1].ravel()  # fewer where rows coincide
 

@@ -22,14 +22,23 @@ TYPES = {
     "json": pa.string(),
 }
 MAX_COLUMNS = 1000  # of a run; a shard of random keys must not make a table of a million columns
+MAX_NAME = 256  # characters; what has a longer name is no column, but stays in the json
 
 
 def kinds(texts: Iterable[str | None]) -> dict[str, str]:
     """Column -> kind over the json texts of many samples, the first MAX_COLUMNS by name."""
+    return survey(texts)[0]
+
+
+def survey(texts: Iterable[str | None]) -> tuple[dict[str, str], set[str]]:
+    """`kinds`, and those among them whose types clash between samples."""
     found: dict[str, str] = {}
+    clashes: set[str] = set()
     for text in texts:
-        merge(found, {name: _kind(value) for name, value in parse(text).items()})
-    return dict(islice(sorted(found.items()), MAX_COLUMNS))
+        values = {name: value for name, value in parse(text).items() if len(name) <= MAX_NAME}
+        clashes |= merge(found, {name: _kind(value) for name, value in values.items()})
+    kept = dict(islice(sorted(found.items()), MAX_COLUMNS))
+    return kept, clashes & kept.keys()
 
 
 def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:

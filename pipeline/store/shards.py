@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO
 
+from pipeline.reasons import Reason, printable
 from pipeline.store.tar_stream import BoundedHeader, TarStream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 JSON_DEPTH = 64  # of lists and objects in one another
-CUT_OFF = "cut_off: shard ends inside it"
+CUT_OFF = Reason.CUT_OFF.because("the shard is damaged inside it")
+MAX_TEXT_BYTES = 1 << 20  # a longer json is none, a longer caption is cut: all are held, and parsed
 ANY_BYTES = "surrogateescape"  # so that names which are not UTF-8 survive
 BLOCK = 512  # bytes; a tar is made of these
 
@@ -31,7 +33,7 @@ class Member:
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
     exact_name: str | None = None  # the name with its surrogates, where it is not UTF-8
-    too_large: bool = False  # not read for its size, but there in the tar, all of it
+    too_large: bool = False  # not read for the sample's size, but there in the tar, all of it
 
     @property
     def there(self) -> bool:
@@ -65,20 +67,23 @@ class Sample:
                 return member
         dotted = [m for m in self.members if m.suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         if not dotted:
-            raise MissingImage("missing_image")
+            raise MissingImage(Reason.MISSING_IMAGE.because())
         if len(dotted) > 1:
-            raise MissingImage(f"ambiguous_image: {', '.join(m.suffix for m in dotted)}")
+            named = ", ".join(m.suffix for m in dotted[:3])
+            raise MissingImage(Reason.AMBIGUOUS_IMAGE.because(named))
         return dotted[0]
 
     def caption(self) -> str | None:
         """The text of the txt member; bytes that are not UTF-8 become U+FFFD, NUL is dropped."""
         member = self._first("txt")
-        return None if member is None else member.data.decode("utf-8", "replace").replace("\0", "")
+        if member is None:
+            return None
+        return member.data[:MAX_TEXT_BYTES].decode("utf-8", "replace").replace("\0", "")
 
     def json_text(self) -> str | None:
-        """The json member as it stands, if it is UTF-8 and holds one object, not nested deeply."""
+        """The json member as it stands, if it is UTF-8 and one object, neither long nor deep."""
         member = self._first("json")
-        if member is None:
+        if member is None or member.size > MAX_TEXT_BYTES:
             return None
         try:
             text = member.data.decode("utf-8")
@@ -110,12 +115,16 @@ class _Draft:
     def __init__(self, key: str, id: str, problem: str | None) -> None:
         self.key, self.id, self.problem = key, id, problem
         self.members: list[Member] = []
+        self.suffixes: set[str] = set()
+        self.bytes = 0  # held
 
     def add(self, member: Member, problem: str | None) -> None:
-        if any(member.suffix == other.suffix for other in self.members):
-            problem = problem or f"duplicate_member: {member.suffix}"
+        if member.suffix in self.suffixes:
+            problem = problem or Reason.DUPLICATE_MEMBER.because(member.suffix)
         self.problem = self.problem or problem
+        self.suffixes.add(member.suffix)
         self.members.append(member)
+        self.bytes += len(member.data)
 
     def cut_off(self, position: int) -> None:
         """The shard is damaged at `position`: what goes on behind it is not there."""
@@ -131,14 +140,15 @@ class _Draft:
 class ShardReader:
     """Iterates once over the samples of a shard, holding one; damage ends it, and `end` says so.
 
-    A member larger than `max_member_bytes` is not read. Errors of the store are raised as they are.
+    Of a sample's files those are not read that would make it exceed `max_sample_bytes`. Errors of
+    the store are raised as they are.
     Without an end-of-archive marker the last sample may lack members: nothing can tell.
     """
 
-    def __init__(self, stream: IO[bytes], max_member_bytes: int | None) -> None:
+    def __init__(self, stream: IO[bytes], max_sample_bytes: int | None) -> None:
         self.end = ""  # once read: complete, no end-of-archive marker, or damaged at byte N: ...
         self._source = TarStream(stream)
-        self._limit = max_member_bytes
+        self._limit = max_sample_bytes
         self._tar: tarfile.TarFile | None = None
         self._times: dict[str, int] = {}  # how often each key came
         self._ids: set[str] = set()
@@ -154,7 +164,7 @@ class ShardReader:
                     yield draft.sample(index)
                     index += 1
                 draft = self._begin(split[0], header.name)
-            draft.add(*self._member(header, split[1]))
+            draft.add(*self._member(header, split[1], draft.bytes))
         if draft is not None:
             if self.end.startswith("damaged"):
                 draft.cut_off(self._source.position)
@@ -163,9 +173,9 @@ class ShardReader:
     def _begin(self, key: str, name: str) -> _Draft:
         text = _text(key)
         times = self._times.get(key, 0) + 1
-        problem = "duplicate_key" if times > 1 else None
+        problem = Reason.DUPLICATE_KEY.because() if times > 1 else None
         if is_unsafe(name):
-            problem = f"unsafe_name: {_text(name)}"
+            problem = Reason.UNSAFE_NAME.because(_text(name))
         id = text if times == 1 else f"{text}#{times}"
         while id in self._ids:
             times += 1
@@ -210,18 +220,19 @@ class ShardReader:
             self.end = "complete"
 
     def _damaged(self, why: str) -> None:
-        self.end = f"damaged at byte {self._source.position - len(self._source.last)}: {why}"
+        start = self._source.position - len(self._source.last)
+        self.end = f"damaged at byte {start}: {printable(why)[:200]}"
 
-    def _member(self, header: tarfile.TarInfo, suffix: str) -> tuple[Member, str | None]:
-        """The member with its data, and what is wrong with it."""
+    def _member(self, header: tarfile.TarInfo, suffix: str, held: int) -> tuple[Member, str | None]:
+        """The member with its data, and what is wrong with it; `held` bytes came before it."""
         problem, data, too_large = None, b"", False
         if not header.isreg():
-            kind = "link" if header.issym() or header.islnk() else "special_file"
-            problem = f"{kind}: {_text(header.name)}"
+            kind = Reason.LINK if header.issym() or header.islnk() else Reason.SPECIAL_FILE
+            problem = kind.because(_text(header.name))
         elif header.issparse():
-            problem = f"sparse_file: {_text(header.name)}"
-        elif self._limit is not None and header.size > self._limit:
-            problem = f"member_too_large: {suffix} has {header.size} bytes"
+            problem = Reason.SPARSE_FILE.because(_text(header.name))
+        elif self._limit is not None and held + header.size > self._limit:
+            problem = Reason.SAMPLE_TOO_LARGE.because(f"{held + header.size} bytes with {suffix}")
             too_large = True
         else:
             data = self._source.read(header.size)

@@ -5,6 +5,7 @@ written last.
 """
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 from uuid import uuid4
 
 from fsspec.core import url_to_fs
@@ -126,12 +127,39 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
 
 
-def open_read(url: str) -> IO[bytes]:
-    """The file as a stream, for one pass from its start to its end."""
+def open_read(url: str, size: int = 0) -> IO[bytes]:
+    """The file as a stream, for one pass from its start to its end.
+
+    Where its `size` is known, reading raises OSError if it ends before: a stream that the store cut
+    short looks like a shorter file.
+    """
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
-        return Path(path).open("rb")
-    return retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
+        stream: IO[bytes] = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
+    else:
+        stream = retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
+    return cast(IO[bytes], _Sized(stream, size, url)) if size else stream
+
+
+class _Sized(io.RawIOBase):
+    """A stream that must not end before `size` bytes."""
+
+    def __init__(self, stream: IO[bytes], size: int, url: str) -> None:
+        self.stream, self.size, self.url, self.seen = stream, size, url, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.seen += len(data)
+        if size and not data and self.seen < self.size:
+            raise OSError(
+                f"{self.url} ended after {self.seen} of {self.size} bytes: the store cut it short, "
+                "or it has changed since it was listed; run again"
+            )
+        return data
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
 
 
 def absolute(url: str) -> str:

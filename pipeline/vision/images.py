@@ -10,6 +10,7 @@ they warn from 89 million on.)
 """
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -20,6 +21,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from pipeline.reasons import Reason
 
 # Encoders resize the short side to a fixed length: of a line 1 pixel wide and 60,000 long that
 # would make gigabytes, though its own pixels are few.
@@ -39,40 +42,54 @@ _UPRIGHT = {  # EXIF orientation → what undoes it; 1 is upright already
 
 
 class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure of the program
-    """An image that cannot be used; `reason` is one line, a stable code before any colon.
+    """An image that cannot be used; `reason` is one line that begins with the code."""
 
-    Codes: empty, not_an_image, too_large, too_elongated, truncated, corrupt.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, code: Reason, detail: str = "") -> None:
+        self.reason = code.because(detail)
+        super().__init__(self.reason)
 
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
+class _Bytes(io.BytesIO):
+    """The bytes of an image; reading them fails once nobody waits for the picture any more."""
+
+    def __init__(self, data: bytes, given_up: Callable[[], bool]) -> None:
+        super().__init__(data)
+        self._given_up = given_up
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._given_up():
+            raise BadImage(Reason.DECODE_TIMEOUT)
+        return super().read(size)
+
+
+def decode(
+    data: bytes, max_pixels: int, given_up: Callable[[], bool] = lambda: False
+) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
 
     Transparency is laid on white, 16 bits become 8. Raises `BadImage`, and nothing else, for any
-    bytes; MemoryError where memory is short. Safe to call from many threads.
+    bytes; MemoryError where memory is short. Safe to call from many threads. Once `given_up` it
+    ends at the next read of the file, of which PIL reads 64 KB at a time.
     """
     try:
-        return _decode(data, max_pixels)
+        return _decode(_Bytes(data, given_up), max_pixels)
     except (BadImage, MemoryError):  # short memory is no fault of the picture
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too_large: {_one_line(error)}") from error
+        raise BadImage(Reason.TOO_LARGE, _one_line(error)) from error
     except Exception as error:  # what PIL raises for broken bytes has no common base and no list
-        code = "truncated" if _is_truncation(error) else "corrupt"
-        raise BadImage(f"{code}: {type(error).__name__}: {_one_line(error)}") from error
+        code = Reason.TRUNCATED if _is_truncation(error) else Reason.CORRUPT
+        raise BadImage(code, f"{type(error).__name__}: {_one_line(error)}") from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
+    data = file.getvalue()
     if not data:
-        raise BadImage("empty")
+        raise BadImage(Reason.EMPTY)
     reader = _reader(data)
     if reader is None:
-        raise BadImage("not_an_image")
-    with reader(io.BytesIO(data)) as image:
+        raise BadImage(Reason.NOT_AN_IMAGE)
+    with reader(file) as image:
         _check_size(image.size, max_pixels)
         image.load()
         _check_size(image.size, max_pixels)  # a TIFF is turned upright, a GIF may grow, on loading
@@ -99,11 +116,11 @@ def _reader(data: bytes) -> type[ImageFile] | None:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width <= 0 or height <= 0:
-        raise BadImage(f"corrupt: {width}x{height} pixels")
+        raise BadImage(Reason.CORRUPT, f"{width}x{height} pixels")
     if width * height > max_pixels:
-        raise BadImage(f"too_large: {width}x{height} pixels")
+        raise BadImage(Reason.TOO_LARGE, f"{width}x{height} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImage(f"too_elongated: {width}x{height} pixels")
+        raise BadImage(Reason.TOO_ELONGATED, f"{width}x{height} pixels")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -125,7 +142,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     if image.mode == "La":  # premultiplied grey has no direct way to RGBA
         image = image.convert("LA")
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGBA", rgba.size, "white")
     canvas.alpha_composite(rgba)
     return canvas.convert("RGB")
@@ -138,10 +155,11 @@ def _to_eight_bits(values: np.ndarray) -> Image.Image:
     Where values lie above, white is the greatest of them. Negative and non-finite ones are black.
     """
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
-    grey = np.where(np.isfinite(values), values, 0).astype(np.float64).clip(min=0)
-    top = float(grey.max())
+    grey = np.where(np.isfinite(values), values, 0).astype(np.float32)  # in place from here on
+    top = float(np.clip(grey, 0, None, out=grey).max())
     white = next((w for w in whites if top <= w), top)
-    return Image.fromarray(np.rint(grey * (255 / white)).astype(np.uint8))
+    grey *= 255 / white
+    return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
 
 
 def _is_truncation(error: Exception) -> bool:

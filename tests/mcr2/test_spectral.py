@@ -195,3 +195,16 @@ def test_parts_are_of_one_cluster_each_and_more_in_the_larger():
     pairs = sorted(set(zip(labels.tolist(), parts.tolist(), strict=True)))
     assert pairs == [(0, part) for part in range(6)] + [(1, 6), (1, 7)]
     np.testing.assert_array_equal(parts, spectral.parted(Z, labels, 4, 0))
+
+
+def test_partition_may_begin_at_clusters_that_are_given(monkeypatch):
+    Z = unit(300, 4)
+    _, index = spectral.neighbours(Z, 8)
+    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    good = spectral.partition(rows, index, 7, 0)
+    monkeypatch.setattr(spectral, "RESTARTS", 1)
+    alone = spectral.partition(rows, index, 7, 0)
+    begun = spectral.partition(rows, index, 7, 0, good)
+    assert adjusted_rand_score(good, begun) == 1 > adjusted_rand_score(good, alone)
+    fewer = spectral.partition(rows, index, 7, 0, np.minimum(good, 5))  # not of 7: no beginning
+    np.testing.assert_array_equal(fewer, alone)

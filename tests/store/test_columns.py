@@ -112,6 +112,15 @@ def test_whatever_came_every_value_fits_its_column():
         assert [v is None for v in back] == [raw is None for raw in pair]
 
 
+def test_a_clash_between_two_samples_of_one_shard_is_told():
+    texts = ['{"a": 1, "b": [1], "c": null}', '{"a": "x", "b": {}, "c": 2}']
+    assert columns.survey(texts) == ({"a": "json", "b": "json", "c": "int"}, {"a"})
+
+
+def test_a_name_as_long_as_a_book_is_no_column():
+    assert columns.kinds([json.dumps({"n" * 257: 1, "n" * 256: 1})]) == {"n" * 256: "int"}
+
+
 def test_names_without_nul_and_not_in_ascii():
     assert columns.kinds(['{"a\\u0000b": 1, "größe": 2, "日本": "x"}']) == {
         "ab": "int", "größe": "int", "日本": "str",

@@ -281,7 +281,7 @@ def test_problems_name_their_member():
     assert end == "complete"
     assert [s.problem for s in samples] == [
         "duplicate_member: jpg",
-        "member_too_large: jpg has 2000 bytes",
+        "sample_too_large: 2000 bytes with jpg",
         "link: 2.jpg",
         "link: 3.jpg",
         "special_file: 4.jpg",
