@@ -6,7 +6,7 @@ DEMO := demo-run
 
 FUZZ_S := 300
 
-.PHONY: help demo test fuzz format clean
+.PHONY: help demo test audit fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,9 @@ test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
+	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'

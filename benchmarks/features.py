@@ -63,7 +63,10 @@ class Source:
             found = list(encoded(str(self.data / name)))
             np.save(rows, np.concatenate([x for x, _ in found]))
             facts.write_text(json.dumps([fact for _, some in found for fact in some]))
-        return Images(torch.from_numpy(np.load(rows)).half(), json.loads(facts.read_text()))
+        return Images(
+            torch.from_numpy(np.load(rows, allow_pickle=False)).half(),
+            json.loads(facts.read_text()),
+        )
 
     @cached_property
     def vocabulary(self) -> list[str]:

@@ -110,6 +110,8 @@ LABEL = [  # the columns of a label that are ours, after IDENTITY
     ("cluster_caption", pa.string()),
     *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id")],
 ]
+# The columns of a label that go under "ratecluster" into the json of a labelled shard.
+IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

@@ -11,6 +11,7 @@ candidate is added. Ground truth is never read: only the caption (.txt) is.
 V candidates, D dimensions, k clusters. Core: `alt_texts`, `votes`, `ranked` (no Ray). Shell: `run`.
 """
 
+import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from pipeline import alt_texts, artifacts, config, tasks, text_encoding
+from pipeline import alt_texts, artifacts, config, folding, tasks, text_encoding
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.folding import RunningTotal
 from pipeline.progress import StageProgress
 from pipeline.store import tables
 from pipeline.vision import vocabulary
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 TOP_VOTES = 5  # candidates that a member votes for
 MOST_TASKS = 1024
 RANKED = 10  # captions kept per cluster
+CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
 BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
 
 
@@ -142,25 +145,25 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     model = embedded["config"]["model"]
     want = wanted(cfg, made, paths)
     if manifest := want.finished():
+        folding.finished(paths.captions)
         return manifest
     names, made_of = check(cfg, model), want.made_of
-    paths.captions.clear()
+    paths.captions.remove({"manifest.json", "captions.parquet"})
     k = len(clustered["sizes"])
     chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]], MOST_TASKS)
     passes = 2 if cfg.alt_texts else 1
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
-        counts = _all_counts(chunks, paths, k, cfg, progress)
+        counts: alt_texts.Counts = [Counter() for _ in range(k)]
+        if cfg.alt_texts:
+            counts = _all_counts(chunks, paths, k, made_of, progress)
         own = alt_texts.distinctive(counts, cfg.alt_texts)
         known = {name.casefold() for name in names}
         candidates = names + [name for name in own if name not in known]
         texts, _ = text_encoding.encode(
             candidates, cfg.templates, model, embedded["config"]["pretrained"], cfg.actors
         )
-        total = sp.csr_matrix((k, len(candidates)))
-        counted = tasks.results(votes, chunks, paths, texts, k, cfg.temperature)
-        for chunk, more in zip(chunks, counted, strict=True):
-            total = total + more
-            progress.advance(len(chunk))
+        given = (paths, texts, k, cfg.temperature)
+        total = _all_votes(chunks, given, config.digest({}, made_of, candidates), progress)
     table = ranked(
         combined(total.toarray(), alt_texts.text_scores(counts, candidates)),
         candidates,
@@ -177,6 +180,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         captions=[best.get(number) for number in range(k)],
         seconds=round(progress.seconds, 2),
     )
+    folding.finished(paths.captions)
     log.info(
         "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
         *(k, len(candidates), len(candidates) - len(names), progress.seconds),
@@ -188,16 +192,46 @@ def _all_counts(
     chunks: list[Any],
     paths: artifacts.RunPaths,
     k: int,
-    cfg: Config,
+    made_of: str,
     progress: StageProgress,
 ) -> alt_texts.Counts:
-    """`count_ngrams` over all parts; empty where alt texts are not to be candidates."""
+    """`count_ngrams` over all parts."""
+    running = RunningTotal(paths.captions, "counts", made_of, len(chunks))
     counts: alt_texts.Counts = [Counter() for _ in range(k)]
-    if cfg.alt_texts:
-        found = tasks.results(count_ngrams, chunks, paths, k)
-        for chunk, more in zip(chunks, found, strict=True):
-            for counter, extra in zip(counts, more, strict=True):
-                counter.update(extra)
-            counts = [alt_texts.trimmed(counter) for counter in counts]
-            progress.advance(len(chunk))
+    if running.done:
+        counts = [Counter(found) for found in json.loads(running.restored["counts"].tobytes())]
+    progress.advance(sum(map(len, chunks[: running.done])))
+    left = running.left(chunks)
+    for chunk, more in zip(left, tasks.results(count_ngrams, left, paths, k), strict=True):
+        for counter, extra in zip(counts, more, strict=True):
+            counter.update(extra)
+        counts = [alt_texts.trimmed(counter) for counter in counts]
+        running.advance(lambda counts=counts: {"counts": _as_array(counts)})  # type: ignore[misc]
+        progress.advance(len(chunk))
     return counts
+
+
+def _as_array(counts: alt_texts.Counts) -> np.ndarray:
+    return np.frombuffer(json.dumps(counts).encode(), np.uint8)
+
+
+def _all_votes(
+    chunks: list[Any],
+    given: tuple[artifacts.RunPaths, np.ndarray, int, float],
+    made_of: str,
+    progress: StageProgress,
+) -> sp.csr_matrix:
+    """`votes` over all parts; `given` are what it takes beside them."""
+    paths, texts, k, _ = given
+    running = RunningTotal(paths.captions, "votes", made_of, len(chunks))
+    total = sp.csr_matrix((k, len(texts)))
+    if running.done:
+        cells = tuple(running.restored[name] for name in CSR)
+        total = sp.csr_matrix(cells, shape=total.shape)
+    progress.advance(sum(map(len, chunks[: running.done])))
+    left = running.left(chunks)
+    for chunk, more in zip(left, tasks.results(votes, left, *given), strict=True):
+        total = total + more
+        running.advance(lambda total=total: {name: getattr(total, name) for name in CSR})  # type: ignore[misc]
+        progress.advance(len(chunk))
+    return total

@@ -23,10 +23,12 @@ from pipeline import (
     evaluate,
     pack,
     progress,
+    redaction,
     report,
     select_k,
     status,
     train,
+    verify,
     write,
 )
 from pipeline.errors import UserError
@@ -181,6 +183,18 @@ def status_command(
     typer.echo((status.as_json if as_json else status.text)(paths.root, owner, rows))
 
 
+@app.command("verify")
+def verify_command(root: Root, address: Address = None) -> None:
+    """Prove that all of a run is there and agrees: every manifest, part and labelled shard."""
+    _, paths = _begin(root, None, None, address)
+    found = verify.run(paths)
+    for line in (*found.notes, *found.lines):
+        typer.echo(line)
+    if found.count:
+        raise RuntimeError(f"{root} is not sound: {found.count:,} violations")
+    typer.echo(f"{root} is sound")
+
+
 @app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))
 def run_command(
     shards: Shards,
@@ -228,7 +242,7 @@ def summary(paths: artifacts.RunPaths) -> str:
     return "\n".join(lines)
 
 
-class PlainFormatter(logging.Formatter):
+class PlainFormatter(redaction.Formatter):
     """A message is one line, and nothing that data brought into it steers the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
@@ -296,7 +310,8 @@ def underlying(error: BaseException) -> BaseException:
 
 
 def _say(message: str, code: int) -> int:
-    typer.echo(f"ratecluster: {printable(' '.join(message.split()))}", err=True)
+    plain = printable(redaction.redacted(" ".join(message.split())))
+    typer.echo(f"ratecluster: {plain}", err=True)
     return code
 
 

@@ -50,7 +50,12 @@ def load(kinds: Mapping[str, type], path: str | None, overrides: Sequence[str] =
 
 def fingerprint(cfg: Any, *upstream: object) -> str:
     """Twelve hex digits that change when a setting that matters or anything upstream changes."""
-    text = json.dumps([facts(cfg), *upstream], sort_keys=True)
+    return digest(facts(cfg), *upstream)
+
+
+def digest(settings: Mapping[str, Any], *upstream: object) -> str:
+    """The fingerprint of settings as they stand in a manifest."""
+    text = json.dumps([settings, *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -335,6 +335,7 @@ def run(
     manifest = summary(done, cfg, progress.seconds)
     _report_problems(done, manifest)
     _check_counts(done, manifest, cfg.max_reject_fraction)
+    paths.rejects.sweep()
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, samples_per_s=speed)
     log.info(

@@ -176,6 +176,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
+    paths.top.sweep()
     counts = (len(samples.truth), result["classes"], samples.unlabelled)
     log.info("evaluate: %d samples of %d classes, %d unlabelled\n%s", *counts, table(result))
     return result

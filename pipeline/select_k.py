@@ -13,12 +13,13 @@ Landmarks are over-segmented once (spectral embedding of their neighbour graph);
 parts gives each small group's additive statistics; merging them by coding length gives the bits of
 every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
 assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `statistics`, `chosen`, `cut`, `assigning` (no Ray). Shell: `run`.
+Core: `over_segment`, `chosen`, `cut`, `assigning` (no Ray). Shell: `passes`, `run`. What an
+interrupted run has chosen and summed lies in clusters/unfinished-… until the stage is done.
 """
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, config, tasks
-from pipeline.assigning import Assigner, assign_parts, load_network, most_typical, part_features
+from pipeline import artifacts, config, folding
+from pipeline.assigning import Assigner, load_network
 from pipeline.config import setting
 from pipeline.errors import UserError
+from pipeline.folding import Arrays, Unfinished
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.mcr2.assignment import Prototypes
-from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
+from pipeline.passes import Parts, all_statistics, assign_all
 from pipeline.progress import StageProgress
 from pipeline.store import tables
 
 log = logging.getLogger(__name__)
-MOST_STATISTICS = 128  # tasks: each sends p·d² numbers
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
 LARGEST_ALONG = 64  # clusters: a spectral cut takes as many eigenvectors
 PARTS = 20  # of a cluster, on average, where it has more than one prototype
@@ -100,15 +101,6 @@ def over_segment(z: Tensor, cfg: Config) -> Tensor:
     labels = torch.from_numpy(spectral.over_segment(vectors, cfg.leaves, cfg.seed))
     _, labels = labels.unique(return_inverse=True)
     return assignment.directions(z, labels, int(labels.max()) + 1)
-
-
-def statistics(urls: list[str], network: Network, table: Tensor) -> coding_rate.Statistics:
-    """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
-    total = coding_rate.no_statistics(*table.shape)
-    for url in urls:
-        for _, z in part_features(url, network, ["embedding"]):
-            coding_rate.accumulate(total, z, assignment.nearest(z, table))
-    return total
 
 
 @dataclass(frozen=True)
@@ -235,20 +227,26 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     embedded, trained = made["embeddings"], made["network"]
     want = wanted(cfg, made, paths)
     if manifest := want.finished():
+        folding.finished(paths.clusters)
         return manifest
     made_of, stems = want.made_of, [s["shard"]["stem"] for s in embedded["shards"]]
-    for folder in (paths.clusters, paths.assignments):
-        folder.clear()
+    paths.clusters.remove({*FILES, "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = fitted(cfg, embedded["embedded"], len(z))
     network = load_network(paths)
+    parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
-        leaves = over_segment(z, fit)
-        stats = _all_statistics(stems, paths, network, leaves, progress)
-        choice = chosen(z, leaves, stats, fit)
-        prototypes = cut(z, choice.k, fit)
-        stats = _assign_all(stems, paths, Assigner(network, prototypes, made_of), progress)
+        decided = Unfinished(paths.clusters, "choice", made_of)
+        if found := decided.load():
+            choice, prototypes = _from_arrays(found)
+            progress.advance(len(stems))
+        else:
+            leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
+            choice = chosen(z, leaves, stats, fit)
+            prototypes = cut(z, choice.k, fit)
+            decided.save(_as_arrays(choice, prototypes))
+        stats = assign_all(parts, Assigner(network, prototypes, made_of), progress)
     count, total, gram = stats
     sizes = count.long()
     if sizes.sum() != embedded["embedded"]:
@@ -256,6 +254,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     merges = tree.grow(count, total, gram, fit.eps_sq)
     _write_clusters(choice, prototypes, merges, paths)
     facts = {key: value for key, value in vars(choice).items() if key != "curve"}
+    paths.assignments.sweep()
     paths.clusters.finish(
         made_of,
         upstream=trained["fingerprint"],
@@ -269,6 +268,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
         **facts,
     )
+    folding.finished(paths.clusters)
     log.info(
         "select_k: k = %d (fewest bits at %d, band %d to %d, flat from %d to %d), %d samples, "
         "%.1f s",
@@ -278,38 +278,20 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     return paths.clusters.manifest()
 
 
-def _all_statistics(
-    stems: list[str],
-    paths: artifacts.RunPaths,
-    network: Network,
-    table: Tensor,
-    progress: StageProgress,
-) -> coding_rate.Statistics:
-    """First pass over all parts."""
-    urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems]
-    chunks = tasks.chunks(urls, MOST_STATISTICS)
-    total = coding_rate.no_statistics(*table.shape)
-    for chunk, more in zip(chunks, tasks.results(statistics, chunks, network, table), strict=True):
-        samples = int(more[0].sum())
-        progress.advance(len(chunk), samples)
-        coding_rate.add(total, more)
-    return total
+def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:
+    """What the second pass and the tables are made of."""
+    facts = {name: np.int64(value) for name, value in vars(choice).items() if name != "curve"}
+    curve = {f"curve.{name}": choice.curve[name].to_numpy() for name in artifacts.CURVE.names}
+    where = {"table": prototypes.table.numpy(), "cluster_of": prototypes.cluster_of.numpy()}
+    return {**facts, **curve, **where, "eta": np.float64(prototypes.eta)}
 
 
-def _assign_all(
-    stems: list[str], paths: artifacts.RunPaths, assigner: Assigner, progress: StageProgress
-) -> coding_rate.Statistics:
-    """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
-    total = coding_rate.no_statistics(*assigner.shape)
-    best = artifacts.EXEMPLARS.empty_table()
-    chunks = tasks.chunks(stems, MOST_STATISTICS)
-    found = tasks.results(assign_parts, chunks, paths, assigner)
-    for chunk, (more, typical) in zip(chunks, found, strict=True):
-        coding_rate.add(total, more)
-        best = most_typical(pa.concat_tables([best, typical]))
-        progress.advance(len(chunk), int(more[0].sum()))
-    tables.write(paths.clusters.file("exemplars.parquet"), best)
-    return total
+def _from_arrays(found: Arrays) -> tuple[Choice, Prototypes]:
+    columns = {name: found[f"curve.{name}"] for name in artifacts.CURVE.names}
+    curve = pa.table(columns, schema=artifacts.CURVE)
+    facts = {f.name: int(found[f.name]) for f in fields(Choice) if f.name != "curve"}
+    table, cluster_of = (torch.from_numpy(found[name]) for name in ("table", "cluster_of"))
+    return Choice(**facts, curve=curve), Prototypes(table, cluster_of, float(found["eta"]))
 
 
 def _write_clusters(

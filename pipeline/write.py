@@ -33,7 +33,6 @@ from pipeline.store.shards import ShardReader
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
 TYPICAL = 5  # members named for each cluster
-IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
 MADE_WITH = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
 
 
@@ -58,8 +57,8 @@ class Job:
 
 def label_rows(stem: str, job: Job) -> pa.Table:
     """One row per input sample of a shard, in the order of the tar."""
-    embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"))
-    embedded = embedded.drop_columns(["embedding"])
+    wanted = [name for name in artifacts.embeddings_schema(1).names if name != "embedding"]
+    embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"), wanted)
     assigned = tables.read(job.paths.assignments.file(f"{stem}.parquet"))
     rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
     rejected = rejected.filter(pc.is_valid(rejected["sample_id"]))
@@ -84,15 +83,15 @@ def label_rows(stem: str, job: Job) -> pa.Table:
 
 
 def relabel(
-    source: IO[bytes], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
+    shard: dict[str, Any], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
 ) -> int:
     """Copy a shard, adding each sample's label to its json; returns the number of samples.
 
-    `labels` are in the order of the tar. Member bytes, names and order stay as they are; what makes
-    a sample exceed `max_sample_bytes` is left out.
+    `labels` are in the order of the tar. Member bytes, names and order stay as they are. No more
+    than `max_sample_bytes` of a sample are held: what exceeds them is copied in pieces.
     """
-    count = 0
-    with ShardWriter(target) as writer:
+    count, stream = 0, storage.open_read(shard["url"], shard["size"])
+    with stream as source, ShardWriter(target) as writer:
         for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
             if found != (label and label["sample_id"]):
@@ -101,14 +100,19 @@ def relabel(
                     f"{label and label['sample_id']}: the shard changed since it was embedded"
                 )
             for name, data in labelled(sample, _json_label(label)):
-                writer.add(name, data)
+                if isinstance(data, bytes):
+                    writer.add(name, data)
+                else:
+                    with storage.open_read(shard["url"]) as again:
+                        again.seek(data.offset)
+                        writer.add_from(name, again, data.size)
             count += 1
     return count
 
 
 def _json_label(label: dict[str, Any]) -> dict[str, Any]:
     """What goes under "ratecluster" in a sample's json: the fields that are not null."""
-    found = {name: label[name] for name in IN_JSON if label[name] is not None}
+    found = {name: label[name] for name in artifacts.IN_JSON if label[name] is not None}
     return {n: round(v, 6) if isinstance(v, float) else v for n, v in found.items()}
 
 
@@ -131,10 +135,11 @@ def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
 
 
 def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
-    wanted = ["sample_id", "shard", *IN_JSON]
+    wanted = ["sample_id", "shard", *artifacts.IN_JSON]
     target = job.paths.labeled.file(f"{shard['stem']}.tar")
-    with storage.open_read(shard["url"], shard["size"]) as source, storage.commit(target) as file:
-        relabel(source, file, table.select(wanted).to_pylist(), job.max_sample_bytes)
+    labels = table.select(wanted).to_pylist()
+    with storage.commit(target) as file:
+        relabel(shard, file, labels, job.max_sample_bytes)
 
 
 def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
@@ -221,6 +226,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
             progress.advance(len(chunk), sum(counts))
     _check_counts(embedded, paths)
     tables.write(paths.clusters_table, cluster_rows(paths))
+    for folder in (paths.labeled, paths.top):
+        folder.sweep()
     paths.labels.finish(
         made_of,
         upstream=captioned["fingerprint"],

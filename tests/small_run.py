@@ -44,7 +44,7 @@ def build(root: Path, vector: Callable[[str], np.ndarray], shards=(FIRST, SECOND
     for fact in facts:
         columns.merge(kinds, fact.pop("columns"))
     counts = {n: sum(f[n] for f in facts) for n in ("samples", "embedded", "rejected")}
-    model = {"model": "pico-clip", "pretrained": "", "max_sample_bytes": 10**6}
+    model = {"model": "pico-clip", "pretrained": "", "max_sample_bytes": 1000}
     paths.embeddings.finish("e1", config=model, shards=facts, columns=kinds, **counts)
     paths.network.finish("n1", upstream="e1", config={})
     _clusters(paths, facts, vector)

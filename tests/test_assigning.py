@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import artifacts, assigning, select_k
+from pipeline import artifacts, assigning, passes
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.store import tables
 from tests import subspaces
@@ -79,7 +79,7 @@ def test_a_part_of_assignments(run):
 def test_both_passes_agree_and_add_up_over_the_parts(run):
     paths, x, _, assigner = run
     urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems(paths)]
-    count, total, gram = select_k.statistics(urls, assigner.network, assigner.prototypes.table)
+    count, total, gram = passes.statistics(urls, assigner.network, assigner.prototypes.table)
     assigned, _ = assigning.assign_parts(stems(paths), paths, assigner)
     for first, second in zip((count, total, gram), assigned, strict=True):
         torch.testing.assert_close(first, second)
@@ -91,9 +91,7 @@ def test_both_passes_agree_and_add_up_over_the_parts(run):
     expected = coding_rate.statistics(z, leaf, 6)
     for found, value in zip((count, total, gram), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=0, atol=1e-5)
-    pieces = [
-        select_k.statistics([url], assigner.network, assigner.prototypes.table) for url in urls
-    ]
+    pieces = [passes.statistics([url], assigner.network, assigner.prototypes.table) for url in urls]
     for whole, *parts in zip((count, total, gram), *pieces, strict=True):
         torch.testing.assert_close(sum(parts), whole, rtol=0, atol=1e-12)
 

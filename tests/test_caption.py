@@ -10,7 +10,7 @@ from pipeline import artifacts, caption
 from pipeline.errors import UserError
 from pipeline.store import tables
 from pipeline.vision import clip
-from tests import small_run
+from tests import interrupting, small_run
 
 
 @pytest.fixture
@@ -151,3 +151,26 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert own["captions"][0] in ("Dog", "hound") and own["captions"][1] == "automobile"
     caption.run(caption.Config(alt_texts=5), paths)
     assert (root / "captions" / "captions.parquet").read_bytes() == data
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("results", [0, 1, 2, 3])  # 2 chunks in each of two passes
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+    tmp_path, pico, ray_session, monkeypatch, results
+):
+    root = small_run.build(tmp_path, pico.__getitem__)
+    paths = artifacts.RunPaths(str(root))
+    caption.run(caption.Config(), paths)
+    table = root / "captions" / "captions.parquet"
+    expected = table.read_bytes()
+    paths.captions.clear()
+    with monkeypatch.context() as patch:
+        interrupting.after(patch, results)
+        with pytest.raises(interrupting.Interrupted):
+            caption.run(caption.Config(), paths)
+    with monkeypatch.context() as patch:
+        counted = interrupting.after(patch, 99)
+        caption.run(caption.Config(), paths)
+    assert len(counted) == 4 - results
+    assert table.read_bytes() == expected
+    assert paths.captions.names() == {"captions.parquet", "manifest.json"}

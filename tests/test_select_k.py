@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pipeline import artifacts, select_k
 from pipeline.errors import UserError
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.store import storage, tables
-from tests import subspaces
+from tests import interrupting, subspaces
 
 CFG = select_k.Config(
     k=0,
@@ -301,8 +302,13 @@ def test_a_run_with_k_given(selected, fresh):
 @pytest.mark.ray
 def test_the_same_bytes_every_time(selected, fresh):
     select_k.run(CFG, fresh)
+    same_bytes(selected[0], fresh)
+
+
+def same_bytes(paths, others):
+    """Every file but for the times in the manifest, and no file more."""
     for folder in ("clusters", "assignments"):
-        one, two = selected[0].folder(folder), fresh.folder(folder)
+        one, two = paths.folder(folder), others.folder(folder)
         assert one.names() == two.names()
         for name in one.names() - {"manifest.json"}:
             assert storage.read_bytes(one.file(name)) == storage.read_bytes(two.file(name)), name
@@ -311,3 +317,47 @@ def test_the_same_bytes_every_time(selected, fresh):
 def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
     with pytest.raises(UserError, match=r"select_k.k = 301 is more than the 300 samples"):
         select_k.run(replace(CFG, k=301), fresh)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("results", range(8))  # 4 chunks in each of two passes
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+    selected, fresh, monkeypatch, results
+):
+    with monkeypatch.context() as patch:
+        interrupting.after(patch, results)
+        with pytest.raises(interrupting.Interrupted):
+            select_k.run(CFG, fresh)
+    assert fresh.clusters.peek() is None
+    if results > 4:  # what is summed is not made again
+        times = {p: p.stat().st_mtime_ns for p in Path(fresh.assignments.url).glob("*.parquet")}
+    with monkeypatch.context() as patch:
+        counted = interrupting.after(patch, 99)
+        select_k.run(CFG, fresh)
+    assert len(counted) == 8 - results
+    if results > 4:
+        first = Path(fresh.assignments.file("00000.parquet"))
+        assert first.stat().st_mtime_ns == times[first]
+    same_bytes(selected[0], fresh)
+
+
+@pytest.mark.ray
+def test_an_interrupted_run_of_other_settings_leaves_nothing_behind(selected, fresh, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupting.after(patch, 6)
+        with pytest.raises(interrupting.Interrupted):
+            select_k.run(replace(CFG, k=3), fresh)
+    storage.write_bytes(fresh.assignments.file(".00000.parquet.partial-0"), b"half")
+    select_k.run(CFG, fresh)
+    same_bytes(selected[0], fresh)
+
+
+@pytest.mark.ray
+def test_a_part_that_is_gone_since_is_made_again(selected, fresh, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupting.after(patch, 7)
+        with pytest.raises(interrupting.Interrupted):
+            select_k.run(CFG, fresh)
+    fresh.assignments.remove({"00001.parquet"})
+    select_k.run(CFG, fresh)
+    same_bytes(selected[0], fresh)

@@ -33,7 +33,7 @@ def paths(root):
 
 def job_of(paths, shards=True) -> write.Job:
     kinds = paths.embeddings.manifest()["columns"]
-    return write.Job(paths, kinds, list(small_run.THINGS), shards, "made-of", 10**6)
+    return write.Job(paths, kinds, list(small_run.THINGS), shards, "made-of", 1000)
 
 
 def shards_of(paths) -> list[dict]:
@@ -109,11 +109,10 @@ def test_embeddings_and_assignments_of_other_samples_are_refused(paths):
 
 def relabelled(paths, stem="00000") -> tuple[list[Sample], bytes, list[dict]]:
     labels = write.label_rows(stem, job_of(paths)).to_pylist()
-    url = next(shard["url"] for shard in shards_of(paths) if shard["stem"] == stem)
     out = io.BytesIO()
-    with open(url, "rb") as source:  # noqa: PTH123
-        assert write.relabel(source, out, labels, 10**6) == len(labels)
-    return small_run.read(small_run.Path(url)), out.getvalue(), labels
+    shard = next(shard for shard in shards_of(paths) if shard["stem"] == stem)
+    assert write.relabel(shard, out, labels, 1000) == len(labels)
+    return small_run.read(small_run.Path(shard["url"])), out.getvalue(), labels
 
 
 @pytest.mark.parametrize("stem", ["00000", "00001"])
@@ -133,7 +132,7 @@ def test_nothing_changes_but_one_key_of_the_json(paths, tmp_path, stem):
         was = next((small_run.originals(m.data) for m in old.members if m.suffix == "json"), {})
         was.pop("ratecluster", None)
         assert repr(facts) == repr(was)
-        expected = {n: label[n] for n in write.IN_JSON if label[n] is not None}
+        expected = {n: label[n] for n in artifacts.IN_JSON if label[n] is not None}
         assert given == expected and given["status"] == label["status"]
 
 
@@ -162,21 +161,15 @@ def test_webdataset_reads_labelled_shards(paths, tmp_path):
 @pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows, rows[0]]])
 def test_more_or_fewer_labels_than_samples_are_refused(paths, change):
     labels = change(write.label_rows("00000", job_of(paths)).to_pylist())
-    with (
-        open(shards_of(paths)[0]["url"], "rb") as source,  # noqa: PTH123
-        pytest.raises(RuntimeError, match=r"sample [45] is .*the shard changed"),
-    ):
-        write.relabel(source, io.BytesIO(), labels, 10**6)
+    with pytest.raises(RuntimeError, match=r"sample [45] is .*the shard changed"):
+        write.relabel(shards_of(paths)[0], io.BytesIO(), labels, 1000)
 
 
 def test_labels_of_other_samples_are_refused(paths):
     labels = write.label_rows("00000", job_of(paths)).to_pylist()
     labels[1], labels[2] = labels[2], labels[1]
-    with (
-        open(shards_of(paths)[0]["url"], "rb") as source,  # noqa: PTH123
-        pytest.raises(RuntimeError, match=r"sample 1 is 00000/d0/001, .*of 00000/d0/002"),
-    ):
-        write.relabel(source, io.BytesIO(), labels, 10**6)
+    with pytest.raises(RuntimeError, match=r"sample 1 is 00000/d0/001, .*of 00000/d0/002"):
+        write.relabel(shards_of(paths)[0], io.BytesIO(), labels, 1000)
 
 
 # ---- clusters

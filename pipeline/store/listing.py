@@ -8,10 +8,10 @@ from typing import Any
 from braceexpand import braceexpand
 
 from pipeline.errors import UserError
+from pipeline.redaction import HTTP
 from pipeline.store.storage import locate, read_bytes, retry
 
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-HTTP = ("http://", "https://")
 COMPRESSED = (".tar.gz", ".tgz")
 STATS_AT_ONCE = 16  # requests under way where folders cannot be listed
 
@@ -67,7 +67,7 @@ def _meaning(pattern: str) -> tuple[str, list[str]]:
         return "a brace pattern", _expand(pattern)
     if _is_glob(pattern):
         return "a glob", [pattern]
-    if pattern.endswith((".txt", ".list", ".lst")):
+    if _path(pattern).endswith((".txt", ".list", ".lst")):
         return "a list file", [path for line in _lines(pattern) for path in _expand(line)]
     if _path(pattern).endswith((".tar", *COMPRESSED)):
         return "one shard", [pattern]
@@ -108,7 +108,7 @@ def _is(fs: Any, protocol: str) -> bool:
 def _prefix(url: str) -> str:
     """What stands before a path in the store of `url` to make it a URL; nothing on a local disk."""
     fs, path = locate(url)
-    if _is(fs, "file"):
+    if _is(fs, "file") or url.startswith(HTTP):
         return ""
     return url.removesuffix(path) if url.endswith(path) else f"{fs.unstrip_protocol('')}"
 
@@ -116,6 +116,9 @@ def _prefix(url: str) -> str:
 def _canonical(url: str) -> str:
     """The same place spelt as a listing spells it: absolute, without `file://`."""
     url = url.rstrip("/")
+    if url.startswith(HTTP):
+        locate(url)  # refuses secrets in it
+        return url  # where its path has the values of variables that it names
     return _prefix(url) + str(locate(url)[1])
 
 
@@ -208,3 +211,12 @@ def _stems(urls: list[str]) -> list[str]:
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(f"two shards would both be called {twice}; rename one of them")
     return stems
+
+
+def current(url: str) -> tuple[int, str]:
+    """Size and version of a shard as it is now; FileNotFoundError if it is not there."""
+    found = _ask({url: {"size": None}})
+    if not found:
+        raise FileNotFoundError(url)
+    shard = _shard("", url, found[url])
+    return shard.size, shard.version

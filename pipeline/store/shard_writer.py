@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipeline.store.shards import ANY_BYTES, Sample, is_unsafe, split_name
+from pipeline.store.shards import ANY_BYTES, Member, Sample, is_unsafe, split_name
 
 
 class ShardWriter:
@@ -29,33 +29,39 @@ class ShardWriter:
 
     def add(self, name: str, data: bytes) -> None:
         """Append a file: mode 0644, no time and no owner."""
+        self.add_from(name, io.BytesIO(data), len(data))
+
+    def add_from(self, name: str, stream: IO[bytes], size: int) -> None:
+        """Append a file of the next `size` bytes of `stream`, which are not held at once."""
         header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._tar.addfile(header, io.BytesIO(data))
+        header.size = size
+        self._tar.addfile(header, stream)
         self._tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
 
 
-def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes | Member]]:
     """Names and bytes of the sample for the output shard: as they were, with the label added.
 
     It becomes the key `ratecluster` of the json member, of which no other character changes. A json
-    member that is no object stays, and `{key}.ratecluster.json` is added. Members without bytes
-    (links) are left out, and whole samples with unsafe names.
+    member that is no object stays, and `{key}.ratecluster.json` is added. A member too large to be
+    read stands for its bytes. Members without bytes (links) are left out, and whole samples with
+    unsafe names.
     """
     if any(is_unsafe(member.tar_name) for member in sample.members):
         return
     text = sample.json_text()
     alone = json.dumps({"ratecluster": label}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    added = "ratecluster.json" if sample.has_bad_json() else "json"
+    taken = text is None and any(m.suffix == "json" and m.there for m in sample.members)
+    added = "ratecluster.json" if taken else "json"
     pending = True
     for member in sample.members:
-        if not member.whole or member.suffix == added != "json":
+        if not member.there or member.suffix == added != "json":
             continue
-        if member.suffix == "json" and text is not None and pending:
+        if member.suffix == "json" and member.whole and text is not None and pending:
             yield member.tar_name, _with_label(text, alone).encode()
             pending = False
         else:
-            yield member.tar_name, member.data
+            yield member.tar_name, member.data if member.whole else member
     if pending:
         names = [split[0] for m in sample.members if (split := split_name(m.tar_name))] or [
             sample.key

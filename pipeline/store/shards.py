@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from pipeline.reasons import Reason, printable
@@ -33,6 +33,12 @@ class Member:
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
     exact_name: str | None = None  # the name with its surrogates, where it is not UTF-8
+    too_large: bool = False  # not read for the sample's size, but there in the tar, all of it
+
+    @property
+    def there(self) -> bool:
+        """Whether all its bytes are in the tar, read or not."""
+        return self.whole or self.too_large
 
     @property
     def tar_name(self) -> str:
@@ -120,6 +126,13 @@ class _Draft:
         self.members.append(member)
         self.bytes += len(member.data)
 
+    def cut_off(self, position: int) -> None:
+        """The shard is damaged at `position`: what goes on behind it is not there."""
+        self.problem = self.problem or CUT_OFF
+        last = self.members[-1]
+        if last.offset + last.size > position:
+            self.members[-1] = replace(last, too_large=False)
+
     def sample(self, index: int) -> Sample:
         return Sample(_text(self.key), self.id, index, tuple(self.members), self.problem)
 
@@ -154,7 +167,7 @@ class ShardReader:
             draft.add(*self._member(header, split[1], draft.bytes))
         if draft is not None:
             if self.end.startswith("damaged"):
-                draft.problem = draft.problem or CUT_OFF
+                draft.cut_off(self._source.position)
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
@@ -212,7 +225,7 @@ class ShardReader:
 
     def _member(self, header: tarfile.TarInfo, suffix: str, held: int) -> tuple[Member, str | None]:
         """The member with its data, and what is wrong with it; `held` bytes came before it."""
-        problem, data = None, b""
+        problem, data, too_large = None, b"", False
         if not header.isreg():
             kind = Reason.LINK if header.issym() or header.islnk() else Reason.SPECIAL_FILE
             problem = kind.because(_text(header.name))
@@ -220,6 +233,7 @@ class ShardReader:
             problem = Reason.SPARSE_FILE.because(_text(header.name))
         elif self._limit is not None and held + header.size > self._limit:
             problem = Reason.SAMPLE_TOO_LARGE.because(f"{held + header.size} bytes with {suffix}")
+            too_large = True
         else:
             data = self._source.read(header.size)
             if len(data) < header.size:
@@ -227,7 +241,8 @@ class ShardReader:
                 problem, data = CUT_OFF, b""
         name, whole = _text(header.name), problem is None
         exact = None if name == header.name else header.name
-        return Member(name, suffix, header.offset_data, header.size, data, whole, exact), problem
+        place = (name, suffix, header.offset_data, header.size)
+        return Member(*place, data, whole, exact, too_large), problem
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -22,34 +22,44 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.redaction import harmless, redacted, resolved
 
 T = TypeVar("T")
 ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
 FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "httpx")
+PARTIAL = ".partial-"  # in the names of temporary files beside their targets
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def retry(operation: Callable[[], T]) -> T:
-    """Run `operation`; an error of the store that may pass is tried again, with longer waits."""
+    """Run `operation`; an error of the store that may pass is tried again, with longer waits.
+
+    What is raised tells no secret, though clients quote the URL they asked for.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return operation()
-        except FINAL:
-            raise
         except Exception as error:
-            if not _may_pass(error) or attempt == ATTEMPTS - 1:
+            final = isinstance(error, FINAL) or not _may_pass(error)
+            if final or attempt == ATTEMPTS - 1:
+                if (told := harmless(error)) is not error:
+                    raise told from None
                 raise
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL and its path there; UserError where fsspec has no such store."""
+    """The filesystem of a URL and its path there; UserError where fsspec has no such store.
+
+    The path may hold secrets that the URL only names.
+    """
+    whole = resolved(url)
     try:
-        return url_to_fs(url)
+        return url_to_fs(whole)
     except (ValueError, ImportError) as error:  # an unknown protocol; its package is not installed
-        raise UserError(f"{url}: {error}") from None
+        raise UserError(redacted(f"{url}: {error}")) from None
 
 
 def _may_pass(error: Exception) -> bool:
@@ -72,7 +82,7 @@ def commit(url: str) -> Iterator[IO[bytes]]:
     local = isinstance(fs, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(path).parent / f".{Path(path).name}.partial-{uuid4().hex}"
+        partial = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
     else:
         partial = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
     try:
@@ -216,10 +226,15 @@ class Folder:
             return None
 
     def finish(self, fingerprint: str, **facts: object) -> None:
-        """Write the manifest: from here on the stage is done."""
+        """Write the manifest: from here on the stage is done. Killed writers' leavings go."""
+        self.sweep()
         manifest = {"fingerprint": fingerprint, **facts}
         text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
         write_bytes(self.file("manifest.json"), text.encode())
+
+    def sweep(self) -> None:
+        """Delete the temporary files of writers that were killed."""
+        self.remove({name for name in self.names() if name.startswith(".") and PARTIAL in name})
 
     def remove(self, names: set[str]) -> None:
         """Delete files of it, the manifest first."""

@@ -38,7 +38,13 @@ def write(url: str, table: pa.Table, **facts: object) -> None:
     kept = {k: v for k, v in (table.schema.metadata or {}).items() if k != FACTS_KEY}
     table = table.replace_schema_metadata({**kept, FACTS_KEY: text})
     with storage.commit(url) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            write_page_checksum=True,  # so that verify sees a flipped bit
+        )
 
 
 def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -8,6 +8,7 @@ import fsspec
 import open_clip
 
 from pipeline.errors import UserError
+from pipeline.redaction import resolved
 
 MAX_CHARACTERS = 200  # of one word or phrase; longer ones are a sign that the file is no word list
 
@@ -47,6 +48,8 @@ def _words(name: str) -> list[str]:
 def _text(name: str) -> str:
     try:
         return _read(name).decode("utf-8-sig")
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(
             f"vocabulary {name} is not UTF-8 (byte {error.start}); convert it to UTF-8"
@@ -61,7 +64,7 @@ def _text(name: str) -> str:
 def _read(name: str) -> bytes:
     if name in _ASSETS:
         return (importlib.resources.files("pipeline") / "assets" / _ASSETS[name]).read_bytes()
-    with fsspec.open(name, "rb") as file:
+    with fsspec.open(resolved(name), "rb") as file:
         data: bytes = file.read()
     return data
 

@@ -146,7 +146,7 @@ def test_http_is_asked_file_by_file(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        found = listing.list_shards(f"{url}/{{0..1}}.tar?token=x")
+        found = listing.list_shards(f"{url}/{{0..1}}.tar?download=true")
         assert [(s.stem, s.size) for s in found] == [("0", 4), ("1", 4)]
         assert [(s.stem, s.size) for s in listing.list_shards(url)] == [("0", 4), ("1", 4)]
         with pytest.raises(UserError, match=r"1 of 3 shards .*2\.tar"):

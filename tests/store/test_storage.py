@@ -241,6 +241,14 @@ def test_a_folder_is_done_when_its_manifest_says_so(root):
     assert folder.names() == {"part", "manifest.json"}
 
 
+def test_what_killed_writers_left_goes_when_the_stage_is_done(root):
+    folder = Folder(f"{root}/stage")
+    for name in (".part.parquet.partial-0a", "part.parquet", ".mine", "x.partial-y"):
+        storage.write_bytes(folder.file(name), b"1")
+    folder.finish("f1")
+    assert folder.names() == {"part.parquet", ".mine", "x.partial-y", "manifest.json"}
+
+
 def test_facts_that_are_no_json_leave_the_old_manifest(root):
     folder = Folder(f"{root}/stage")
     folder.finish("f1")

@@ -1,0 +1,100 @@
+"""Secrets in URLs: taken from the environment where a URL is opened, and never written or said.
+
+A URL names the environment variable in the place of the secret: `https://host/0.tar?$QUERY`,
+`sftp://me:$PASSWORD@host/shards`. So it can stand in manifests, later stages can open it, and a
+signature may be renewed without anything being made again.
+"""
+
+import logging
+import os
+import re
+
+from pipeline.errors import UserError
+
+HTTP = ("http://", "https://")
+# `user:password@`, also where an unescaped slash is in the password; not `host:8080/a@b`
+USER = re.compile(r"(?<=://)([^/@?#:\s]*):(?!\d+(?:/|$))([^@?#\s]*)@")
+QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?([^\s'\"<>)]*)")
+PARAMETER = re.compile(r"([^&;=?]*)=([^&;]*)")
+PUBLIC = ("download", "versionId", "generation", "snapshot", "revision", "ref", "raw", "dl")
+VARIABLE = re.compile(r"\$(\w+)")
+SPOKEN = re.compile(  # of a query without its URL
+    r"((?:[\w-]*(?:signature|token|secret|passw|credential)[\w-]*|\bsig)=)[^&\s'\"$…]+",
+    re.IGNORECASE,
+)
+NAMES = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|SIGNATURE|CONNECTION_STRING)$", re.IGNORECASE
+)
+SHORTEST = 8  # characters; a shorter value of a variable is no secret, or not worth the confusion
+HIDDEN = "…"
+
+_used: set[str] = set()  # values that URLs of this process have taken from the environment
+
+
+def resolved(url: str) -> str:
+    """The URL as it is opened: variables in its user part and its query have their values.
+
+    Raises UserError for a secret that stands in it, and for a variable that is not set.
+    """
+    if "://" not in url:
+        return url
+    place, mark, query = url.partition("?")
+    for user in USER.finditer(place):
+        if not VARIABLE.fullmatch(user[2]):
+            raise _refused(url, "a password", "user:$NAME@host")
+    for name, value in PARAMETER.findall(query):
+        if name not in PUBLIC and not VARIABLE.fullmatch(value):
+            raise _refused(url, f"{name}=, which may be a secret", "…?$NAME")
+    if url.startswith(HTTP):
+        query = VARIABLE.sub(lambda match: _value(url, match[1]), query)
+    return USER.sub(lambda user: VARIABLE.sub(lambda m: _value(url, m[1]), user[0]), place) + (
+        mark + query
+    )
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets of URLs in it and those of the environment."""
+    if "://" in text:
+        text = USER.sub(lambda user: user[0] if user[2].startswith("$") else f"{HIDDEN}@", text)
+        text = QUERY.sub(lambda found: f"{found[1]}?{PARAMETER.sub(_hidden, found[2])}", text)
+    text = SPOKEN.sub(rf"\1{HIDDEN}", text)
+    for value in {v for name, v in os.environ.items() if NAMES.search(name)} | _used:
+        if len(value) >= SHORTEST:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def harmless(error: Exception) -> Exception:
+    """The error itself, or one that says the same without the secrets in its text."""
+    said = str(error)
+    if (without := redacted(said)) == said:
+        return error
+    kind = type(error) if isinstance(error, (FileNotFoundError, PermissionError)) else OSError
+    return kind(without)
+
+
+class Formatter(logging.Formatter):
+    """Log lines and tracebacks without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return redacted(super().format(record))
+
+
+def _hidden(parameter: re.Match[str]) -> str:
+    name, value = parameter.groups()
+    return f"{name}={value if name in PUBLIC or value.startswith('$') else HIDDEN}"
+
+
+def _value(url: str, name: str) -> str:
+    if not (value := os.environ.get(name, "")):
+        raise UserError(f"{redacted(url)}: the environment variable {name} is not set; set it")
+    _used.add(value)
+    return value
+
+
+def _refused(url: str, what: str, instead: str) -> UserError:
+    return UserError(
+        f"{redacted(url)} holds {what}: it would be written to manifests and logs; put it into an "
+        f"environment variable and write {instead}, or use the store's own variables (AWS_…)"
+    )
