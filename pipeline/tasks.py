@@ -57,4 +57,6 @@ def named(item: Any) -> str:
     if isinstance(item, Sequence) and not isinstance(item, str):
         ends = dict.fromkeys(named(one) for one in (item[0], item[-1]))
         return " to ".join(ends)
-    return str(item["stem"] if isinstance(item, dict) else item)
+    if isinstance(item, dict):
+        return str(item.get("shard", item)["stem"])
+    return str(item)

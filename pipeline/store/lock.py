@@ -33,16 +33,13 @@ from uuid import uuid4
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.redaction import redacted
 from pipeline.store.storage import Folder, locate, read_bytes, retry, write_bytes
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 STALE_S = 60.0  # without a change, after which an owner elsewhere is taken for dead
 FILE = re.compile(r"(\d+)\.json")
-SECRETS = (
-    (re.compile(r"://[^/@\s]*@"), "://…@"),
-    (re.compile(r"(https?://[^?\s]*)\?\S*"), r"\1?…"),
-)
 
 Facts = dict[str, Any]  # of an owner; {"released": True}, or none where the file is not whole yet
 
@@ -272,9 +269,7 @@ def _now() -> str:
 
 def _process() -> Facts:
     """What tells this process from every other."""
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    for secret, shown in SECRETS:
-        command = secret.sub(shown, command)
+    command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # no such user in a container
