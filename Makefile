@@ -6,7 +6,7 @@ DEMO := demo-run
 
 FUZZ_S := 300
 
-.PHONY: help demo test audit fuzz format clean
+.PHONY: help demo test audit fuzz chaos format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ fuzz: $(VENV)/.fuzz ## look for bytes that break the reader or the decoder, FUZZ
 	for name in reader decoder texts; do $(BIN)/python -m tests.fuzz $$name .fuzz/$$name \
 		-artifact_prefix=.fuzz/$$name- -max_total_time=$(FUZZ_S) -max_len=20000 -timeout=20 \
 		-rss_limit_mb=2000 || exit 1; done
+
+chaos: $(VENV)/.dev ## a hundred faults done to runs, and whether anything is lost; an hour
+	$(BIN)/python -m tests.chaos
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

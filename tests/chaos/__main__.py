@@ -1,0 +1,220 @@
+"""Faults done to runs of all stages, and whether anything was lost.
+
+    python -m tests.chaos [--faults 100] [--seed 0] [--only processes storage disk cluster]
+
+Every scenario is a run on a root of its own: faults strike at random times, the same command is
+given again until it ends well, then `verify` must pass and every final file must be, byte for byte,
+that of a run that nothing was done to. Prints a table; exit code 1 if anything was lost.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from tests.chaos import river as rivers
+from tests.chaos.river import Fault, River
+
+OF_A_RUN = 8  # faults
+
+
+class Chaos:
+    """The shards, the undisturbed run, and all that was done."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed, self.number = folder, seed, 0
+        self.faults: list[Fault] = []
+        self.lost = self.duplicated = self.differing = 0
+        self.ids = rivers.make_shards(folder / "shards")
+        calm = self.river("calm")
+        if code := rivers.wait(calm.start()):
+            raise RuntimeError(f"the undisturbed run ended with {code}, see {calm.log}")
+        self.expected = rivers.finals(calm.folder)
+
+    def river(self, name: str, folder: Path | None = None) -> River:
+        """A root of its own."""
+        root = folder or self.folder / name
+        return River(str(self.folder / "shards"), str(root), root, self.folder / f"{name}.log")
+
+    def scenario(self, name: str, faults: int) -> None:
+        """One run under faults of one sort, and the judgement."""
+        self.number += 1
+        seed = self.seed * 1000 + self.number
+        started = time.monotonic()
+        river = SCENARIOS[name](self, f"{name}-{seed}", random.Random(seed), faults)
+        self.judge(river)
+        self.faults += river.faults
+        kinds = ", ".join(
+            f"{n} × {kind}" for kind, n in Counter(f.kind for f in river.faults).items()
+        )
+        seconds = time.monotonic() - started
+        print(f"  seed {seed}: {river.runs} runs, {seconds:.0f} s: {kinds}", flush=True)
+
+    def judge(self, river: River) -> None:
+        """Count what is lost, twice, or other than it should be."""
+        found = river.ids()
+        lost = [i for i in self.ids if not found[i]]
+        twice = [i for i, times in found.items() if times > 1]
+        final = rivers.finals(river.folder)
+        other = {n for n in self.expected.keys() | final if self.expected.get(n) != final.get(n)}
+        for what, some in (("lost", lost), ("duplicated", twice), ("differing", sorted(other))):
+            if some:
+                print(f"    {what}: {len(some)}, first {some[0]}; see {river.log}", flush=True)
+        self.lost += len(lost)
+        self.duplicated += len(twice)
+        self.differing += len(other)
+        command = [*rivers.RATECLUSTER, "verify", "--root", str(river.folder)]
+        done = subprocess.run(command, cwd=rivers.ROOT, capture_output=True, check=False)
+        if done.returncode:
+            self.differing += 1
+            print(f"    verify: {done.stdout.decode()[-500:]}{done.stderr.decode()[-500:]}")
+
+
+def processes(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+    """Encoders, trainers, tasks and the driver are killed."""
+    river = chaos.river(name)
+    rivers.run_struck(river, dice, faults)
+    return river
+
+
+def storage(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+    """Root and shards lie in a store whose calls fail, hang, are slow or cut short."""
+    river = chaos.river(name)
+    log = chaos.folder / f"{name}.faults"
+    river.root = f"faulty://{river.folder}"
+    river.shards = f"faulty://{chaos.folder / 'shards'}"
+    seed, hang_s = dice.randrange(10**6), rivers.SETTINGS["run.stall_s"] * 2
+    for attempt in range(6):
+        rate = 0.08 if attempt < 4 else 0.0
+        river.plan = {"rate": rate, "most": faults, "log": str(log), "hang_s": hang_s}
+        river.plan["seed"] = seed + attempt
+        since = len(river.faults)
+        code = rivers.wait(river.start())
+        lines = log.read_text().splitlines() if log.exists() else []
+        for line in lines[since:]:
+            kind, path = line.split("\t")
+            river.faults.append(Fault(kind, Path(path).parent.name))
+        river.settle(since, code)
+        if code == 0:
+            return river
+    raise AssertionError(f"six runs did not end well, see {river.log}")
+
+
+def disk(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+    """The disk fills up again and again, and is given a little more each time."""
+    small = chaos.folder / f"{name}-disk"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
+    subprocess.run(mount, check=True)
+    try:
+        river = chaos.river(name, small / "run")
+        size_kb = 200
+        while rivers.wait(river.start()) != 0:
+            if len(river.faults) > 3 * faults:
+                raise AssertionError(f"no end of it, see {river.log}")
+            river.faults.append(Fault("disk full", river.stage(), "recovered by rerun"))
+            size_kb = size_kb + dice.randrange(400, 1500) if len(river.faults) < faults else 60_000
+            remount = ["mount", "-o", f"remount,size={size_kb}k", str(small)]
+            subprocess.run(remount, check=True)
+        kept = chaos.folder / name
+        shutil.copytree(river.folder, kept)
+        river.folder = kept
+        return river
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def cluster(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+    """Nodes of a cluster are killed beside its processes; a new one comes for each."""
+    node = {"num_cpus": 2, "object_store_memory": 100_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 3})
+    worker = nodes.add_node(**node)
+    river = chaos.river(name)
+    river.address = nodes.address
+    try:
+        for _ in range(10):
+            driver, since = river.start(), len(river.faults)
+            while driver.poll() is None:
+                time.sleep(dice.uniform(4, 14))
+                if driver.poll() is not None or len(river.faults) >= faults:
+                    continue
+                if dice.random() < 0.5:
+                    rivers.strike(river, driver, os.getpid(), dice)
+                    continue
+                river.faults.append(Fault("raylet killed", river.stage()))
+                nodes.remove_node(worker, allow_graceful=False)
+                worker = nodes.add_node(**node)
+            code = driver.wait()
+            river.settle(since, code)
+            if code == 0:
+                return river
+        raise AssertionError(f"ten runs did not end well, see {river.log}")
+    finally:
+        nodes.shutdown()
+
+
+Scenario = Callable[[Chaos, str, random.Random, int], River]
+SCENARIOS: dict[str, Scenario] = {
+    "processes": processes,
+    "storage": storage,
+    "disk": disk,
+    "cluster": cluster,
+}
+
+
+def table(faults: list[Fault]) -> str:
+    """Fault, times injected, survived, recovered by rerun."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for fault in faults:
+        rows[fault.kind][fault.fate] += 1
+    lines = [f"{'fault':36} {'injected':>8} {'survived':>8} {'recovered by rerun':>18}"]
+    for kind, fates in sorted(rows.items()):
+        survived, rerun = fates["survived"], fates["recovered by rerun"]
+        lines.append(f"{kind:36} {sum(fates.values()):8} {survived:8} {rerun:18}")
+    total = Counter(f.fate for f in faults)
+    lines.append(
+        f"{'all':36} {len(faults):8} {total['survived']:8} {total['recovered by rerun']:18}"
+    )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Scenarios of every sort in turn until so many faults are done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--folder", type=Path, help="for runs and logs; none: a temporary one")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="ratecluster-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"chaos of seed {options.seed} in {folder}", flush=True)
+    chaos = Chaos(folder, options.seed)
+    while len(chaos.faults) < options.faults:
+        for name in options.only:
+            if (left := options.faults - len(chaos.faults)) > 0:
+                print(name, flush=True)
+                chaos.scenario(name, min(OF_A_RUN, left))
+    stages = Counter(fault.stage for fault in chaos.faults)
+    print(table(chaos.faults))
+    print("by stage: " + ", ".join(f"{stage} {n}" for stage, n in sorted(stages.items())))
+    print(
+        f"samples lost {chaos.lost}, duplicated {chaos.duplicated}; "
+        f"files differing {chaos.differing}"
+    )
+    return int(bool(chaos.lost or chaos.duplicated or chaos.differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

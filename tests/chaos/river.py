@@ -1,0 +1,216 @@
+"""One run of all stages as a real process, what may be done to it, and what must come of it."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import artifacts
+from pipeline.store import tables
+from pipeline.store.shard_writer import ShardWriter
+from pipeline.store.shards import ShardReader
+
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "pipeline" / "assets" / "noto-emoji"
+SHARDS, SAMPLES = 8, 40
+TIMEOUT_S = 900
+RATECLUSTER = (sys.executable, "-c", "from pipeline.cli import main; main()")
+SETTINGS = {
+    "embed.batch_size": 8,
+    "train.steps": 60,
+    "train.checkpoint_steps": 10,
+    "train.batch_size": 128,
+    "select_k.k": 6,
+    "run.stall_s": 120,
+}
+VICTIMS = {  # titles of Ray's processes
+    "encoder killed": ("MapWorker",),
+    "trainer killed": ("RayTrainWorker", "TrainController"),
+    "task killed": ("count_ngrams", "votes", "statistics", "assign_parts", "write_shards", "IDLE"),
+}
+
+
+def make_shards(folder: Path) -> list[str]:
+    """SHARDS shards of SAMPLES bundled images each; the keys of their samples, in order."""
+    folder.mkdir()
+    ids = []
+    with (BUNDLED / "00000.tar").open("rb") as stream:
+        samples = [
+            s for s, _ in zip(ShardReader(stream, None), range(SHARDS * SAMPLES), strict=False)
+        ]
+    for number in range(SHARDS):
+        stem = f"{number:05d}"
+        with (folder / f"{stem}.tar").open("wb") as file, ShardWriter(file) as writer:
+            for sample in samples[number * SAMPLES : (number + 1) * SAMPLES]:
+                ids.append(f"{stem}/{sample.key}")
+                for member in sample.members:
+                    writer.add(member.name, member.data)
+            writer.add("broken.png", b"no picture")
+            ids.append(f"{stem}/broken")
+    return ids
+
+
+def finals(root: Path) -> dict[str, str]:
+    """Digest of every final file of a run but those that hold times."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".parquet", ".tar", ".safetensors") and path.name != "history.parquet"
+    }
+
+
+@dataclass
+class Fault:
+    """Something done to a run."""
+
+    kind: str
+    stage: str
+    fate: str = ""  # survived | recovered by rerun
+
+
+@dataclass
+class River:
+    """Shards and a root, and the processes that work on them."""
+
+    shards: str
+    root: str  # URL
+    folder: Path  # where the root lies
+    log: Path
+    address: str = ""
+    plan: dict[str, Any] | None = None
+    faults: list[Fault] = field(default_factory=list)
+    runs: int = 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """`ratecluster run`."""
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        paths = [str(ROOT)]
+        environment.pop("RAY_ADDRESS", None)
+        if self.address:
+            environment["RAY_ADDRESS"] = self.address
+        if self.plan:
+            environment["CHAOS_PLAN"] = json.dumps({**self.plan, "run": self.runs})
+            paths.append(str(Path(__file__).parent / "site"))
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        sets = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+        command = [*RATECLUSTER, "run"]
+        self.runs += 1
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--shards", self.shards, "--root", self.root, *sets],
+                cwd=self.log.parent,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def stage(self) -> str:
+        """The first stage that has no manifest."""
+        for folder in ("embeddings", "network", "clusters", "captions", "labels", "report"):
+            if not (self.folder / folder / "manifest.json").exists():
+                return folder
+        return "done"
+
+    def finish(self, most: int = 4) -> int:
+        """Run until all is done, at most so often; the last exit code."""
+        code = 1
+        for _ in range(most):
+            if (code := wait(self.start())) == 0:
+                break
+        return code
+
+    def settle(self, since: int, code: int) -> None:
+        """The fate of the faults from number `since` on, of a run that ended so."""
+        for fault in self.faults[since:]:
+            fault.fate = "survived" if code == 0 else "recovered by rerun"
+
+    def ids(self) -> Counter[str]:
+        """How often each sample is a row of labels."""
+        folder = artifacts.RunPaths(str(self.folder)).labels
+        found: Counter[str] = Counter()
+        for name in folder.names():
+            if name.endswith(".parquet"):
+                found.update(tables.read(folder.file(name), ["sample_id"])["sample_id"].to_pylist())
+        return found
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; killed with all its children after TIMEOUT_S."""
+    try:
+        return process.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a driver and all that it started."""
+    children = descendants(process.pid)
+    process.kill()
+    process.wait()
+    for child in children:
+        with suppress(psutil.Error):
+            child.kill()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Processes below one."""
+    with suppress(psutil.Error):
+        return list(psutil.Process(pid).children(recursive=True))
+    return []
+
+
+def victims(pid: int, kind: str) -> list[psutil.Process]:
+    """Processes of Ray below `pid` that a kind of fault may strike."""
+    found = []
+    for process in descendants(pid):
+        with suppress(psutil.Error):
+            title = process.cmdline()[0]
+            if title.startswith("ray::") and any(name in title for name in VICTIMS[kind]):
+                found.append(process)
+    return found
+
+
+def strike(river: River, driver: subprocess.Popen[bytes], top: int, dice: random.Random) -> bool:
+    """Kill something of a run at work; whether there was anything. `top`: above Ray's workers."""
+    kind = dice.choice([*VICTIMS, "driver killed"])
+    stage = river.stage()
+    if kind == "driver killed":
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        river.faults.append(Fault(kind, stage))
+        return True
+    found = victims(top, kind)
+    if not found:
+        return False
+    with suppress(psutil.Error):
+        dice.choice(found).kill()
+        river.faults.append(Fault(kind, stage))
+        return True
+    return False
+
+
+def run_struck(river: River, dice: random.Random, most: int, top: int | None = None) -> None:
+    """Runs under strikes until one ends well; not more than `most` strikes."""
+    for _ in range(10):
+        driver, since = river.start(), len(river.faults)
+        while driver.poll() is None:
+            time.sleep(dice.uniform(1, 12))
+            if driver.poll() is None and len(river.faults) < most:
+                strike(river, driver, top or driver.pid, dice)
+        code = driver.wait()
+        river.settle(since, code)
+        if code == 0:
+            return
+    raise AssertionError(f"ten runs did not end well, see {river.log}")
