@@ -236,16 +236,18 @@ class RunPaths:
         return f"{self.root.rstrip('/')}/evaluation.json"
 
 
+Made = dict[str, dict[str, Any]]  # folder name -> manifest
+
 MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
 
 
-def upstream(paths: "RunPaths", last: str) -> dict[str, dict[str, Any]]:
+def upstream(paths: "RunPaths", last: str) -> Made:
     """The manifests of the folders up to `last`, each made from the one before.
 
     UserError, naming the command to run, where one is not there or was made from something that
     has been made again since.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: Made = {}
     before = ""
     for name, command in MAKERS.items():
         manifest = paths.folder(name).peek()
@@ -264,26 +266,51 @@ def upstream(paths: "RunPaths", last: str) -> dict[str, dict[str, Any]]:
     raise AssertionError(last)
 
 
-def finished(
-    stage: str, folder: Folder, made_of: str, cfg: Any, files: Mapping[Folder, Collection[str]]
-) -> dict[str, Any] | None:
-    """The manifest of a stage that is done as asked for, with all its files there; else None.
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage is to leave: `made_of` is its fingerprint, `files` are all of its files."""
 
-    Says which, and what differs or is missing where there is something already.
-    """
-    manifest = folder.peek()
-    if manifest is None:
-        return None
-    if manifest["fingerprint"] == made_of:
-        missing = [f.file(n) for f, names in files.items() for n in set(names) - f.names()]
-        if not missing:
-            log.info("%s: already done, %s", stage, folder.url)
-            return manifest
-        log.info("%s: made again, %d files are missing: %s", stage, len(missing), min(missing))
-        return None
-    differs = config.differences(stage, manifest.get("config", {}), cfg)
-    log.info("%s: made again, %s", stage, differs or "what it reads has changed")
-    return None
+    stage: str
+    folder: Folder
+    made_of: str
+    cfg: Any
+    files: Mapping[Folder, Collection[str]]
+
+    def standing(self) -> tuple[dict[str, Any] | None, str]:
+        """The manifest that is there, and why it is not the one wanted: "" where it is.
+
+        Whatever made it; None, and no reason, where the stage has not finished.
+        """
+        manifest = self.folder.peek()
+        if manifest is None:
+            return None, ""
+        if manifest["fingerprint"] == self.made_of:
+            missing = [f.file(n) for f, names in self.files.items() for n in set(names) - f.names()]
+            return manifest, f"{len(missing)} files are missing: {min(missing)}" if missing else ""
+        made_with = manifest.get("config", {})
+        differs = config.differences(self.stage, made_with, self.cfg) if made_with else ""
+        return manifest, differs or "what it reads has changed"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of a stage that is done as wanted; else None, and why is logged."""
+        manifest, reason = self.standing()
+        if reason:
+            log.info("%s: made again, %s", self.stage, reason)
+        elif manifest:
+            log.info("%s: already done, %s", self.stage, self.folder.url)
+        return None if reason else manifest
+
+    def parts(self, folder: Folder) -> set[str]:
+        """Stems of the parts in one of its folders that were made as wanted, with all their files.
+
+        A part says what made it in its footer.
+        """
+        stems = {n.removesuffix(".parquet") for n in self.files[folder] if n.endswith(".parquet")}
+        known = part_facts(folder, stems)
+        done = {stem for stem, facts in known.items() if facts.get("made_of") == self.made_of}
+        for other, names in self.files.items():
+            done -= {name.rpartition(".")[0] for name in set(names) - other.names()}
+        return done
 
 
 def part_facts(folder: Folder, stems: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -130,17 +130,24 @@ def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa
     return rows, assigned["cluster_id"].to_numpy()
 
 
+def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+    """What captioning these clusters is to leave."""
+    names = check(cfg, made["embeddings"]["config"]["model"])
+    made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
+    files = {paths.captions: ["captions.parquet"]}
+    return artifacts.Wanted("caption", paths.captions, made_of, cfg, files)
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Gather candidates, count votes, commit the ranking, then the manifest."""
     made = artifacts.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     model = embedded["config"]["model"]
-    names = check(cfg, model)
-    made_of = config.fingerprint(cfg, clustered["fingerprint"], names)
-    files = {paths.captions: ["captions.parquet"]}
-    if manifest := artifacts.finished("caption", paths.captions, made_of, cfg, files):
+    want = wanted(cfg, made, paths)
+    if manifest := want.finished():
         folding.finished(paths.captions)
         return manifest
+    names, made_of = check(cfg, model), want.made_of
     paths.captions.remove({"manifest.json", "captions.parquet"})
     k = len(clustered["sizes"])
     chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]], MOST_TASKS)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,14 +104,22 @@ class Checkpoints:
 
     def restore(self, state: State) -> None:
         """The newest whole checkpoint of this very training, if there is one."""
-        found = [n for n in self._names() if n.endswith(".json")]
-        for name in sorted(found, key=lambda n: -int(n[len("checkpoint-") : -len(".json")])):
-            facts = json.loads(storage.read_bytes(self.folder.file(name)))
+        for name, facts in self._newest_first():
             if facts["made_of"] == self.made_of:
                 weights = self.folder.file(name.replace(".json", ".safetensors"))
                 tensors = load_tensors(storage.read_bytes(weights))
                 state.restore(tensors, facts)
                 return
+
+    def reached(self) -> int:
+        """The step of the newest one, whatever the size of its batches; 0 without one."""
+        mine = (f["step"] for _, f in self._newest_first() if f["made_of"].startswith(self.made_of))
+        return next(mine, 0)
+
+    def _newest_first(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        found = [n for n in self._names() if n.endswith(".json")]
+        for name in sorted(found, key=lambda n: -int(n[len("checkpoint-") : -len(".json")])):
+            yield name, json.loads(storage.read_bytes(self.folder.file(name)))
 
     def drop(self) -> None:
         """Training is over."""

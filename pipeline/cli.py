@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -21,16 +22,19 @@ from pipeline import (
     embed,
     evaluate,
     pack,
+    progress,
     redaction,
     report,
     select_k,
+    status,
     train,
     verify,
     write,
 )
 from pipeline.errors import UserError
+from pipeline.interrupt import Interruption
 from pipeline.reasons import printable
-from pipeline.store import storage
+from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,7 @@ KINDS: dict[str, type] = {
     "write": write.Config,
     "evaluate": evaluate.Config,
     "report": report.Config,
+    "run": progress.Config,
 }
 LARGEST = 10  # clusters in the summary
 INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
@@ -89,6 +94,18 @@ def _begin(root: str, file: str | None, sets: list[str] | None, address: str | N
     return config.load(KINDS, file, sets or ()), artifacts.RunPaths(storage.absolute(root))
 
 
+@contextmanager
+def _owning(root: str, cfg: progress.Config) -> Iterator[None]:
+    """Only this command writes to the root, and no stage of it waits for ever."""
+    storage.check_writable(root)
+    with (
+        Interruption() as block,
+        lock.held(root, progress.current, block.interrupt),
+        progress.watched(cfg),
+    ):
+        yield
+
+
 @app.command("shards", epilog=settings_help("shards"))
 def shards_command(
     source: Annotated[str, typer.Option("--from", help="folder of images, cifar10 or cifar100")],
@@ -104,7 +121,7 @@ def shards_command(
     pack.run(sections["shards"], source, out, data_dir)
 
 
-@app.command("embed", epilog=settings_help("embed"))
+@app.command("embed", epilog=settings_help("embed", "run"))
 def embed_command(
     shards: Shards,
     root: Root,
@@ -117,8 +134,8 @@ def embed_command(
     sections, paths = _begin(root, config_file, sets, address)
     found = list_shards(shards)
     embed.check(sections["embed"])
-    storage.check_writable(root)
-    embed.run(sections["embed"], found, paths, overwrite)
+    with _owning(paths.root, sections["run"]):
+        embed.run(sections["embed"], found, paths, overwrite)
 
 
 def _add_stage(name: str, stage: Any, help: str) -> None:
@@ -132,9 +149,10 @@ def _add_stage(name: str, stage: Any, help: str) -> None:
         address: Address = None,
     ) -> None:
         sections, paths = _begin(root, config_file, sets, address)
-        stage.run(sections[section], paths)
+        with _owning(paths.root, sections["run"]):
+            stage.run(sections[section], paths)
 
-    app.command(name, epilog=settings_help(section), help=help)(command)
+    app.command(name, epilog=settings_help(section, "run"), help=help)(command)
 
 
 _add_stage("train", train, "Embeddings to the network that makes clusters visible.")
@@ -143,6 +161,26 @@ _add_stage("caption", caption, "Ranked captions for every cluster.")
 _add_stage("write", write, "Labels, labelled shards and the table of clusters.")
 _add_stage("report", report, "One self-contained page to look at.")
 _add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
+
+
+@app.command("status", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+def status_command(
+    root: Root,
+    shards: Annotated[str | None, typer.Option(help="of the run; tells new, changed, gone")] = None,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """How far each stage is, who is at work, what the same command again would do. Reads only.
+
+    Without --config and --set, settings are those that each stage was made with.
+    """
+    sections, paths = _begin(root, config_file, sets, None)
+    found = list_shards(shards) if shards else None
+    asked = status.Asked(sections, found, as_made=not (config_file or sets))
+    owner = status.owner_of(paths.root)
+    rows = status.with_heartbeat(status.collect(asked, paths), owner)
+    typer.echo((status.as_json if as_json else status.text)(paths.root, owner, rows))
 
 
 @app.command("verify")
@@ -175,15 +213,15 @@ def run_command(
     embed.check(sections["embed"])
     train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
-    storage.check_writable(root)
-    embed.run(sections["embed"], found, paths, overwrite)
-    if sections["evaluate"].label:
-        evaluate.check(sections["evaluate"], paths)
-    for stage in (train, select_k, caption, write):
-        stage.run(sections[stage.__name__.rpartition(".")[2]], paths)
-    if sections["evaluate"].label:
-        evaluate.run(sections["evaluate"], paths)
-    page = report.run(sections["report"], paths)
+    with _owning(paths.root, sections["run"]):
+        embed.run(sections["embed"], found, paths, overwrite)
+        if sections["evaluate"].label:
+            evaluate.check(sections["evaluate"], paths)
+        for stage in (train, select_k, caption, write):
+            stage.run(sections[stage.__name__.rpartition(".")[2]], paths)
+        if sections["evaluate"].label:
+            evaluate.run(sections["evaluate"], paths)
+        page = report.run(sections["report"], paths)
     typer.echo(summary(paths))
     typer.echo(f"report: {page}")
 

@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, field, fields
+from dataclasses import MISSING, Field, asdict, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ def differences(section: str, before: Mapping[str, Any], cfg: Any) -> str:
     now = facts(cfg)
     changed = [key for key in now if before.get(key) != now[key]]
     return ", ".join(f"{section}.{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+
+
+def as_made(cfg: Any, made_with: Mapping[str, Any]) -> Any:
+    """The settings that a manifest records; those it does not are as in `cfg`."""
+    known = {key: value for key, value in made_with.items() if key in facts(cfg)}
+    return replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
 def describe(kinds: Mapping[str, type]) -> list[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ from pipeline import artifacts, cluster, config
 from pipeline.config import setting
 from pipeline.decoding import Decoder, Limits, Row
 from pipeline.errors import UserError
-from pipeline.progress import StageProgress
+from pipeline.progress import StageProgress, waiting_for
 from pipeline.reasons import Reason
 from pipeline.store import columns, storage, tables
 from pipeline.store.listing import Shard
@@ -195,16 +195,51 @@ class Embedder:
             facts = storage.retry(
                 lambda: embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths)
             )
-            return {"facts": json.dumps(facts), "error": ""}
+            return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
         except Exception as error:  # a row, so that one shard does not stop the others
             log.error("embed: %s: %s", shard.url, traceback.format_exc())
-            return {"facts": "", "error": f"{shard.url}: {type(error).__name__}: {error}"}
+            said = f"{shard.url}: {type(error).__name__}: {error}"
+            return {"stem": shard.stem, "facts": "", "error": said}
 
 
 def check(cfg: Config) -> None:
     """Raise UserError for an unknown model, tag or checkpoint; loads nothing."""
     clip.check(cfg.model, cfg.pretrained)
     clip.choose_precision(cfg.model, "cpu", cfg.precision)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What lies in embeddings/, seen from the shards that are to be embedded. Changes nothing."""
+
+    done: list[dict[str, Any]]  # facts of the parts that stand
+    todo: list[Shard]
+    changed: list[Shard]  # of those to do: embedded once, when they held something else
+    foreign: list[Shard]  # of those: the part was made from a file of another place
+    other: dict[str, dict[str, Any]]  # stem -> facts of the parts that other settings made
+    vanished: list[str]  # stems of parts whose shards are not among these
+
+
+def survey(cfg: Config, shards: list[Shard], paths: artifacts.RunPaths) -> Survey:
+    """Look at the footer of every part."""
+    names = paths.embeddings.names()
+    stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+    known = artifacts.part_facts(paths.embeddings, stems)
+    rejects = paths.rejects.names()
+    other = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
+    found = Survey([], [], [], [], other, sorted(known.keys() - {shard.stem for shard in shards}))
+    for shard in shards:
+        facts = known.get(shard.stem)
+        if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
+            found.todo.append(shard)
+        elif identity(facts["shard"]) == identity(asdict(shard)):
+            found.done.append({**facts, "shard": asdict(shard)})  # it may have moved
+        else:
+            found.todo.append(shard)
+            found.changed.append(shard)
+            if facts["shard"]["url"] != shard.url:
+                found.foreign.append(shard)
+    return found
 
 
 def plan(
@@ -214,35 +249,32 @@ def plan(
 
     Raises UserError where parts of other settings lie, unless they may be overwritten.
     """
-    names = paths.embeddings.names()
-    stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
-    known = artifacts.part_facts(paths.embeddings, stems)
-    rejects = paths.rejects.names()
-    other = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
-    done, todo, foreign = [], [], []
-    for shard in shards:
-        facts = known.get(shard.stem)
-        if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
-            todo.append(shard)
-        elif identity(facts["shard"]) == identity(asdict(shard)):
-            done.append({**facts, "shard": asdict(shard)})  # it may have moved
-        else:
-            todo.append(shard)
-            foreign += [shard] if facts["shard"]["url"] != shard.url else []
+    found = survey(cfg, shards, paths)
     if overwrite:
         for folder in (paths.embeddings, paths.rejects):
-            folder.remove({f"{stem}.parquet" for stem in other})
-    else:
-        _refuse(cfg, other, foreign, paths)
-    if changed := sum(shard.stem in known and shard.stem not in other for shard in todo):
-        log.info("embed: %d shards changed since they were embedded: redone", changed)
-    return done, todo
+            folder.remove({f"{stem}.parquet" for stem in found.other})
+    elif reason := refusal(cfg, found, paths):
+        raise UserError(reason)
+    if found.changed:
+        log.info("embed: %d shards changed since they were embedded: redone", len(found.changed))
+    if found.vanished:
+        log.warning(
+            "embed: %d parts are of shards that are not among these, the first %s: left where they "
+            "are, and out of everything that follows",
+            *(len(found.vanished), found.vanished[0]),
+        )
+    return found.done, found.todo
 
 
-def _before(made_of: str, shards: list[Shard], paths: artifacts.RunPaths) -> dict[str, Any] | None:
+def fingerprint(cfg: Config, shards: list[Shard]) -> str:
+    """Of what embedding these shards is to leave."""
+    return config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
+
+
+def finished(cfg: Config, shards: list[Shard], paths: artifacts.RunPaths) -> dict[str, Any] | None:
     """The manifest, if it is of these shards where they lie now and every part is there."""
     manifest = paths.embeddings.peek()
-    if manifest is None or manifest["fingerprint"] != made_of:
+    if manifest is None or manifest["fingerprint"] != fingerprint(cfg, shards):
         return None
     moved = [s["shard"]["url"] for s in manifest["shards"]] != [shard.url for shard in shards]
     parts = {f"{shard.stem}.parquet" for shard in shards}
@@ -255,37 +287,40 @@ def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
     return shard["stem"], shard["size"], shard["version"]
 
 
-def _refuse(
-    cfg: Config, other: dict[str, Any], foreign: list[Shard], paths: artifacts.RunPaths
-) -> None:
-    """Raise UserError where days of work would be thrown away by a mistyped command."""
+def refusal(cfg: Config, found: Survey, paths: artifacts.RunPaths) -> str:
+    """Why days of work may not be thrown away by what may be a mistyped command; "" if none is."""
     remedy = "put that back, choose another --root, or pass --overwrite to make them again"
-    if other:
-        before = next(iter(other.values())).get("config", {})
+    if found.other:
+        before = next(iter(found.other.values())).get("config", {})
         what = config.differences("embed", before, cfg) or "other settings"
-        raise UserError(
-            f"{paths.embeddings.url} holds {len(other)} parts made otherwise ({what}): {remedy}"
+        return (
+            f"{paths.embeddings.url} holds {len(found.other)} parts made otherwise ({what}): "
+            f"{remedy}"
         )
-    if foreign:
-        raise UserError(
-            f"{paths.embeddings.url} holds {len(foreign)} parts of other shards with the same "
-            f"names, {foreign[0].url} is not the {foreign[0].stem} they were made from: {remedy}"
+    if found.foreign:
+        shard = found.foreign[0]
+        return (
+            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards with the "
+            f"same names, {shard.url} is not the {shard.stem} they were made from: {remedy}"
         )
+    return ""
 
 
 def run(
     cfg: Config, shards: list[Shard], paths: artifacts.RunPaths, overwrite: bool = False
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
-    made_of = config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
-    if before := _before(made_of, shards, paths):
+    if before := finished(cfg, shards, paths):
         log.info("embed: already done, %s", paths.embeddings.url)
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
-    failures = []
+    failures, waiting = [], dict.fromkeys(shard.stem for shard in todo)
     with StageProgress("embed", len(todo), "shards") as progress:
+        waiting_for(waiting)
         for row in embedded(cfg, todo, paths) if todo else ():
+            del waiting[row["stem"]]
+            waiting_for(waiting)
             if row["error"]:
                 failures.append(row["error"])
                 continue
@@ -298,10 +333,11 @@ def run(
             f"First: {failures[0]}"
         )
     manifest = summary(done, cfg, progress.seconds)
-    _report_problems(done, manifest, paths)
+    _report_problems(done, manifest)
     _check_counts(done, manifest, cfg.max_reject_fraction)
     paths.rejects.sweep()
-    paths.embeddings.finish(made_of, **manifest)
+    speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
+    paths.embeddings.finish(fingerprint(cfg, shards), **manifest, samples_per_s=speed)
     log.info(
         "embed: %d samples of %d shards, %d rejected, %.1f s",
         *(manifest["samples"], len(done), manifest["rejected"], progress.seconds),
@@ -357,9 +393,7 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
     }
 
 
-def _report_problems(
-    done: list[dict[str, Any]], manifest: dict[str, Any], paths: artifacts.RunPaths
-) -> None:
+def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
     """Log, once each, what a person should know."""
     for facts in done:
         if facts["end"] != "complete":
@@ -370,10 +404,6 @@ def _report_problems(
         )
     if len(manifest["precisions"]) > 1:
         log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
-    stems = {f"{facts['shard']['stem']}.parquet" for facts in done}
-    others = {name for name in paths.embeddings.names() - stems if name.endswith(".parquet")}
-    if stale := sorted(others):
-        log.warning("embed: parts without an input shard are left out: %s", ", ".join(stale[:5]))
 
 
 def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: float) -> None:

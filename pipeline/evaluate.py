@@ -160,10 +160,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     made = artifacts.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     captioned = paths.captions.peek()
-    made_of = config.fingerprint(
-        cfg, clustered["fingerprint"], captioned["fingerprint"] if captioned else None
-    )
-    result = _earlier(paths)
+    made_of = fingerprint(cfg, clustered, captioned)
+    result = earlier(paths)
     if result.get("fingerprint") == made_of:
         log.info("evaluate: already done, %s\n%s", paths.evaluation_json, table(result))
         return result
@@ -174,6 +172,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         raise _no_label(field, embedded)
     captions = _best_captions(paths) if captioned else {}
     result = {"fingerprint": made_of, "clustering": clustered["fingerprint"], "label": field}
+    result["config"] = config.facts(cfg)
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
@@ -209,7 +208,14 @@ def _best_captions(paths: artifacts.RunPaths) -> Captions:
     return {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
 
 
-def _earlier(paths: artifacts.RunPaths) -> dict[str, Any]:
+def fingerprint(cfg: Config, clustered: dict[str, Any], captioned: dict[str, Any] | None) -> str:
+    """Of what scoring these clusters is to leave."""
+    before = captioned["fingerprint"] if captioned else None
+    return config.fingerprint(cfg, clustered["fingerprint"], before)
+
+
+def earlier(paths: artifacts.RunPaths) -> dict[str, Any]:
+    """evaluation.json; empty where it is not there."""
     try:
         return json.loads(storage.read_bytes(paths.evaluation_json))
     except FileNotFoundError:

@@ -223,15 +223,21 @@ def render(context: Row) -> str:
     return environment.from_string(template).render(context)
 
 
+def wanted(
+    cfg: Config, fingerprints: list[str | None], paths: artifacts.RunPaths
+) -> artifacts.Wanted:
+    """What reporting what has these fingerprints is to leave."""
+    made_of = config.fingerprint(cfg, fingerprints)
+    return artifacts.Wanted("report", paths.report, made_of, cfg, {paths.report: ["index.html"]})
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> str:
     """Make the page unless it is there; returns its URL. Missing pictures are tried again."""
     url, started = paths.report.file("index.html"), time.monotonic()
     found = collect(paths)
-    made_of = config.fingerprint(cfg, found.fingerprints)
-    before = paths.report.peek() or {"fingerprint": None}
-    whole = storage.exists(url) and not before.get("missing_pictures")
-    if before["fingerprint"] == made_of and whole:
-        log.info("report: already done, %s", url)
+    want = wanted(cfg, found.fingerprints, paths)
+    before = paths.report.peek() or {}
+    if not before.get("missing_pictures") and want.finished():
         return url
     rows = cluster_rows(found, paths)
     missing = add_galleries(rows, found, cfg, paths)
@@ -250,6 +256,6 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
         }
     )
     storage.write_bytes(url, page.encode())
-    paths.report.finish(made_of, missing_pictures=missing)
+    paths.report.finish(want.made_of, config=config.facts(cfg), missing_pictures=missing)
     log.info("report: %d clusters, %.1f s: %s", len(rows), time.monotonic() - started, url)
     return url

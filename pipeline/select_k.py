@@ -213,16 +213,23 @@ def _told(prototypes: Prototypes, z: Tensor, index: Tensor) -> float:
     return spectral.information(prototypes.nearest(z).numpy(), index)
 
 
+def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+    """What clustering with this network is to leave."""
+    made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
+    parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
+    files = {paths.clusters: FILES, paths.assignments: parts}
+    return artifacts.Wanted("select_k", paths.clusters, made_of, cfg, files)
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Choose k, assign every sample, check the counts, commit the manifest."""
     made = artifacts.upstream(paths, "network")
     embedded, trained = made["embeddings"], made["network"]
-    made_of = config.fingerprint(cfg, trained["fingerprint"])
-    stems = [s["shard"]["stem"] for s in embedded["shards"]]
-    files = {paths.clusters: FILES, paths.assignments: [f"{stem}.parquet" for stem in stems]}
-    if manifest := artifacts.finished("select_k", paths.clusters, made_of, cfg, files):
+    want = wanted(cfg, made, paths)
+    if manifest := want.finished():
         folding.finished(paths.clusters)
         return manifest
+    made_of, stems = want.made_of, [s["shard"]["stem"] for s in embedded["shards"]]
     paths.clusters.remove({*FILES, "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())

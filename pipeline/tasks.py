@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from pipeline import cluster
+from pipeline import cluster, progress
 
 T = TypeVar("T")
 RETRIES = 3  # of a task whose process or node died
@@ -35,9 +35,28 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
     common = [ray.put(value) for value in shared]
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: deque[Any] = deque()
+    names: deque[str] = deque()
+
+    def first() -> T:
+        progress.waiting_for(names)
+        found: T = ray.get(running.popleft())
+        names.popleft()
+        return found
+
     for item in items:
         running.append(task.remote(item, *common))
+        names.append(named(item))
         if len(running) >= limit:
-            yield ray.get(running.popleft())
+            yield first()
     while running:
-        yield ray.get(running.popleft())
+        yield first()
+
+
+def named(item: Any) -> str:
+    """A task's item for a message: a text, or a shard by its stem; the first and last of a run."""
+    if isinstance(item, Sequence) and not isinstance(item, str):
+        ends = dict.fromkeys(named(one) for one in (item[0], item[-1]))
+        return " to ".join(ends)
+    if isinstance(item, dict):
+        return str(item.get("shard", item)["stem"])
+    return str(item)

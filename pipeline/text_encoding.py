@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipeline import cluster
+from pipeline import cluster, progress
 from pipeline.vision import clip
 
 TEXTS_PER_CALL = 4096  # words that one call of a text encoder does
@@ -57,6 +57,12 @@ def encode(
         ray_remote_args_fn=cluster.actor_limits,
         compute=ActorPoolStrategy(size=min(actors or max(1, gpus), len(items))),
     )
-    found = {row["index"]: row for row in rows.iter_rows()}
+    found: dict[int, dict[str, Any]] = {}
+    waiting = {start: f"words {start} to {start + TEXTS_PER_CALL - 1}" for start in starts}
+    progress.waiting_for(waiting.values())
+    for row in rows.iter_rows():
+        found[row["index"]] = row
+        del waiting[row["index"]]
+        progress.waiting_for(waiting.values())
     vectors = [np.asarray(found[start]["vectors"], np.float32) for start in starts]
     return np.concatenate(vectors), float(found[0]["logit_scale"])

@@ -44,7 +44,7 @@ from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.judge import Judge, look_steps
 from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
-from pipeline.progress import StageProgress
+from pipeline.progress import StageProgress, waiting_for
 from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
 from pipeline.vision import vocabulary as vocabulary_of
@@ -362,9 +362,10 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
     """Show the board until training is over."""
     while not over.wait(0.5):
         step, steps, samples = ray.get(board.read.remote())
-        if steps:  # before that the workers are starting
+        if steps and step != progress.units:  # before that the workers are starting
             progress.total = steps
             progress.advance(step - progress.units, samples - progress.samples)
+            waiting_for([f"step {step + 1} of {steps}" if step < steps else "the network's files"])
 
 
 def check(cfg: Config, model: str) -> list[str]:
@@ -380,13 +381,21 @@ def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, fl
     return text_encoding.encode(words, (), made_with["model"], made_with["pretrained"])
 
 
+def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+    """What training on these embeddings is to leave."""
+    embedded = made["embeddings"]
+    vocabulary = check(cfg, embedded["config"]["model"])
+    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
+    return artifacts.Wanted("train", paths.network, made_of, cfg, {paths.network: FILES})
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
-    vocabulary = check(cfg, embedded["config"]["model"])
-    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
-    if manifest := artifacts.finished("train", paths.network, made_of, cfg, {paths.network: FILES}):
+    want = wanted(cfg, {"embeddings": embedded}, paths)
+    if manifest := want.finished():
         return manifest
+    vocabulary, made_of = check(cfg, embedded["config"]["model"]), want.made_of
     parts = plan(embedded["shards"], paths, cfg.max_samples)
     fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
     cluster.join()
@@ -398,6 +407,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         follower.start()
         try:
             words = ray.put(_encoded(vocabulary, embedded))
+            waiting_for(["workers to start and to read their samples"])
             _train(Job(cfg, parts, paths, made_of, words, board))
         finally:
             over.set()

@@ -194,23 +194,27 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
 
 
+def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+    """What writing these captions is to leave."""
+    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"])
+    stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
+    files = {
+        paths.labels: [f"{stem}.parquet" for stem in stems],
+        paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
+        paths.top: ["clusters.parquet", "run.json"],
+    }
+    return artifacts.Wanted("write", paths.labels, made_of, cfg, files)
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
     made = artifacts.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
-    made_of = config.fingerprint(cfg, captioned["fingerprint"])
-    shards = [s["shard"] for s in embedded["shards"]]
-    files = {
-        paths.labels: [f"{shard['stem']}.parquet" for shard in shards],
-        paths.labeled: [f"{shard['stem']}.tar" for shard in shards if cfg.shards],
-        paths.top: ["clusters.parquet", "run.json"],
-    }
-    if manifest := artifacts.finished("write", paths.labels, made_of, cfg, files):
+    want = wanted(cfg, made, paths)
+    if manifest := want.finished():
         return manifest
-    known = artifacts.part_facts(paths.labels, [shard["stem"] for shard in shards])
-    done = {stem for stem, facts in known.items() if facts.get("made_of") == made_of}
-    if cfg.shards:
-        done &= {name.removesuffix(".tar") for name in paths.labeled.names()}
+    shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
+    done = want.parts(paths.labels)
     _remove_others(paths, done)
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
@@ -231,6 +235,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         labels=embedded["samples"],
         clusters=len(clustered["sizes"]),
         seconds=round(progress.seconds, 2),
+        samples_per_s=progress.samples_per_s,
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())

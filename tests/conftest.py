@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def pythons_ctrl_c():
+    """Ctrl-C as Python has it: Ray Train leaves a handler of its own behind."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -55,17 +55,19 @@ class Config:
 
 def test_finished_says_what_differs(paths, caplog):
     caplog.set_level(logging.INFO)
-    assert artifacts.finished("train", paths.labels, "x", Config(), {}) is None
+    assert artifacts.Wanted("train", paths.labels, "x", Config(), {}).finished() is None
     assert not caplog.text
     paths.labels.finish("x", config={"size": 1})
-    assert artifacts.finished("train", paths.labels, "x", Config(), {})["config"] == {"size": 1}
+    assert artifacts.Wanted("train", paths.labels, "x", Config(), {}).finished()["config"] == {
+        "size": 1
+    }
     assert "already done" in caplog.text
-    assert artifacts.finished("train", paths.labels, "y", Config(size=2), {}) is None
+    assert artifacts.Wanted("train", paths.labels, "y", Config(size=2), {}).finished() is None
     assert "train.size was 1, is 2" in caplog.text
-    assert artifacts.finished("train", paths.labels, "y", Config(), {}) is None
+    assert artifacts.Wanted("train", paths.labels, "y", Config(), {}).finished() is None
     assert "what it reads has changed" in caplog.text
     missing = {paths.labels: ["00000.parquet"]}
-    assert artifacts.finished("train", paths.labels, "x", Config(), missing) is None
+    assert artifacts.Wanted("train", paths.labels, "x", Config(), missing).finished() is None
     assert "1 files are missing" in caplog.text and "labels/00000.parquet" in caplog.text
 
 

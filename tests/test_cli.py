@@ -1,8 +1,16 @@
 """The command line: what is said about mistakes, in one line, before anything is made."""
 
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from uuid import uuid4
 
+import psutil
 import pytest
 import ray
 import typer
@@ -10,9 +18,12 @@ from ray.data import ActorPoolStrategy
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import cli, config, tasks
+from pipeline import cli, config, progress, tasks
 from pipeline.errors import UserError
+from pipeline.store import lock
 from tests import small_run
+from tests.conftest import ROOT
+from tests.store.test_lock import elsewhere, until
 
 BUNDLED = str(Path(__file__).parents[1] / "pipeline" / "assets" / "noto-emoji")
 
@@ -133,13 +144,15 @@ def test_the_first_stage_that_is_missing_is_named(refuse, tmp_path):
 # ---- help
 
 
-@pytest.mark.parametrize("command", ["shards", "embed", "run", *STAGES])
+@pytest.mark.parametrize("command", ["shards", "embed", "run", "status", *STAGES])
 def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert cli.invoke([command, "--help"]) == 0
     lines = [line.strip() for line in capfd.readouterr().out.splitlines()]
     section = command.replace("-", "_")
-    sections = [section] if section in cli.KINDS else [n for n in cli.KINDS if n != "shards"]
+    sections = [section, "run"] if section != "shards" else [section]
+    if command in ("run", "status"):
+        sections = [name for name in cli.KINDS if name != "shards"]
     rows = config.describe({name: cli.KINDS[name] for name in sections})
     assert rows
     for name, default, help in rows:
@@ -149,7 +162,7 @@ def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, mo
 def test_no_command_is_help(capfd):
     assert cli.invoke([]) == 0
     out, _ = capfd.readouterr()
-    assert all(f"  {name} " in out for name in ("shards", "embed", "run", *STAGES))
+    assert all(f"  {name} " in out for name in ("shards", "embed", "run", "status", *STAGES))
 
 
 # ---- failures
@@ -272,3 +285,96 @@ def test_a_stage_that_is_done_says_nothing_new(ray_session, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert cli.invoke(["write", "--root", f"{root}/"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+# ---- two drivers; a driver that waits for ever
+
+
+@pytest.fixture
+def stuck(tiny_shards, tmp_path):
+    """Starts a real `embed` of a good shard, and of one that never gives a byte."""
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    (tmp_path / "shards" / "00001.tar").unlink()
+    os.mkfifo(tmp_path / "shards" / "00001.tar")
+    started: list[subprocess.Popen] = []
+    mark = f"RATECLUSTER_TEST={uuid4().hex}"  # of the driver and all of its Ray
+
+    def start(*settings: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "jobs.embed", *STUCK[1:], *settings]
+        command = [part.replace("{tmp}", str(tmp_path)) for part in command]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **dict([mark.split("=")])}
+        env.pop("RAY_ADDRESS", None)
+        started.append(subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    until(lambda: not left_of(mark))
+
+
+def test_a_command_that_was_taken_over_stops(tmp_path, monkeypatch, pythons_ctrl_c):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    root = str(tmp_path / "run")
+    said = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
+    with said, cli._owning(root, progress.Config()):
+        elsewhere(root, 2)
+        threading.Event().wait(60)
+        pytest.fail("went on")
+    assert lock.read(root)[1]["owner"] == "other2"
+
+
+STUCK = ("embed", "--shards", "{tmp}/shards", "--root", "{tmp}/run")
+
+
+def left_of(mark: str) -> list[psutil.Process]:
+    """Processes that still run with this in their environment."""
+    name, _, value = mark.partition("=")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(name) == value and process.status() != "zombie":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.ray
+def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
+    stuck, tmp_path, tiny_shards, ray_session, capfd, caplog
+):
+    first, root = stuck(), tmp_path / "run"
+    until((root / "embeddings" / "00000.parquet").exists)
+    before = (root / "embeddings" / "00000.parquet").stat().st_mtime_ns
+    for command in (STUCK, ("train", "--root", "{tmp}/run")):
+        assert cli.invoke([part.replace("{tmp}", str(tmp_path)) for part in command]) == 2
+        said = capfd.readouterr().err
+        assert f"run is in use by {lock._process()['user']} on " in said
+        assert f"(process {first.pid}, embed.py --shards" in said and "another --root" in said
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert cli.invoke(["status", "--root", str(root)]) == 0
+    assert "which is dead: the next command takes over" in re.sub(
+        r"\s+", " ", capfd.readouterr().out
+    )
+    (tmp_path / "shards" / "00001.tar").unlink()
+    shutil.copy(tiny_shards / "00001.tar", tmp_path / "shards")
+    assert cli.invoke([part.replace("{tmp}", str(tmp_path)) for part in STUCK]) == 0
+    assert "taken over from" in caplog.text
+    assert (root / "embeddings" / "00000.parquet").stat().st_mtime_ns == before
+    assert (root / "embeddings" / "manifest.json").exists() and not (root / ".lock").exists()
+
+
+@pytest.mark.ray
+def test_a_stage_that_stands_still_names_the_shard_and_leaves_nothing_running(stuck, tmp_path):
+    process = stuck("--set", "run.stall_s=3")
+    _, err = process.communicate()
+    last = err.decode().splitlines()[-1]
+    assert process.returncode == 1
+    assert re.search(
+        r"failed: RuntimeError: embed: nothing finished for 3 s, waiting for .*00001; ", last
+    )
+    assert "raise run.stall_s" in last and not (tmp_path / "run" / ".lock").exists()

@@ -1,0 +1,307 @@
+"""One driver at a time on a root.
+
+`{root}/.lock/{generation}.json` names an owner; the highest generation owns the root. A file is
+made only where there is none, so of several drivers that want the next generation one gets it: by
+O_EXCL on a local disk, by a conditional put on S3 and GCS. On other stores of fsspec two that begin
+in the same moment may both begin; whose name is not in the file stops at the next heartbeat.
+
+The owner writes its file again every HEARTBEAT_S. A process of this machine that has ended is taken
+over at once, another owner when its file has not changed for STALE_S: no two clocks are compared.
+An owner that was silent for so long finds a higher generation when it goes on, and stops; what its
+tasks have under way is still written. A heartbeat that cannot be written ends nothing by itself,
+since a store that is down takes no parts either: it is tried again until the store is back.
+"""
+
+import errno
+import getpass
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+from pipeline.redaction import redacted
+from pipeline.store.storage import Folder, locate, read_bytes, retry, write_bytes
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 10.0
+STALE_S = 60.0  # without a change, after which an owner elsewhere is taken for dead
+FILE = re.compile(r"(\d+)\.json")
+
+Facts = dict[str, Any]  # of an owner; {"released": True}, or none where the file is not whole yet
+
+
+def read(root: str) -> tuple[int, Facts]:
+    """The highest generation and what its file says; (0, released) where there is none."""
+    folder = _folder(root)
+    found = [int(m[1]) for name in folder.names() if (m := FILE.fullmatch(name))]
+    number = max(found, default=0)
+    return number, _facts(_url(root, number)) if found else {"released": True}
+
+
+def lives(facts: Facts) -> bool | None:
+    """Whether the owner is a process that runs, where that can be told: on its own machine."""
+    here = (socket.gethostname(), _machine())
+    if not here[1] or here != (facts.get("host"), facts.get("machine")):
+        return None
+    return _born(int(facts["pid"])) == facts["born"]
+
+
+def describe(facts: Facts) -> str:
+    """Who owns the root, since when, and what it does: for a message."""
+    if not facts:
+        return "a driver that is just beginning"
+    if "owner" not in facts:
+        return "a driver that has ended since"
+    doing = (facts["doing"] or {}).get("line", "no stage yet")
+    return (
+        f"{facts['user']} on {facts['host']} (process {facts['pid']}, {facts['command']}) since "
+        f"{facts['since']}, {doing}"
+    )
+
+
+@contextmanager
+def held(
+    root: str, doing: Callable[[], Facts | None], lost: Callable[[str], None]
+) -> Iterator[None]:
+    """Own the root for as long as the block runs; UserError where another driver does.
+
+    `doing` tells the stage that is under way, for the heartbeat. `lost` is called, from a thread
+    of its own and at every heartbeat, when another driver has taken the root over.
+    """
+    owner = _acquire(root)
+    over = threading.Event()
+    thread = threading.Thread(target=_keep, args=(owner, doing, lost, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(HEARTBEAT_S)
+        try:
+            owner.release()
+        except Exception as error:  # what was done is done; the next driver takes over
+            log.warning("%s: the lock cannot be given back: %s", root, error)
+
+
+@dataclass
+class Owner:
+    """This process as the owner of a root."""
+
+    root: str
+    generation: int
+    facts: Facts
+    keep: bool  # that the number was used: one who was taken over may wake and must see a higher
+    made: list[Path]  # folders to remove where they are empty at the end, the deepest first
+
+    def beat(self, doing: Facts | None) -> str:
+        """A sign of life; or why there may be none: the root is another's."""
+        number, facts = read(self.root)
+        if number < self.generation:
+            return f"the lock of {self.root} was removed while this command ran: it stops"
+        if not _same((number, facts), (self.generation, self.facts)):
+            return (
+                f"{self.root} was taken over by {describe(facts)}: this command had been silent "
+                f"for more than {STALE_S:g} s. It stops, so that no two write there"
+            )
+        self.facts |= {"beat": self.facts["beat"] + 1, "at": _now(), "doing": doing}
+        write_bytes(_url(self.root, self.generation), _json(self.facts))
+        return ""
+
+    def release(self) -> None:
+        """Remove its file, or leave the mere number; nothing if another has taken over."""
+        number, facts = read(self.root)
+        if not _same((number, facts), (self.generation, self.facts)):
+            return
+        folder, name = _folder(self.root), f"{number:08d}.json"
+        old = {n for n in folder.names() if FILE.fullmatch(n) and n <= name}
+        if self.keep:
+            write_bytes(folder.file(name), _json({"released": True}))
+            old -= {name}
+        folder.remove(old)
+        with suppress(OSError):
+            for made in self.made:
+                made.rmdir()
+
+
+def _keep(
+    owner: Owner,
+    doing: Callable[[], Facts | None],
+    lost: Callable[[str], None],
+    over: threading.Event,
+) -> None:
+    """Beat until it is over."""
+    silent = False
+    while not over.wait(HEARTBEAT_S):
+        try:
+            reason = owner.beat(doing())
+        except Exception as error:  # of the store
+            if not silent:
+                log.warning("%s: no heartbeat, tried again: %s", owner.root, error)
+            silent = True
+            continue
+        silent = False
+        if reason:
+            lost(reason)
+
+
+def _acquire(root: str) -> Owner:
+    watched: tuple[int, Facts] | None = None
+    while True:
+        before = number, facts = read(root)
+        free = facts.get("released", False)
+        alive = False if free else lives(facts)
+        if alive is None and watched and _same(watched, before):
+            alive = True  # its file changed
+        if alive:
+            raise UserError(
+                f"{root} is in use by {describe(facts)}. Wait for its end or stop it, or choose "
+                "another --root"
+            )
+        if alive is None and _changes(root, before):
+            watched = before
+            continue
+        keep = number > 0 and (free or alive is None)
+        owner = Owner(root, number + 1, _process(), keep, _missing(root))
+        if not _create(_url(root, number + 1), owner.facts):
+            continue
+        if not free:
+            if _facts(_url(root, number)).get("owner") != facts.get("owner"):  # it ended just then
+                _folder(root).remove({f"{number + 1:08d}.json"})
+                continue
+            log.warning("%s: taken over from %s, which is dead", root, describe(facts))
+        return owner
+
+
+def _same(one: tuple[int, Facts], other: tuple[int, Facts]) -> bool:
+    return (one[0], one[1].get("owner")) == (other[0], other[1].get("owner"))
+
+
+def _changes(root: str, before: tuple[int, Facts]) -> bool:
+    """Whether the newest file changes, or a newer one comes, within STALE_S."""
+    log.warning(
+        "%s is in use by %s; waiting up to %g s for a sign of its life",
+        *(root, describe(before[1]), STALE_S),
+    )
+    end = time.monotonic() + STALE_S
+    while time.monotonic() < end:
+        time.sleep(min(1.0, STALE_S / 4))
+        if read(root) != before:
+            return True
+    return False
+
+
+def _create(url: str, facts: Facts) -> bool:
+    """Make the file unless it is there; returns whether it is ours."""
+    fs, path = locate(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            _create_local(Path(path), _json(facts))
+        else:
+            retry(lambda: fs.pipe_file(path, _json(facts), mode="create"))
+    except Exception as error:
+        there = _facts(url)
+        if getattr(error, "errno", None) == errno.ENOSYS and there.get("released"):
+            log.warning("%s: the store cannot tell which of two drivers was first: start one", url)
+            write_bytes(url, _json(facts))
+        elif there.get("released") and not isinstance(error, FileNotFoundError):
+            raise
+    return bool(_facts(url).get("owner") == facts["owner"])
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError:  # a full disk
+            path.unlink()
+            raise
+
+
+def _missing(root: str) -> list[Path]:
+    """The folder of the lock, and those above it that are not there yet."""
+    fs, path = locate(_folder(root).url)
+    if not isinstance(fs, LocalFileSystem):
+        return []
+    return [Path(path), *(folder for folder in Path(path).parents if not folder.exists())]
+
+
+def _folder(root: str) -> Folder:
+    return Folder(f"{root.rstrip('/')}/.lock")
+
+
+def _url(root: str, number: int) -> str:
+    return _folder(root).file(f"{number:08d}.json")
+
+
+def _facts(url: str) -> Facts:
+    """What a file says: nothing where it is not whole yet, "released" where it is not there."""
+    try:
+        return dict(json.loads(read_bytes(url)))
+    except FileNotFoundError:
+        return {"released": True}
+    except (ValueError, TypeError):
+        return {}
+
+
+def _json(facts: Facts) -> bytes:
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(" ", "seconds")
+
+
+def _process() -> Facts:
+    """What tells this process from every other."""
+    command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user in a container
+        user = f"user {os.getuid()}"
+    return {
+        "owner": uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "machine": _machine(),
+        "born": _born(os.getpid()),
+        "user": user,
+        "command": command,
+        "since": _now(),
+        "beat": 0,
+        "at": _now(),
+        "doing": None,
+    }
+
+
+def _machine() -> str:
+    """Within which a process id means one process: a boot and a namespace; "" if not told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine began, in ticks after its boot; "" if it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in ("Z", "X") else rest[18]
