@@ -10,17 +10,18 @@ n pictures or texts, h × w the encoder's picture size, dim the length of a vect
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
 
 from pipeline.errors import UserError
 from pipeline.vision.weights import PICO, check, source, tensors_only
+
+if TYPE_CHECKING:
+    from torchvision import transforms
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Encoder:
         self,
         model_name: str,
         model: torch.nn.Module,
-        preprocess: transforms.Compose,
+        preprocess: "transforms.Compose",
         tokenizer: Callable[[list[str]], Tensor],
         device: str,
         precision: str,
@@ -119,6 +120,8 @@ def load(
     precision = choose_precision(model, device, precision)
     if threads is not None:
         torch.set_num_threads(threads)
+    import open_clip  # as in `weights`: where it is needed
+
     try:
         with tensors_only(), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
@@ -191,9 +194,11 @@ def _open_clip_precision(precision: str) -> str:
 
 
 def _split(
-    preprocess: transforms.Compose,
-) -> tuple[Callable[[Image.Image], Image.Image], transforms.Normalize]:
+    preprocess: "transforms.Compose",
+) -> tuple[Callable[[Image.Image], Image.Image], "transforms.Normalize"]:
     """open_clip's validation transform → (its part on pictures, its normalisation)."""
+    from torchvision import transforms  # as in `weights`: where it is needed
+
     steps = list(preprocess.transforms)
     at = next(i for i, step in enumerate(steps) if isinstance(step, transforms.ToTensor))
     rest = steps[at + 1 :]

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 
 import fsspec
-import open_clip
 
 from pipeline.errors import UserError
 from pipeline.redaction import resolved
@@ -38,6 +37,8 @@ def load(names: Sequence[str]) -> list[str]:
 
 def _words(name: str) -> list[str]:
     if name == "imagenet":
+        import open_clip  # as in `weights`: where it is needed
+
         return list(open_clip.IMAGENET_CLASSNAMES)
     words = list(_parse(name, _text(name)))
     if not words:

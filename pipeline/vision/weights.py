@@ -2,6 +2,9 @@
 
 `pretrained` is "" for the default (only pico-clip, hf-hub: and local-dir: have one), a tag of
 open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
+
+open_clip is imported where it is needed: that takes seconds, which a command that finds everything
+done should not take.
 """
 
 import difflib
@@ -13,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import open_clip
 
 from pipeline.errors import UserError
 
@@ -30,6 +31,10 @@ def check(model: str, pretrained: str) -> None:
     if model.startswith(_SCHEMES):
         _check_scheme(model, pretrained)
         return
+    if (model, pretrained) == (PICO, ""):
+        return
+    import open_clip
+
     _register_pico()
     known = open_clip.list_models()
     if model not in known:
@@ -49,6 +54,9 @@ def source(model: str, pretrained: str) -> dict[str, Any]:
     """Arguments by which open_clip finds the weights, and fails where it finds none."""
     if pretrained == RANDOM:
         return {"pretrained": None, "pretrained_text": False}
+    import open_clip
+
+    _register_pico()
     if pretrained == "" and model == PICO:
         pretrained = str(_pico_folder() / "open_clip_model.safetensors")
     # The tags of OpenAI and some others were trained with another activation than the config of
@@ -76,6 +84,8 @@ def tensors_only() -> Iterator[None]:
 
 @functools.cache
 def _register_pico() -> None:
+    import open_clip
+
     open_clip.add_model_config(_pico_folder())
 
 
