@@ -3,7 +3,7 @@
     python -m benchmarks.guarantees [--shards pipeline/assets/noto-emoji] [--rounds 7]
 
 1. embed and write over the same shards, in this process, guarded and unguarded in turns: medians,
-   and the best rounds, which other work on the machine disturbs least. Unguarded is the same code
+   and the best of each, which other work on the machine disturbs least. Unguarded is the same code
    with these functions replaced, here and nowhere else:
 
        storage.commit            opens the target itself: no temporary file, no fsync, no rename
@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
@@ -76,34 +76,29 @@ def unguarded() -> Iterator[None]:
 
 
 class Stages:
-    """embed and write of some shards as their tasks and drivers do them, without Ray between."""
+    """embed and write of one shard as their tasks and drivers do them, without Ray between."""
 
-    def __init__(self, pattern: str) -> None:
-        self.shards = list_shards(pattern)
+    def __init__(self) -> None:
         self.cfg, threads = embed.Config(), os.cpu_count() or 1
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.encoder = clip.load(self.cfg.model, self.cfg.pretrained, threads=threads)
 
-    def embed(self, paths: artifacts.RunPaths) -> int:
+    def embed(self, shard: Shard, paths: artifacts.RunPaths) -> int:
         """Returns the number of samples."""
-        done = [
-            embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths)
-            for shard in self.shards
-        ]
+        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths)]
         manifest = embed.summary(done, self.cfg, 0.0)
         embed._check_counts(done, manifest, 1.0)
-        identities = [embed.identity(asdict(shard)) for shard in self.shards]
-        paths.embeddings.finish(config.fingerprint(self.cfg, identities), **manifest)
+        paths.embeddings.finish(embed.fingerprint(self.cfg, [shard]), **manifest)
         return int(manifest["samples"])
 
-    def write(self, paths: artifacts.RunPaths) -> int:
+    def write(self, shard: Shard, paths: artifacts.RunPaths) -> int:
         """Of embeddings of `embed` and assignments that are there; returns the samples."""
         embedded = paths.embeddings.manifest()
         limit = embedded["config"]["max_sample_bytes"]
         job = write.Job(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
-        counts = [write.write_shards([s["shard"]], job) for s in embedded["shards"]]
+        (samples,) = write.write_shards([asdict(shard)], job)
         write._check_counts(embedded, paths)
-        return sum(map(sum, counts))
+        return samples
 
 
 def assign_all_to_one(paths: artifacts.RunPaths) -> None:
@@ -118,36 +113,41 @@ def assign_all_to_one(paths: artifacts.RunPaths) -> None:
         artifacts.tables.write(paths.assignments.file(name), table)
 
 
-def rate(stage: Callable[[artifacts.RunPaths], int], paths: artifacts.RunPaths) -> float:
-    """Samples per second."""
+def seconds(stage: Callable[..., int], shard: Shard, paths: artifacts.RunPaths) -> float:
+    """Per sample."""
     started = time.perf_counter()
-    samples = stage(paths)
-    return samples / (time.perf_counter() - started)
+    samples = stage(shard, paths)
+    return (time.perf_counter() - started) / samples
 
 
 def cost(pattern: str, rounds: int) -> None:
-    """Print the first table."""
-    stages = Stages(pattern)
+    """Print the first table: shard by shard, so that both ways meet the same other work."""
+    stages, shards = Stages(), list_shards(pattern)
     with tempfile.TemporaryDirectory() as root:
-        paths = artifacts.RunPaths(root)
-        stages.embed(paths)  # warms up
-        assign_all_to_one(paths)
+        places = [artifacts.RunPaths(f"{root}/{shard.stem}") for shard in shards]
+        for shard, paths in zip(shards, places, strict=True):
+            stages.embed(shard, paths)  # warms up
+            assign_all_to_one(paths)
         for name, stage in (("embed", stages.embed), ("write", stages.write)):
             found: dict[str, list[float]] = {"guarded": [], "unguarded": []}
-            for number in range(rounds):
-                for kind in sorted(found, reverse=bool(number % 2)):
-                    if kind == "guarded":
-                        found[kind].append(rate(stage, paths))
-                        continue
-                    with unguarded():
-                        found[kind].append(rate(stage, paths))
-            for what, of in (("median", statistics.median), ("best", max)):
-                on, off = of(found["guarded"]), of(found["unguarded"])
-                print(
-                    f"{name}, {what} of {rounds} rounds: guarded {on:,.0f} samples/s, "
-                    f"unguarded {off:,.0f}: {on / off:.3f} of it",
-                    flush=True,
-                )
+            for number in range(rounds * len(shards)):
+                which = number % len(shards)
+                for kind in sorted(found, reverse=bool(number // len(shards) % 2)):
+                    with nullcontext() if kind == "guarded" else unguarded():
+                        found[kind].append(seconds(stage, shards[which], places[which]))
+            _tell(name, found)
+
+
+def _tell(name: str, found: dict[str, list[float]]) -> None:
+    for what, of in (("median", statistics.median), ("best", min)):
+        on, off = of(found["guarded"]), of(found["unguarded"])
+        print(
+            f"{name}, {what} of {len(found['guarded'])}: guarded {1 / on:,.0f} samples/s, "
+            f"unguarded {1 / off:,.0f}: {off / on:.3f} of it",
+            flush=True,
+        )
+    pairs = zip(found["guarded"], found["unguarded"], strict=True)
+    print(f"{name}, median of the pairs: {statistics.median(off / on for on, off in pairs):.3f}")
 
 
 def command(shards: Path, root: Path) -> list[str]:
@@ -181,7 +181,7 @@ def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
     manifest = paths.embeddings.manifest()
     facts = manifest["shards"][0]
     manifest["shards"] = [{**facts, "shard": asdict(shard)} for shard in shards]
-    last = config.fingerprint(cfg["embed"], [embed.identity(asdict(shard)) for shard in shards])
+    last = embed.fingerprint(cfg["embed"], shards)
     paths.embeddings.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
     model = cfg["embed"].model
     for name, folder, more in (

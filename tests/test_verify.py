@@ -3,13 +3,18 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from pipeline import artifacts, cli, row_contract, tar_contract, verify, write
 from pipeline.errors import UserError
@@ -17,6 +22,7 @@ from pipeline.store import storage, tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 from tests import small_run
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray
 
@@ -461,6 +467,40 @@ def test_an_error_of_the_store_is_no_violation(paths, monkeypatch):
     monkeypatch.setattr(storage, "read_bytes", broken)
     with pytest.raises(TimeoutError):
         row_contract.open_part(paths.labels.file(FIRST), "labels/00000", verify.Findings())
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on an S3 server of our own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "fake")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield s3fs.S3FileSystem()
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_on_an_object_store(finished_run, bucket):
+    """By the command itself, whose Ray knows the store's variables."""
+    bucket.put(f"{finished_run}/", "bucket/run/", recursive=True)
+    python = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+    command = [*python, "verify", "--root", "s3://bucket/run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "s3://bucket/run is sound\n"), done.stderr
+
+    bucket.rm(f"bucket/run/{L}/{FIRST}")
+    data = bucket.cat("bucket/run/labeled/00001.tar")
+    bucket.pipe("bucket/run/labeled/00001.tar", data[: len(data) // 2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "labels/00000: is missing" in done.stdout and "labeled/00001: " in done.stdout
 
 
 # ---- labelled tars of odd shards
