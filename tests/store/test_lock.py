@@ -58,7 +58,7 @@ def test_it_names_its_owner_and_leaves_nothing(root, tmp_path, monkeypatch):
         until(lambda: lock.read(root)[1]["beat"] > 2)
         number, facts = lock.read(root)
         assert (number, facts["pid"]) == (1, os.getpid()) and lock.lives(facts)
-        assert facts["command"] == "ratecluster embed s3://…@b/x https://h/x.tar?…"
+        assert facts["command"] == "ratecluster embed s3://…@b/x https://h/x.tar?sig=…"
         assert lock.describe(facts).endswith(", embed: 3/4 shards")
     assert lock.read(root) == (0, {"released": True})
     assert files(root) == [] and sorted(tmp_path.rglob("*")) == before
