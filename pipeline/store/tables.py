@@ -1,7 +1,8 @@
 """Parquet tables: written whole, by schema, with the facts of how they were made in the footer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,20 +49,31 @@ def write(url: str, table: pa.Table, **facts: object) -> None:
 
 
 def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table, or some of its columns."""
+    """The whole table, or some of its columns; OSError where it cannot be read."""
 
     def load() -> pa.Table:
-        with storage.open_read(url) as file:
+        with storage.open_read(url) as file, _naming(url):
             return pq.read_table(file, columns=list(columns) if columns else None)
 
     return storage.retry(load)
+
+
+@contextmanager
+def _naming(url: str) -> Iterator[None]:
+    """Bytes that are no Parquet are an error that may pass: a read may have been cut short."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise OSError(
+            f"{url} cannot be read ({error}): if it is damaged, delete it and run again"
+        ) from None
 
 
 def facts(url: str) -> dict[str, Any]:
     """The facts in the footer of a table of ours; FileNotFoundError if it is not there."""
 
     def load() -> dict[str, Any]:
-        with storage.open_read(url) as file:
+        with storage.open_read(url) as file, _naming(url):
             metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
         return json.loads(metadata.get(FACTS_KEY, b"{}"))
 

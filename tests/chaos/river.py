@@ -92,23 +92,25 @@ class River:
     faults: list[Fault] = field(default_factory=list)
     runs: int = 0
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """`ratecluster run`."""
+    def start(self, what: str = "run") -> subprocess.Popen[bytes]:
+        """`ratecluster run`, or `verify`."""
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
         paths = [str(ROOT)]
         environment.pop("RAY_ADDRESS", None)
         if self.address:
             environment["RAY_ADDRESS"] = self.address
         if self.plan:
-            environment["CHAOS_PLAN"] = json.dumps({**self.plan, "run": self.runs})
+            environment["CHAOS_PLAN"] = json.dumps(self.plan)
             paths.append(str(Path(__file__).parent / "site"))
         environment["PYTHONPATH"] = os.pathsep.join(paths)
-        sets = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
-        command = [*RATECLUSTER, "run"]
-        self.runs += 1
+        command = [*RATECLUSTER, what, "--root", self.root]
+        if what == "run":
+            self.runs += 1
+            command += ["--shards", self.shards]
+            command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*command, "--shards", self.shards, "--root", self.root, *sets],
+                command,
                 cwd=self.log.parent,
                 env=environment,
                 stdout=log,

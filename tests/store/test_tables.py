@@ -1,11 +1,13 @@
 """Tables: vectors there and back, the same bytes twice, the facts in the footer."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.store import tables
+from pipeline.store import storage, tables
 
 X = np.arange(24, dtype=np.float32).reshape(8, 3) / 7
 
@@ -79,3 +81,20 @@ def test_on_another_store(tmp_path):
     url = f"memory://{tmp_path.name}/t.parquet"
     tables.write(url, table_of(), rows=8)
     assert tables.facts(url) == {"rows": 8} and tables.read(url).equals(table_of())
+
+
+def test_a_read_that_is_cut_short_is_tried_again_and_damage_names_the_file(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, pa.table({"a": [1, 2, 3]}))
+    whole = storage.open_read
+    monkeypatch.setattr(
+        storage, "open_read", lambda url: whole(url) if waits else io.BytesIO(b"PAR1 half")
+    )
+    assert tables.read(url)["a"].to_pylist() == [1, 2, 3]
+    assert waits == [1]
+    storage.write_bytes(url, b"no table")
+    for read in (tables.read, tables.facts):
+        with pytest.raises(OSError, match=f"{url} cannot be read .* delete it"):
+            read(url)
