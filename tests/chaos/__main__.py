@@ -1,6 +1,6 @@
 """Faults done to runs of all stages, and whether anything was lost.
 
-    python -m tests.chaos [--faults 100] [--seed 0] [--only processes storage disk cluster]
+    python -m tests.chaos [--faults 100] [--seed 0] [--only processes cluster storage disk]
 
 Every scenario is a run on a root of its own: faults strike at random times, the same command is
 given again until it ends well, then `verify` must pass and every final file must be, byte for byte,
@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos import river as rivers
 from tests.chaos.river import Fault, River
 
-OF_A_RUN = 8  # faults
+OF_A_RUN = {"processes": 8, "cluster": 8, "storage": 20, "disk": 6}  # faults
 CALM = {"seed": 0, "rate": 0.0, "most": 0, "log": "/dev/null", "hang_s": 0}  # the store works
 
 
@@ -100,7 +100,7 @@ def storage(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
     log = chaos.folder / f"{name}.faults"
     seed, hang_s = dice.randrange(10**6), rivers.SETTINGS["run.stall_s"] * 2
     for attempt in range(6):
-        rate = 0.08 if attempt < 4 else 0.0
+        rate = 0.15 if attempt < 4 else 0.0
         river.plan = {"rate": rate, "most": faults, "log": str(log), "hang_s": hang_s}
         river.plan["seed"] = seed + attempt
         since = len(river.faults)
@@ -171,9 +171,9 @@ def cluster(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
 Scenario = Callable[[Chaos, str, random.Random, int], River]
 SCENARIOS: dict[str, Scenario] = {
     "processes": processes,
+    "cluster": cluster,
     "storage": storage,
     "disk": disk,
-    "cluster": cluster,
 }
 
 
@@ -211,7 +211,7 @@ def main() -> int:
         for name in options.only:
             if (left := options.faults - len(chaos.faults)) > 0:
                 print(name, flush=True)
-                chaos.scenario(name, min(OF_A_RUN, left))
+                chaos.scenario(name, min(OF_A_RUN[name], left))
     stages = Counter(fault.stage for fault in chaos.faults)
     print(table(chaos.faults))
     print("by stage: " + ", ".join(f"{stage} {n}" for stage, n in sorted(stages.items())))

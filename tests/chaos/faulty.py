@@ -19,7 +19,8 @@ from uuid import uuid4
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-READ_FAULTS = ("read fails", "read is slow", "read is cut short", "read hangs")
+READ_FAULTS = ("read fails", "read is slow", "read is cut short")
+HANGS = 0.03  # of the faults of reads
 WRITE_FAULTS = (
     "write fails",
     "write is half done, then fails",
@@ -43,7 +44,9 @@ class Plan:
         dice = random.Random(f"{self.facts['seed']} {faults[0]} {path} {number}")
         if dice.random() >= self.facts["rate"]:
             return ""
-        fault = dice.choice([f for f in faults if f != "read hangs" or self.facts["hang_s"]])
+        fault = dice.choice(faults)
+        if faults is READ_FAULTS and dice.random() < HANGS:
+            fault = "read hangs"
         return fault if self._noted(fault, path) else ""
 
     def _noted(self, fault: str, path: str) -> bool:

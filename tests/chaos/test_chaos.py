@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 def test_twenty_faults_lose_nothing(tmp_path):
     command = [sys.executable, "-m", "tests.chaos", "--faults", "20", "--seed", "7"]
-    only = ["--only", "processes", "storage", "cluster", "--folder", str(tmp_path)]
+    only = ["--only", "processes", "cluster", "storage", "--folder", str(tmp_path)]
     done = subprocess.run([*command, *only], cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
