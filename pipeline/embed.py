@@ -335,6 +335,9 @@ def run(
     manifest = summary(done, cfg, progress.seconds)
     _report_problems(done, manifest)
     _check_counts(done, manifest, cfg.max_reject_fraction)
+    known = artifacts.part_facts(paths.embeddings, [shard.stem for shard in shards])
+    if odd := [s for s in shards if known.get(s.stem, {}).get("stage") != config.fingerprint(cfg)]:
+        raise RuntimeError(f"embed: the part of {odd[0].url} was changed meanwhile: run again")
     paths.rejects.sweep()
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, samples_per_s=speed)

@@ -86,5 +86,8 @@ def read_part(
 
 
 def footer(file: pq.ParquetFile) -> dict[str, Any]:
-    """The facts a part carries."""
-    return dict(json.loads((file.schema_arrow.metadata or {}).get(tables.FACTS_KEY, b"{}")))
+    """The facts a part carries; none where they cannot be read."""
+    try:
+        return dict(json.loads((file.schema_arrow.metadata or {}).get(tables.FACTS_KEY, b"{}")))
+    except (ValueError, TypeError):
+        return {}

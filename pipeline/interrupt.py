@@ -29,6 +29,9 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._main = threading.current_thread() is threading.main_thread()
+        self._ignored = self._main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if self._ignored:  # as a shell's background jobs begin
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     def __exit__(
@@ -38,8 +41,10 @@ class Interruption:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        if self._reason and self._main and kind is not KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):  # it is on its way
+                time.sleep(LATE_S)
+        if self._ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._reason:
-            if self._main and kind is not KeyboardInterrupt:
-                with suppress(KeyboardInterrupt):  # it is on its way
-                    time.sleep(LATE_S)
             raise RuntimeError(self._reason) from error

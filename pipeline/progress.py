@@ -33,7 +33,8 @@ class Config:
 
     stall_s: float = setting(
         1800.0,
-        "seconds without any progress until a stage fails: more than one shard takes; 0: never",
+        "seconds without progress until a stage fails: more than a shard takes, or a 128th of "
+        "all parts in select_k; 0: never",
         operational=True,
     )
 

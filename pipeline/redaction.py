@@ -14,12 +14,12 @@ from pipeline.errors import UserError
 HTTP = ("http://", "https://")
 # `user:password@`, also where an unescaped slash is in the password; not `host:8080/a@b`
 USER = re.compile(r"(?<=://)([^/@?#:\s]*):(?!\d+(?:/|$))([^@?#\s]*)@")
-QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?([^\s'\"<>)]*)")
+QUERY = re.compile(r"(\b\w{1,20}://[^\s?'\"<>]+)\?([^\s'\"<>)]*)")
 PARAMETER = re.compile(r"([^&;=?]*)=([^&;]*)")
 PUBLIC = ("download", "versionId", "generation", "snapshot", "revision", "ref", "raw", "dl")
 VARIABLE = re.compile(r"\$(\w+)")
 SPOKEN = re.compile(  # of a query without its URL
-    r"((?:[\w-]*(?:signature|token|secret|passw|credential)[\w-]*|\bsig)=)[^&\s'\"$…]+",
+    r"(\b(?:[\w-]{0,64}?(?:signature|token|secret|passw|credential)[\w-]{0,64}|sig)=)[^&\s'\"$…]+",
     re.IGNORECASE,
 )
 NAMES = re.compile(
@@ -42,6 +42,8 @@ def resolved(url: str) -> str:
     for user in USER.finditer(place):
         if not VARIABLE.fullmatch(user[2]):
             raise _refused(url, "a password", "user:$NAME@host")
+    if url.startswith(HTTP) and query and "=" not in query and not VARIABLE.fullmatch(query):
+        raise _refused(url, "a query, which may be a secret", "…?$NAME")
     for name, value in PARAMETER.findall(query):
         if name not in PUBLIC and not VARIABLE.fullmatch(value):
             raise _refused(url, f"{name}=, which may be a secret", "…?$NAME")
@@ -56,7 +58,7 @@ def redacted(text: str) -> str:
     """A text without the secrets of URLs in it and those of the environment."""
     if "://" in text:
         text = USER.sub(lambda user: user[0] if user[2].startswith("$") else f"{HIDDEN}@", text)
-        text = QUERY.sub(lambda found: f"{found[1]}?{PARAMETER.sub(_hidden, found[2])}", text)
+        text = QUERY.sub(lambda found: f"{found[1]}?{_hidden_query(found[1], found[2])}", text)
     text = SPOKEN.sub(rf"\1{HIDDEN}", text)
     for value in {v for name, v in os.environ.items() if NAMES.search(name)} | _used:
         if len(value) >= SHORTEST:
@@ -79,6 +81,12 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return redacted(super().format(record))
+
+
+def _hidden_query(place: str, query: str) -> str:
+    if place.startswith(HTTP) and query and "=" not in query and not query.startswith("$"):
+        return HIDDEN
+    return PARAMETER.sub(_hidden, query)
 
 
 def _hidden(parameter: re.Match[str]) -> str:

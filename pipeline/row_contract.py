@@ -1,4 +1,6 @@
-"""What must hold of one shard of a run: its rows in every table. Shares no code with the stages.
+"""What must hold of one shard of a run: its rows in every table.
+
+Of the stages' code it shares the meaning of json columns alone.
 
 reads   embeddings/, rejects/, assignments/, labels/ of one stem, each whole but for the embeddings
         themselves, which come in batches

@@ -198,14 +198,18 @@ def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
 
 
 def _prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
-    """Of clusters `labels` (m,), in about so many parts each; the largest is the first."""
+    """Of clusters `labels` (m,), in about so many parts each; the largest is the first.
+
+    Clusters that no row is nearest to are left out.
+    """
     part_of = torch.from_numpy(labels if parts == 1 else spectral.parted(z, labels, parts, 0))
     clusters = torch.from_numpy(labels)
     table = assignment.directions(z, part_of, int(part_of.max()) + 1)
     cluster_of = torch.zeros(len(table), dtype=torch.int64).scatter_(0, part_of, clusters)
-    sizes = torch.bincount(Prototypes(table, cluster_of, 1.0).nearest(z))
+    nearest = Prototypes(table, cluster_of, 1.0).nearest(z)
+    sizes = torch.bincount(nearest, minlength=int(clusters.max()) + 1)
     rank = sizes.argsort(descending=True, stable=True).argsort()[cluster_of]
-    order = rank.argsort(stable=True)
+    order = rank.argsort(stable=True)[: int((sizes[cluster_of] > 0).sum())]  # the empty come last
     return Prototypes(table[order], rank[order], 1.0)
 
 
@@ -251,8 +255,17 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     sizes = count.long()
     if sizes.sum() != embedded["embedded"]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
+    if want.parts(paths.assignments) != set(stems):
+        raise RuntimeError("select_k: parts of assignments/ were changed meanwhile: run again")
+    if prototypes.k < choice.k:
+        log.warning(
+            "select_k: %d clusters instead of %d: the others would be of samples all alike",
+            *(prototypes.k, choice.k),
+        )
     merges = tree.grow(count, total, gram, fit.eps_sq)
     _write_clusters(choice, prototypes, merges, paths)
+    cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
+    choice = replace(choice, k=prototypes.k)
     facts = {key: value for key, value in vars(choice).items() if key != "curve"}
     paths.assignments.sweep()
     paths.clusters.finish(
@@ -261,9 +274,9 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         config=config.facts(cfg),
         samples=int(sizes.sum()),
         sizes=sizes.tolist(),
-        cluster_bits=coding_rate.length_bits(count, gram, fit.eps_sq).tolist(),
+        cluster_bits=cluster_bits.tolist(),
         share_eta=prototypes.eta,
-        bits=choice.curve["bits"][choice.k - 1].as_py(),
+        bits=float((cluster_bits + coding_rate.name_bits(count, count.sum())).sum()),
         bits_of_one=choice.curve["bits"][0].as_py(),
         seconds=round(progress.seconds, 2),
         **facts,

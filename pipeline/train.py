@@ -258,7 +258,7 @@ class Job:
     board: Any  # actor handle of a Board
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Board:
     """How far the workers are, for the driver to show."""
 
@@ -361,7 +361,10 @@ def _own_interrupt() -> Iterator[None]:
 def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
     """Show the board until training is over."""
     while not over.wait(0.5):
-        step, steps, samples = ray.get(board.read.remote())
+        try:
+            step, steps, samples = ray.get(board.read.remote())
+        except ray.exceptions.RayError:  # its node is gone; it comes again on another
+            continue
         if steps and step != progress.units:  # before that the workers are starting
             progress.total = steps
             progress.advance(step - progress.units, samples - progress.samples)
@@ -394,6 +397,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     embedded = artifacts.upstream(paths, "embeddings")["embeddings"]
     want = wanted(cfg, {"embeddings": embedded}, paths)
     if manifest := want.finished():
+        Checkpoints(paths, want.made_of).drop()  # of a driver killed just before it would have
         return manifest
     vocabulary, made_of = check(cfg, embedded["config"]["model"]), want.made_of
     parts = plan(embedded["shards"], paths, cfg.max_samples)

@@ -183,7 +183,12 @@ def _folders(paths: artifacts.RunPaths, made: Manifests, job: Job, found: Findin
         found.add("", "is missing", sorted(missing))
     for name, files in wanted.items():
         there = paths.folder(name).names() - {"manifest.json"}
-        found.add(name, "belongs to no shard of the run", sorted(there - files))
+        more = sorted(there - files)
+        if name in ("embeddings", "rejects"):  # of shards that are listed no more
+            for part in more:
+                found.note(f"{name}: {part} belongs to no shard of the run")
+        else:
+            found.add(name, "belongs to no shard of the run", more)
         if name in ("labeled", "network"):  # the other files are opened, and missed there
             found.add(name, "is missing", sorted(files - there))
     found.add("", "is half a file", sorted(n for n in paths.top.names() if ".partial-" in n))

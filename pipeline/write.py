@@ -216,6 +216,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
     done = want.parts(paths.labels)
     _remove_others(paths, done)
+    paths.top.remove({"run.json", "clusters.parquet"})  # made last: what is there is of this run
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
@@ -224,7 +225,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
             progress.advance(len(chunk), sum(counts))
-    _check_counts(embedded, paths)
+    _check_counts(embedded, paths, made_of)
     tables.write(paths.clusters_table, cluster_rows(paths))
     for folder in (paths.labeled, paths.top):
         folder.sweep()
@@ -250,12 +251,13 @@ def _remove_others(paths: artifacts.RunPaths, done: set[str]) -> None:
         folder.remove(folder.names() - keep)
 
 
-def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths) -> None:
-    """Labels of every shard = samples in its tar."""
+def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths, made_of: str) -> None:
+    """Labels of every shard = samples in its tar, and they are of this run."""
     facts = artifacts.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
     for shard in embedded["shards"]:
         stem = shard["shard"]["stem"]
-        if facts.get(stem, {}).get("rows") != shard["samples"]:
+        wanted = {"rows": shard["samples"], "made_of": made_of}
+        if facts.get(stem) != wanted:
             raise RuntimeError(
-                f"write: {stem}: {facts.get(stem)} labels of {shard['samples']} samples"
+                f"write: {stem}: labels are {facts.get(stem)}, not {wanted}: run again"
             )

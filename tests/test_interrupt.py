@@ -1,6 +1,8 @@
 """A block of the main thread is made to fail by another thread, and Ctrl-C stays Ctrl-C."""
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -67,3 +69,23 @@ def test_outside_the_main_thread_it_fails_at_its_end():
     thread.start()
     thread.join()
     assert said == ["went on", "stalled"]
+
+
+def test_where_a_shell_has_sigint_ignored_it_fails_with_the_reason():
+    """As jobs that a script starts in the background begin."""
+    program = """
+import signal, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from pipeline.interrupt import Interruption
+try:
+    with Interruption() as block:
+        threading.Timer(0.2, lambda: block.interrupt("too long")).start()
+        threading.Event().wait(60)
+        print("to the end")
+except RuntimeError as error:
+    print(error, signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "too long True\n"

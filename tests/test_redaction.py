@@ -242,3 +242,13 @@ def test_what_fails_says_no_secret(server, tmp_path, ray_files):
     code, said = command(["verify", "--root", root], ray_files)
     assert code == 2 and SECRET not in said
     assert holding(tmp_path, SECRET) == [] == holding(ray_files, SECRET)
+
+
+def test_a_bare_query_is_a_secret_and_long_texts_are_quick():
+    with pytest.raises(UserError, match="may be a secret"):
+        redaction.resolved("https://h/x.tar?SECRETSECRET123")
+    assert (
+        redaction.redacted("at https://h/x.tar?SECRETSECRET123 now") == "at https://h/x.tar?… now"
+    )
+    assert redaction.redacted("token" * 20_000) == "token" * 20_000  # minutes, once
+    assert redaction.redacted("a" * 100_000) == "a" * 100_000

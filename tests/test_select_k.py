@@ -361,3 +361,18 @@ def test_a_part_that_is_gone_since_is_made_again(selected, fresh, monkeypatch):
     fresh.assignments.remove({"00001.parquet"})
     select_k.run(CFG, fresh)
     same_bytes(selected[0], fresh)
+
+
+@pytest.mark.parametrize("k", [10, 16, 30])
+def test_of_samples_nearly_all_alike_no_cluster_is_empty(k):
+    """A placeholder of a picture that was removed, 400 times, among 40 others."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [np.repeat(rng.normal(size=(1, 12)), 400, axis=0), rng.normal(size=(40, 12))]
+    )
+    z = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
+    prototypes = select_k.cut(z, k, select_k.fitted(replace(CFG, k=k), len(z), len(z)))
+    sizes = torch.bincount(prototypes.nearest(z), minlength=prototypes.k)
+    assert 1 < prototypes.k <= k and (sizes > 0).all()
+    assert (sizes[:-1] >= sizes[1:]).all()
+    assert prototypes.cluster_of.unique().tolist() == list(range(prototypes.k))

@@ -8,8 +8,9 @@ in the same moment may both begin; whose name is not in the file stops at the ne
 The owner writes its file again every HEARTBEAT_S. A process of this machine that has ended is taken
 over at once, another owner when its file has not changed for STALE_S: no two clocks are compared.
 An owner that was silent for so long finds a higher generation when it goes on, and stops; what its
-tasks have under way is still written. A heartbeat that cannot be written ends nothing by itself,
-since a store that is down takes no parts either: it is tried again until the store is back.
+tasks have under way is still written. A heartbeat that cannot be written is tried again until the
+store is back, for SILENT_S: a store that is down takes no parts either, but it may be down for the
+driver alone.
 """
 
 import errno
@@ -39,6 +40,7 @@ from pipeline.store.storage import Folder, locate, read_bytes, retry, write_byte
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 STALE_S = 60.0  # without a change, after which an owner elsewhere is taken for dead
+SILENT_S = 600.0  # without a heartbeat written, after which an owner stops
 FILE = re.compile(r"(\d+)\.json")
 
 Facts = dict[str, Any]  # of an owner; {"released": True}, or none where the file is not whole yet
@@ -46,10 +48,11 @@ Facts = dict[str, Any]  # of an owner; {"released": True}, or none where the fil
 
 def read(root: str) -> tuple[int, Facts]:
     """The highest generation and what its file says; (0, released) where there is none."""
-    folder = _folder(root)
-    found = [int(m[1]) for name in folder.names() if (m := FILE.fullmatch(name))]
-    number = max(found, default=0)
-    return number, _facts(_url(root, number)) if found else {"released": True}
+    while found := [int(m[1]) for n in _folder(root).names() if (m := FILE.fullmatch(n))]:
+        number = max(found)
+        if (facts := _facts(_url(root, number))) is not None:
+            return number, facts
+    return 0, {"released": True}  # and not the number of a file that has gone since it was listed
 
 
 def lives(facts: Facts) -> bool | None:
@@ -91,6 +94,7 @@ def held(
     finally:
         over.set()
         thread.join(HEARTBEAT_S)
+        owner.keep |= thread.is_alive()  # it may write its file once more
         try:
             owner.release()
         except Exception as error:  # what was done is done; the next driver takes over
@@ -110,6 +114,8 @@ class Owner:
     def beat(self, doing: Facts | None) -> str:
         """A sign of life; or why there may be none: the root is another's."""
         number, facts = read(self.root)
+        if number == self.generation and not facts:
+            raise OSError(f"{_url(self.root, number)} was read in part")
         if number < self.generation:
             return f"the lock of {self.root} was removed while this command ran: it stops"
         if not _same((number, facts), (self.generation, self.facts)):
@@ -144,7 +150,7 @@ def _keep(
     over: threading.Event,
 ) -> None:
     """Beat until it is over."""
-    silent = False
+    silent, good = False, time.monotonic()
     while not over.wait(HEARTBEAT_S):
         try:
             reason = owner.beat(doing())
@@ -152,8 +158,13 @@ def _keep(
             if not silent:
                 log.warning("%s: no heartbeat, tried again: %s", owner.root, error)
             silent = True
+            if time.monotonic() - good > SILENT_S:
+                lost(
+                    f"{owner.root}: no heartbeat could be written for {SILENT_S:g} s ({error}), so "
+                    "that another driver may have begun: run the same command again"
+                )
             continue
-        silent = False
+        silent, good = False, time.monotonic()
         if reason:
             lost(reason)
 
@@ -179,7 +190,8 @@ def _acquire(root: str) -> Owner:
         if not _create(_url(root, number + 1), owner.facts):
             continue
         if not free:
-            if _facts(_url(root, number)).get("owner") != facts.get("owner"):  # it ended just then
+            left = _facts(_url(root, number)) or {}
+            if left.get("owner") != facts.get("owner"):  # it ended just then
                 _folder(root).remove({f"{number + 1:08d}.json"})
                 continue
             log.warning("%s: taken over from %s, which is dead", root, describe(facts))
@@ -213,13 +225,13 @@ def _create(url: str, facts: Facts) -> bool:
         else:
             retry(lambda: fs.pipe_file(path, _json(facts), mode="create"))
     except Exception as error:
-        there = _facts(url)
-        if getattr(error, "errno", None) == errno.ENOSYS and there.get("released"):
+        absent = _facts(url) is None
+        if getattr(error, "errno", None) == errno.ENOSYS and absent:
             log.warning("%s: the store cannot tell which of two drivers was first: start one", url)
             write_bytes(url, _json(facts))
-        elif there.get("released") and not isinstance(error, FileNotFoundError):
+        elif absent and not isinstance(error, FileNotFoundError):
             raise
-    return bool(_facts(url).get("owner") == facts["owner"])
+    return (_facts(url) or {}).get("owner") == facts["owner"]
 
 
 def _create_local(path: Path, data: bytes) -> None:
@@ -249,12 +261,12 @@ def _url(root: str, number: int) -> str:
     return _folder(root).file(f"{number:08d}.json")
 
 
-def _facts(url: str) -> Facts:
-    """What a file says: nothing where it is not whole yet, "released" where it is not there."""
+def _facts(url: str) -> Facts | None:
+    """What a file says: nothing where it is not whole yet, None where it is not there."""
     try:
         return dict(json.loads(read_bytes(url)))
     except FileNotFoundError:
-        return {"released": True}
+        return None
     except (ValueError, TypeError):
         return {}
 

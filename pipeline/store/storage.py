@@ -220,8 +220,19 @@ class Folder:
 
     def peek(self) -> dict[str, Any] | None:
         """The manifest, or None where the stage has not finished."""
+        url = self.file("manifest.json")
+
+        def load() -> dict[str, Any]:
+            data = read_bytes(url)
+            try:
+                return dict(json.loads(data))
+            except (ValueError, TypeError) as error:  # a read may have been cut short
+                raise OSError(
+                    f"{url} cannot be read ({error}): if it is damaged, delete it and run again"
+                ) from None
+
         try:
-            return json.loads(read_bytes(self.file("manifest.json")))
+            return retry(load)
         except FileNotFoundError:
             return None
 

@@ -63,7 +63,7 @@ def _naming(url: str) -> Iterator[None]:
     """Bytes that are no Parquet are an error that may pass: a read may have been cut short."""
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except ValueError as error:  # of Arrow, of JSON, of text
         raise OSError(
             f"{url} cannot be read ({error}): if it is damaged, delete it and run again"
         ) from None
@@ -75,6 +75,6 @@ def facts(url: str) -> dict[str, Any]:
     def load() -> dict[str, Any]:
         with storage.open_read(url) as file, _naming(url):
             metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
-        return json.loads(metadata.get(FACTS_KEY, b"{}"))
+            return dict(json.loads(metadata.get(FACTS_KEY, b"{}")))
 
     return storage.retry(load)

@@ -148,8 +148,9 @@ def cluster(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
     river.address = nodes.address
     try:
         for _ in range(10):
-            driver, since = river.start(), len(river.faults)
+            driver, since, began = river.start(), len(river.faults), time.monotonic()
             while driver.poll() is None:
+                rivers.in_time(driver, began)
                 time.sleep(dice.uniform(4, 14))
                 if driver.poll() is not None or len(river.faults) >= faults:
                     continue

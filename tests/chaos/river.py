@@ -124,14 +124,6 @@ class River:
                 return folder
         return "done"
 
-    def finish(self, most: int = 4) -> int:
-        """Run until all is done, at most so often; the last exit code."""
-        code = 1
-        for _ in range(most):
-            if (code := wait(self.start())) == 0:
-                break
-        return code
-
     def settle(self, since: int, code: int) -> None:
         """The fate of the faults from number `since` on, of a run that ended so."""
         for fault in self.faults[since:]:
@@ -154,6 +146,13 @@ def wait(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         end(process)
         raise
+
+
+def in_time(process: subprocess.Popen[bytes], began: float) -> None:
+    """A run that hangs fails, and does not make chaos hang."""
+    if time.monotonic() - began > TIMEOUT_S:
+        end(process)
+        raise subprocess.TimeoutExpired(process.args, TIMEOUT_S)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -206,8 +205,9 @@ def strike(river: River, driver: subprocess.Popen[bytes], top: int, dice: random
 def run_struck(river: River, dice: random.Random, most: int, top: int | None = None) -> None:
     """Runs under strikes until one ends well; not more than `most` strikes."""
     for _ in range(10):
-        driver, since = river.start(), len(river.faults)
+        driver, since, began = river.start(), len(river.faults), time.monotonic()
         while driver.poll() is None:
+            in_time(driver, began)
             time.sleep(dice.uniform(1, 12))
             if driver.poll() is None and len(river.faults) < most:
                 strike(river, driver, top or driver.pid, dice)
