@@ -82,6 +82,7 @@ class Chaos:
         self.duplicated += len(twice)
         self.differing += len(other)
         river.plan = river.plan and CALM
+        river.address = ""  # that cluster is gone
         if rivers.wait(river.start("verify")):
             self.differing += 1
             print(f"    verify found violations, see {river.log}", flush=True)
