@@ -250,8 +250,8 @@ STAND_INS = {
         case "$*" in *hostname*) echo "$ADDRESSES"; exit;; esac
         while [ "$1" != ray ]; do shift; done; exec "$@" """,
     "ray": """[ "$1" = status ] && exec grep -q '^ray start .*--head' "$LOG"
-        say "ray $*"
         say "token $RAY_AUTH_MODE $RAY_AUTH_TOKEN $(stat -c '%a %s' "$RAY_AUTH_TOKEN_PATH")"
+        say "ray $*"
         exec sleep 60""",
     "python": """if [ "$1" = - ]; then
             for _ in $(seq 300); do grep -q '^ray start .*--address' "$LOG" && break; sleep .1; done
