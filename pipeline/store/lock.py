@@ -229,7 +229,7 @@ def _create(url: str, facts: Facts) -> bool:
         if getattr(error, "errno", None) == errno.ENOSYS and absent:
             log.warning("%s: the store cannot tell which of two drivers was first: start one", url)
             write_bytes(url, _json(facts))
-        elif absent and not isinstance(error, FileNotFoundError):
+        elif absent and not isinstance(error, (FileNotFoundError, FileExistsError)):
             raise
     return (_facts(url) or {}).get("owner") == facts["owner"]
 
