@@ -71,7 +71,7 @@ class Source:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The product's words."""
-        return vocabulary.load(vocabulary.default(MODEL))
+        return vocabulary.chosen((), MODEL)
 
     @cached_property
     def words(self) -> Words:

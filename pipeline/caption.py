@@ -64,7 +64,7 @@ class Config:
 
 def check(cfg: Config, model: str) -> list[str]:
     """The vocabulary; UserError if it is missing or empty."""
-    return vocabulary.load(cfg.vocabulary or vocabulary.default(model))
+    return vocabulary.chosen(cfg.vocabulary, model)
 
 
 def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_texts.Counts:

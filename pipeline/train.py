@@ -42,12 +42,12 @@ from pipeline.errors import UserError
 from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.judge import Judge, look_steps
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import Network, Words
 from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress, waiting_for
 from pipeline.sampling import Part, plan, read_sample
 from pipeline.store import storage, tables
-from pipeline.vision import vocabulary as vocabulary_of
+from pipeline.vision import vocabulary
 
 log = logging.getLogger(__name__)
 FILES = ("network.safetensors", "network.json", "history.parquet", "sample.parquet")
@@ -155,10 +155,12 @@ def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
 
 def _likeliest(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
     """Indices of the words of largest mean probability, in their order."""
+    every = Words(*words.shape)
+    every.begin(words, scale)
     rows = torch.randperm(len(x))[:WORD_SAMPLES]
     total = torch.zeros(len(words))
     for block in rows.split(1024):
-        total += torch.softmax(scale * x[block].float() @ words.T, dim=1).sum(0)
+        total += every.shares(x[block].float()).sum(0)
     return total.topk(most).indices.sort().values
 
 
@@ -373,7 +375,7 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
 
 def check(cfg: Config, model: str) -> list[str]:
     """The words to put beside images; UserError if their list is missing or empty."""
-    return vocabulary_of.load(cfg.vocabulary or vocabulary_of.default(model)) if cfg.words else []
+    return vocabulary.chosen(cfg.vocabulary, model) if cfg.words else []
 
 
 def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, float]:
@@ -387,8 +389,8 @@ def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, fl
 def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
     """What training on these embeddings is to leave."""
     embedded = made["embeddings"]
-    vocabulary = check(cfg, embedded["config"]["model"])
-    made_of = config.fingerprint(cfg, embedded["fingerprint"], vocabulary)
+    words = check(cfg, embedded["config"]["model"])
+    made_of = config.fingerprint(cfg, embedded["fingerprint"], words)
     return artifacts.Wanted("train", paths.network, made_of, cfg, {paths.network: FILES})
 
 
@@ -399,7 +401,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     if manifest := want.finished():
         Checkpoints(paths, want.made_of).drop()  # of a driver killed just before it would have
         return manifest
-    vocabulary, made_of = check(cfg, embedded["config"]["model"]), want.made_of
+    made_of = want.made_of
     parts = plan(embedded["shards"], paths, cfg.max_samples)
     fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
     cluster.join()
@@ -410,7 +412,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         follower = threading.Thread(target=_follow, args=(board, progress, over), daemon=True)
         follower.start()
         try:
-            words = ray.put(_encoded(vocabulary, embedded))
+            words = ray.put(_encoded(check(cfg, embedded["config"]["model"]), embedded))
             waiting_for(["workers to start and to read their samples"])
             _train(Job(cfg, parts, paths, made_of, words, board))
         finally:

@@ -75,6 +75,11 @@ class Words(nn.Module):
         self.register_buffer("table", torch.zeros(words, dim))
         self.register_buffer("scale", torch.ones(()))
 
+    def begin(self, table: Tensor, scale: float) -> None:
+        """Take the words: unit rows (V, D), and the encoder's logit scale."""
+        self.table.copy_(table)
+        self.scale.fill_(scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """Unit rows (n, D) -> expected words (n, D), not of unit length."""
         return self.shares(x) @ self.table
@@ -115,8 +120,7 @@ class Network(nn.Module):
 
         `words` (V, D) are unit rows, `scale` the encoder's logit scale.
         """
-        self.words.table.copy_(words)
-        self.words.scale.fill_(scale)
+        self.words.begin(words, scale)
         sums = [torch.stack(self._raw(block)).sum(1, dtype=torch.float64) for block in _blocks(x)]
         self.centres.copy_(torch.stack(sums).sum(0) / len(x))
         total = torch.zeros_like(self.mean, dtype=torch.float64)

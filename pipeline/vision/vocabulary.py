@@ -20,6 +20,11 @@ def default(model: str) -> tuple[str, ...]:
     return ("pico-clip",) if model == "pico-clip" else ("imagenet", "wordnet")
 
 
+def chosen(names: Sequence[str], model: str) -> list[str]:
+    """The words of `names`, or of `default(model)` if there are none; raises as `load` does."""
+    return load(names or default(model))
+
+
 def load(names: Sequence[str]) -> list[str]:
     """Words of all vocabularies in order; of words alike but for case, the first.
 
