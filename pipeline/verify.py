@@ -132,8 +132,8 @@ def _chain(paths: artifacts.RunPaths, found: Findings) -> Manifests:
 def _manifest(paths: artifacts.RunPaths, name: str, found: Findings) -> dict[str, Any] | None:
     try:
         return paths.folder(name).peek()
-    except ValueError as error:  # no JSON, no text
-        found.add(f"{name}/manifest.json", f"cannot be read: {error}")
+    except storage.DamagedError as error:
+        found.add(f"{name}/manifest.json", str(error))
         return None
 
 

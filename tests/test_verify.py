@@ -157,7 +157,7 @@ FIRST = "00000.parquet"
 SPOILT = {  # what is done -> what must be said
     "manifest no json": (
         file("network/manifest.json", lambda d: d[:-9]),
-        "network/manifest.json: cannot be read",
+        "network/manifest.json cannot be read",
     ),
     "manifest lacks a fact": (
         facts("clusters/manifest.json", lambda m: m.pop("sizes")),

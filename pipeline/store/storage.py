@@ -32,6 +32,10 @@ PARTIAL = ".partial-"  # in the names of temporary files beside their targets
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+class DamagedError(OSError):
+    """What a store gives is not what was written, however often it is read."""
+
+
 def retry(operation: Callable[[], T]) -> T:
     """Run `operation`; an error of the store that may pass is tried again, with longer waits.
 
@@ -227,7 +231,7 @@ class Folder:
             try:
                 return dict(json.loads(data))
             except (ValueError, TypeError) as error:  # a read may have been cut short
-                raise OSError(
+                raise DamagedError(
                     f"{url} cannot be read ({error}): if it is damaged, delete it and run again"
                 ) from None
 
