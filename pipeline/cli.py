@@ -16,12 +16,14 @@ import typer
 
 from pipeline import (
     artifacts,
+    capacity,
     caption,
     cluster,
     config,
     embed,
     evaluate,
     pack,
+    plan,
     progress,
     redaction,
     report,
@@ -181,6 +183,28 @@ def status_command(
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(asked, paths), owner)
     typer.echo((status.as_json if as_json else status.text)(paths.root, owner, rows))
+
+
+@app.command("plan", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+def plan_command(
+    shards: Shards,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="of the cluster")] = 1,
+    cpus: Annotated[int, typer.Option(help="of each node")] = os.cpu_count() or 1,
+    gpus: Annotated[int, typer.Option(help="of each node")] = 0,
+    encode_rate: Annotated[
+        float, typer.Option(help="images/s of one GPU; 0: measured on this machine")
+    ] = 0.0,
+    sample: Annotated[int, typer.Option(help="shards that are sampled")] = 3,
+    images: Annotated[int, typer.Option(help="of each sampled shard, at most")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """What a run will take: time, memory, bytes. Tries a few shards here; needs no Ray, no root."""
+    target = capacity.Target(nodes, cpus, gpus, encode_rate)
+    sections = config.load(KINDS, config_file, sets or ())
+    found = plan.run(sections, list_shards(shards), target, sample, images)
+    typer.echo((plan.as_json if as_json else plan.text)(found))
 
 
 @app.command("verify")

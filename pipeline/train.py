@@ -296,11 +296,14 @@ def worker(job: Job) -> None:
                 if state.step % cfg.checkpoint_steps == 0:
                     checkpoints.save(state)
         if workers.rank == 0:
-            _write(cfg, state, ids, x, job.paths)
+            write_network(cfg, state, ids, x, job.paths)
     ray.train.report({"steps": state.step, "samples": len(x)})
 
 
-def _write(cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifacts.RunPaths) -> None:
+def write_network(
+    cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifacts.RunPaths
+) -> None:
+    """The best network, how it was trained, and landmarks of the samples x (N, D)."""
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))

@@ -43,7 +43,10 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "verify": CORE | {"findings", "progress", "row_contract", "tar_contract", "tasks"},
     **{view: GROUND - {"cluster"} | {"artifacts", "figures", "metrics"} for view in VIEWS},
     "status": GROUND | FIRST | STAGES | VIEWS,
-    "cli": GROUND | FIRST | STAGES | VIEWS | {"status", "verify"},
+    "trial": CORE | FIRST | STAGES,
+    "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
+    "plan": SAYINGS | {"capacity", "config", "store", "trial"},
+    "cli": GROUND | FIRST | STAGES | VIEWS | {"status", "verify", "capacity", "plan"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]
