@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan --shards SHARDS [SHARDS ...] [--set SECTION.KEY=VALUE ...]
 
-Both on this machine, the one after the other. Wall time by stage is that of the manifests; the
-whole is that of the command. Memory is the largest resident set of any process of a kind, looked at
+Both on this machine, the one after the other. Wall time by stage is that of the manifests; report
+is the rest of the command's. Memory is the largest resident set of any process of a kind, looked at
 ten times a second. The constants of `pipeline/capacity.py` are fitted to the bundled emoji.
 """
 
@@ -83,7 +83,7 @@ def real(arguments: list[str], root: str) -> tuple[dict[str, float], Watch]:
     whole = time.monotonic() - began
     paths = artifacts.RunPaths(root)
     seconds = {stage: paths.folder(name).manifest()["seconds"] for stage, name in FOLDERS.items()}
-    return {**seconds, "whole": whole}, watch
+    return {**seconds, "report": whole - sum(seconds.values()), "whole": whole}, watch
 
 
 def compare(name: str, planned: float, found: float, unit: str) -> None:

@@ -15,12 +15,12 @@ from pipeline.trial import Sampled, Trial
 GB = 10**9
 # What Ray adds, in starts of a process, each as long as one was measured to take; fitted to
 # `benchmarks/plan.py` on the bundled emoji alone.
-SESSION_STARTS = 2.0  # the command itself, Ray's beginning and end
-POOL_STARTS = 1.5  # Ray Data and one actor, to its first call
-TRAIN_STARTS = 2.5  # Ray Train and its worker
+SESSION_STARTS = 2.0  # the command itself, and Ray's end
+POOL_STARTS = 1.4  # Ray Data and one actor, to its first call
+TRAIN_STARTS = 3.3  # Ray Train and its worker, and their end
 SPARE_TASKS = 2  # processes for tasks beyond a node's cores
 REPORT_S = 1.0
-WRITE_STARTS = 0.5  # of tasks that have run before
+WRITE_STARTS = 0.65  # of tasks that have run before
 ROW_BYTES = 4096  # of a sample's texts as Python objects, beside its vector
 ID_BYTES = 100  # of a sample's name
 
@@ -129,7 +129,14 @@ class Reckoning:
 
     def stages(self) -> list[Stage]:
         """In their order."""
-        return [self.embed(), self.train(), self.select_k(), self.caption(), self.write()]
+        return [
+            self.embed(),
+            self.train(),
+            self.select_k(),
+            self.caption(),
+            self.write(),
+            self.report(),
+        ]
 
     def embed(self) -> Stage:
         """Decoding, encoding and reading go on at once: the slowest decides."""
@@ -157,7 +164,7 @@ class Reckoning:
             cpu_s / 3600,
             encoders * work / 3600 if self.gpus else 0.0,
             work,
-            (SESSION_STARTS + POOL_STARTS) * self.trial.start_s + found["load_s"],
+            POOL_STARTS * self.trial.start_s + found["load_s"],
             bound,
             Process("encoder", self.trial.encoder.peak_bytes + held, why),
         )
@@ -230,10 +237,15 @@ class Reckoning:
             self.images * found / 3600,
             0.0,
             self.images * (found + waited) / slots,
-            WRITE_STARTS * self.trial.start_s + REPORT_S,
+            WRITE_STARTS * self.trial.start_s,
             "read" if waited > found else "parts",
             self._task("write_s"),
         )
+
+    def report(self) -> Stage:
+        """The page, and the command around all stages."""
+        start = SESSION_STARTS * self.trial.start_s
+        return Stage("report", REPORT_S / 3600, 0.0, REPORT_S, start, "pictures")
 
     @property
     def _dim(self) -> int:

@@ -18,6 +18,7 @@ from pipeline.capacity import GB, Plan, Reckoning, Target
 from pipeline.config import Sections
 from pipeline.errors import UserError
 from pipeline.reasons import printable
+from pipeline.store import storage
 from pipeline.store.listing import Shard
 
 WIDTH = 100  # columns of the text
@@ -45,7 +46,10 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
         folder = Path(root) / "shards"
         folder.mkdir()
         limit = sections["embed"].max_sample_bytes
-        sampled = [trial.sample(s, images, folder, limit) for s in trial.choose(shards, sample)]
+        sampled = [
+            storage.retry(lambda shard=shard: trial.sample(shard, images, folder, limit))  # type: ignore[misc]
+            for shard in trial.choose(shards, sample)
+        ]
         images, _, _ = capacity.counted(shards, sampled)
         found = trial.run(sections, sampled, images, root)
     return planned(Reckoning(sections, len(shards), images, found, target), shards)

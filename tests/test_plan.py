@@ -15,7 +15,7 @@ from pipeline.store.listing import Shard, list_shards
 from pipeline.trial import Sampled, Timed, Trial
 from tests.conftest import BUNDLED, TINY, run_arguments
 
-STAGES = ["embed", "train", "select_k", "caption", "write"]
+STAGES = ["embed", "train", "select_k", "caption", "write", "report"]
 SETTINGS = run_arguments(Path("shards"), Path("root"))[5:]
 
 
@@ -157,7 +157,8 @@ def test_the_command(tiny_shards, tmp_path, capfd, monkeypatch):
     assert found["images"] == found["images_low"] == found["images_high"] == 2 * TINY + 3
     assert found["bytes_in"] == sum(path.stat().st_size for path in before)
     assert [stage["stage"] for stage in found["stages"]] == STAGES
-    assert all(stage["work_s"] > 0 and stage["process"]["bytes"] > 1e8 for stage in found["stages"])
+    assert all(stage["work_s"] > 0 for stage in found["stages"])
+    assert all(stage["process"]["bytes"] > 1e8 for stage in found["stages"][:-1])
     assert found["bytes_out"]["labeled"] > found["bytes_in"]
     assert found["decode_cpus_per_gpu"] == -(-1e9 // found["decode_rate"])
     assert any("on a GPU it is not known" in note for note in found["notes"])
