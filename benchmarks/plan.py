@@ -89,7 +89,7 @@ def real(arguments: list[str], root: str) -> tuple[dict[str, float], Watch]:
 def compare(name: str, planned: float, found: float, unit: str) -> None:
     """One line."""
     ratio = planned / found if found else float("nan")
-    print(f"  {name:<22} {planned:>10.2f} {found:>10.2f} {unit:<3} {ratio:>6.2f}", flush=True)
+    print(f"  {name:<26} {planned:>10.2f} {found:>10.2f} {unit:<3} {ratio:>6.2f}", flush=True)
 
 
 def main() -> None:
@@ -108,7 +108,10 @@ def main() -> None:
             command("plan", *arguments, "--json"), check=True, stdout=subprocess.PIPE, text=True
         )
         plan, took = json.loads(done.stdout), time.monotonic() - began
-        print(f"  the plan took {took:.0f} s, load now {os.getloadavg()[0]:.1f}", flush=True)
+        print(
+            f"  the plan took {took:.0f} s, load now {os.getloadavg()[0]:.1f}; {plan['notes'][0]}",
+            flush=True,
+        )
         with tempfile.TemporaryDirectory() as root:
             seconds, watch = real(arguments, root)
             folders = {f: artifacts.RunPaths(root).folder(f) for f in plan["bytes_out"]}
@@ -117,11 +120,12 @@ def main() -> None:
                 for name, folder in folders.items()
             }
             images = artifacts.RunPaths(root).embeddings.manifest()["samples"]
-        print(f"  {'':<22} {'planned':>10} {'real':>10}     ratio; load {os.getloadavg()[0]:.1f}")
+        print(f"  {'':<26} {'planned':>10} {'real':>10}     ratio; load {os.getloadavg()[0]:.1f}")
         compare("images", plan["images"], images, "")
         for stage in plan["stages"]:
+            parts = f"{stage['stage']}, {stage['start_s']:.1f} + {stage['work_s']:.1f}"
             planned = stage["start_s"] + stage["work_s"]
-            compare(f"{stage['stage']}", planned, seconds[stage["stage"]], "s")
+            compare(parts, planned, seconds[stage["stage"]], "s")
         compare("wall time, whole", plan["wall_s"], seconds["whole"], "s")
         compare("out", sum(plan["bytes_out"].values()) / 1e6, sum(sizes.values()) / 1e6, "MB")
         for stage in plan["stages"]:
