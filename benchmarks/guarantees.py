@@ -97,7 +97,7 @@ class Stages:
         limit = embedded["config"]["max_sample_bytes"]
         job = write.Job(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
         (samples,) = write.write_shards([asdict(shard)], job)
-        write._check_counts(embedded, paths)
+        write._check_counts(embedded, paths, job.made_of)
         return samples
 
 
