@@ -85,7 +85,7 @@ class Stages:
 
     def embed(self, shard: Shard, paths: artifacts.RunPaths) -> int:
         """Returns the number of samples."""
-        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths)]
+        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths, embed.decoded)]
         manifest = embed.summary(done, self.cfg, 0.0)
         embed._check_counts(done, manifest, 1.0)
         paths.embeddings.finish(embed.fingerprint(self.cfg, [shard]), **manifest)
