@@ -142,11 +142,14 @@ class Reckoning:
         """Decoding, encoding and reading go on at once: the slowest decides."""
         cfg, found, target = self.sections["embed"], self.trial.encoder.facts, self.target
         encoders = min(cfg.actors or max(1, self.gpus), self.shards)
-        cores = target.cpus * min(target.nodes, encoders)
-        waited = sum(s.waited_s for s in self.trial.sampled) / self.trial.images
+        cores = decoders = target.cpus * min(target.nodes, encoders)
+        readers = encoders * (cfg.decode_slots or cfg.readers)
+        if cfg.decode_slots:  # on any node, beside the encoders
+            spare = max(1, target.nodes * target.cpus - encoders)
+            decoders = min(readers * (cfg.decode_threads or 1), spare)
         seconds = {
-            "decode": self.images * found["decode_s"] / cores,
-            "read": self.images * waited / (encoders * cfg.readers),
+            "decode": self.images * found["decode_s"] / decoders,
+            "read": self.images * self._waited_s / readers,
         }
         if self.gpus:
             seconds["encode"] = self.images / (self.encode_rate * encoders)
@@ -230,7 +233,7 @@ class Reckoning:
     def write(self) -> Stage:
         """A task per shard, which reads it again."""
         found = self.trial.task.facts["write_s"]
-        waited = sum(s.waited_s for s in self.trial.sampled) / self.trial.images
+        waited = self._waited_s
         slots = min(self.target.nodes * self.target.cpus, self.shards)
         return Stage(
             "write",
@@ -250,6 +253,10 @@ class Reckoning:
     @property
     def _dim(self) -> int:
         return int(self.trial.encoder.facts["dim"])
+
+    @property
+    def _waited_s(self) -> float:
+        return sum(s.waited_s for s in self.trial.sampled) / self.trial.images
 
     @property
     def _load_s(self) -> float:

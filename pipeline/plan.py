@@ -122,7 +122,8 @@ def text(plan: Plan) -> str:
         f"encode    {plan.encode_rate:,.0f} images/s of one "
         + ("GPU" if target.gpus else "encoder, alone"),
         f"balance   {plan.decode_cpus_per_gpu:,} decode CPUs per "
-        + ("GPU" if target.gpus else "encoder of that rate"),
+        + ("GPU" if target.gpus else "encoder of that rate")
+        + f": embed.decode_slots={plan.decode_cpus_per_gpu} lets CPUs of any node decode",
         "",
     ]
     cells = [HEADS]

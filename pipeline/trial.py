@@ -32,7 +32,7 @@ import torch
 from pipeline import artifacts, caption, embed, sampling, select_k, text_encoding, train, write
 from pipeline.assigning import Assigner, assign_parts, load_network
 from pipeline.config import Sections
-from pipeline.decoding import Decoder, Limits
+from pipeline.decoding import NO_PIXELS
 from pipeline.errors import UserError
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.collectives import Collectives
@@ -174,23 +174,17 @@ def peak_bytes() -> int:
 def embedding(cfg: embed.Config, shards: list[Shard], paths: artifacts.RunPaths) -> dict[str, Any]:
     """The encoder's actor: decoding alone, the model alone, then both as they will run."""
     began, threads = CLOCK(), cfg.threads or os.cpu_count() or 1
-    embedder = embed.Embedder(cfg, paths, threads)
+    embedder = embed.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
     encoder, load_s = embedder.encoder, CLOCK() - began
-    pixels: list[np.ndarray] = []
-    samples, began = 0, OWN()
+    samples, spent, began, batch = 0, 0.0, OWN(), NO_PIXELS
     for shard in shards:
-        limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, 1, 1)
-        decoder = Decoder(shard.stem, encoder.prepare, limits)
-        with storage.open_read(shard.url) as stream:
-            for found in ShardReader(stream, cfg.max_sample_bytes):
-                _, decoded = decoder.one(found)
-                samples += 1
-                if decoded is not None and len(pixels) < cfg.batch_size:
-                    pixels.append(decoded)
-    decode_s = (OWN() - began) / samples
-    if not pixels:
+        for found in embed.decoded(shard, encoder.prepare, replace(cfg, decode_threads=1)):
+            samples += len(found.rows) + len(found.rejects)
+            spent += found.decode_s
+            batch = max(batch, found.pixels, key=len)
+    decode_s = (OWN() - began + spent) / samples
+    if not len(batch):
         raise UserError("no image of the sampled shards can be decoded: correct --shards")
-    batch = np.stack(pixels)
     times = timed_for(
         TIMED_S, lambda: embedder.thread.submit(encoder.encode_images, batch).result()
     )
