@@ -110,14 +110,13 @@ def notes(reckoning: Reckoning) -> list[str]:
 def text(plan: Plan) -> str:
     """For a person."""
     target = plan.target
-    gigabytes = {name: size / GB for name, size in plan.bytes_out.items()}
-    out = ", ".join(f"{name} {size:.3g}" for name, size in gigabytes.items())
+    out = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.bytes_out.items())
     lines = [
         f"cluster   {target.nodes} nodes, each {target.cpus} CPUs and {target.gpus} GPUs",
         f"shards    {plan.shards:,}; sampled: {', '.join(plan.sampled)}",
         f"images    {plan.images:,} ({plan.images_low:,} to {plan.images_high:,})",
-        f"in        {plan.bytes_in / GB:,.3g} GB, read twice",
-        f"out       {sum(gigabytes.values()):,.3g} GB: {out}",
+        f"in        {gigabytes(plan.bytes_in)} GB",
+        f"out       {gigabytes(sum(plan.bytes_out.values()))} GB: {out}",
         f"decode    {plan.decode_rate:,.0f} images/s of one CPU",
         f"encode    {plan.encode_rate:,.0f} images/s of one "
         + ("GPU" if target.gpus else "encoder, alone"),
@@ -154,3 +153,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours:,} h {minutes:02d} min"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in GB, to three digits."""
+    return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.3g}"

@@ -269,7 +269,7 @@ def training(
         network = train.new_network(fit, sample, torch.from_numpy(words), scale)
         network_s, began = CLOCK() - began, CLOCK()
         network.start(sample, network.words.table.clone(), scale)
-        start_s = (CLOCK() - began) / len(x)
+        row_s = (CLOCK() - began) / len(x)
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         state, stamps = train.new_state(fit, network), [CLOCK()]
         for _ in train.fit(replace(fit, steps=STEPS), sample, state, Collectives()):
@@ -282,7 +282,7 @@ def training(
     look_s = looked - stamps[-1]
     return {
         "read_s": read_s,
-        "once_s": network_s + (total - len(x)) * start_s + written_s,
+        "once_s": network_s + (total - len(x)) * row_s + written_s,
         "judge_s": max(0.0, stamps[1] - stamps[0] - step_s - look_s),
         "step_s": step_s,
         "look_s": look_s,
