@@ -129,7 +129,7 @@ def main() -> None:
         compare("wall time, whole", plan["wall_s"], seconds["whole"], "s")
         compare("out", sum(plan["bytes_out"].values()) / 1e6, sum(sizes.values()) / 1e6, "MB")
         for stage in plan["stages"]:
-            kind = f"{stage['stage']} {stage['process']['name']}"
+            kind = f"{stage['stage']} {stage['process']['name']}" if stage["process"] else ""
             if kind in watch.peaks:
                 compare(kind, stage["process"]["bytes"] / 1e9, watch.peaks[kind] / 1e9, "GB")
         print(f"  processor seconds of the run: {sum(watch.spent.values()):.0f}", flush=True)

@@ -13,14 +13,15 @@ from pipeline.store.listing import Shard
 from pipeline.trial import Sampled, Trial
 
 GB = 10**9
-# What Ray adds, in starts of a process, each as long as one was measured to take; fitted to
-# `benchmarks/plan.py` on the bundled emoji alone.
+# What Ray adds, in starts of a process, each as long as one was measured to take here; fitted to
+# one run of `benchmarks/plan.py` over the bundled emoji, on an idle machine.
+RAY_STARTS = 1.3  # before its first work
+POOL_STARTS = 0.95  # Ray Data and one actor, to its first call
+TRAIN_STARTS = 3.75  # Ray Train and its worker, and their end
+WRITE_STARTS = 0.25  # of tasks whose processes are there
 SESSION_STARTS = 2.0  # the command itself, and Ray's end
-POOL_STARTS = 1.4  # Ray Data and one actor, to its first call
-TRAIN_STARTS = 3.3  # Ray Train and its worker, and their end
 SPARE_TASKS = 2  # processes for tasks beyond a node's cores
 REPORT_S = 1.0
-WRITE_STARTS = 0.65  # of tasks that have run before
 ROW_BYTES = 4096  # of a sample's texts as Python objects, beside its vector
 ID_BYTES = 100  # of a sample's name
 
@@ -167,7 +168,7 @@ class Reckoning:
             cpu_s / 3600,
             encoders * work / 3600 if self.gpus else 0.0,
             work,
-            POOL_STARTS * self.trial.start_s + found["load_s"],
+            (RAY_STARTS + POOL_STARTS) * self.trial.start_s + found["load_s"],
             bound,
             Process("encoder", self.trial.encoder.peak_bytes + held, why),
         )
