@@ -344,6 +344,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     (folder / "list.txt").write_text("whole.tar\nlocked.tar\n")
     (folder / "run").mkdir()
     (folder / "run").chmod(0o777)
+    shards = list_shards(str(folder / "list.txt"))
     become()
     actor = object.__new__(embed.Embedder)
     actor.cfg, actor.paths = CFG, artifacts.RunPaths(str(folder / "run"))
@@ -351,7 +352,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     with ThreadPoolExecutor(1) as actor.thread:
         found = {
             shard.stem: actor({"shard": json.dumps(asdict(shard))})
-            for shard in list_shards(str(folder / "list.txt"))
+            for shard in shards
         }
     assert json.loads(found["whole"]["facts"])["embedded"] == 3
     assert "locked.tar: PermissionError: " in found["locked"]["error"]
