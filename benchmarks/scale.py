@@ -9,8 +9,9 @@ the sphere. `ratecluster train` and `ratecluster select-k` then run as processes
 as a user starts them, with defaults but for `train.words=0`: words need the encoder, and their
 columns would double the time of both passes.
 
-The driver's memory is its resident set, the total is the sum of proportional set sizes of all
-processes (shared pages, the object store's among them, counted once), sampled twice a second.
+The driver's memory is its resident set, and what of it is its own alone (not the object store's
+pages); the total is the sum of proportional set sizes of all processes, in which shared pages are
+counted once. Sampled twice a second.
 
 `--only sample` makes nothing but classes: what is read for the training sample of 10⁷ embeddings,
 and how far its classes are from even, squared, as a multiple of a simple random sample's (1.0); in
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from unittest.mock import patch
 
@@ -108,20 +110,24 @@ def embeddings(samples: int, root: str) -> None:
     )
 
 
-def measured(stage: str, root: str, sets: list[str]) -> tuple[float, int, int]:
-    """Seconds, peak bytes of the driver, peak bytes of all processes."""
+def measured(stage: str, root: str, sets: list[str]) -> str:
+    """Run a stage; seconds and peaks of memory as a text."""
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", stage]
     command += ["--root", root, *(part for setting in sets for part in ("--set", setting))]
-    started, driver, total = time.monotonic(), 0, 0
+    started, driver, own, total = time.monotonic(), 0, 0, 0
     with subprocess.Popen(command) as child:
         process = psutil.Process(child.pid)
         while child.poll() is None:
-            driver = max(driver, process.memory_info().rss)
+            with suppress(psutil.Error):  # it may have ended meanwhile
+                held = process.memory_full_info()
+                driver, own = max(driver, held.rss), max(own, held.uss)
             total = max(total, memory(process))
             time.sleep(EVERY_S)
     if child.returncode:
         raise SystemExit(f"{stage} ended with exit code {child.returncode}")
-    return time.monotonic() - started, driver, total
+    seconds = time.monotonic() - started
+    gib = [f"{size / 2**30:.2f} GiB" for size in (driver, own, total)]
+    return f"{seconds:.0f} s, driver {gib[0]}, {gib[1]} its own, all processes {gib[2]}"
 
 
 def main() -> None:
@@ -145,12 +151,7 @@ def main() -> None:
             embeddings(samples, root)
             print(f"{samples:,} embeddings made in {time.monotonic() - started:.0f} s", flush=True)
             for stage in STAGES:
-                seconds, driver, total = measured(stage, root, sets)
-                print(
-                    f"{samples:,} {stage}: {seconds:.0f} s, driver {driver / 2**30:.2f} GiB, "
-                    f"all processes {total / 2**30:.2f} GiB",
-                    flush=True,
-                )
+                print(f"{samples:,} {stage}: {measured(stage, root, sets)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -186,8 +186,9 @@ def chosen(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config
 
     Leaves that no sample is nearest to are dropped.
     """
-    used = stats[0] > 0
-    leaves, (count, total, gram) = leaves[used], (sums[used] for sums in stats)
+    if not (used := stats[0] > 0).all():  # where all are, no copy is made of much memory
+        leaves, stats = leaves[used], (stats[0][used], stats[1][used], stats[2][used])
+    count, total, gram = stats
     merges = tree.grow(count, total, gram, cfg.eps_sq)
     bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
     return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)

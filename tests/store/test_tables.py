@@ -95,6 +95,15 @@ def test_a_run_of_rows_is_read_from_its_row_groups_alone(tmp_path, monkeypatch, 
     assert asked == list(range(rows[0] // size, (rows[1] - 1) // size + 1))
 
 
+def test_all_columns_but_vectors_have_dictionaries(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, table_of().append_column("tops", pa.array([[1, 2]] * 8)))
+    group = pq.ParquetFile(url).metadata.row_group(0)
+    columns = (group.column(i) for i in range(group.num_columns))
+    found = {c.path_in_schema: c.has_dictionary_page for c in columns}
+    assert found == {"sample_id": True, "v.list.element": False, "tops.list.element": True}
+
+
 def test_on_another_store(tmp_path):
     url = f"memory://{tmp_path.name}/t.parquet"
     tables.write(url, table_of(), rows=8)
