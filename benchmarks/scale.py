@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale [--samples 100000 1000000 10000000] [--folder /tmp]
     python -m benchmarks.scale --only sample
+    python -m benchmarks.scale --only manifest
 
 Each size is a run of its own below the folder, deleted when it is measured (10⁷: 10 GB). Its
 embeddings are made here: shards of 10,000, each with classes of its own, of a mixture of 1,000 on
@@ -15,7 +16,8 @@ counted once. Sampled twice a second.
 
 `--only sample` makes nothing but classes: what is read for the training sample of 10⁷ embeddings,
 and how far its classes are from even, squared, as a multiple of a simple random sample's (1.0); in
-shards as above, and in the same shards sorted by class.
+shards as above, and in the same shards sorted by class. `--only manifest`: what the driver holds
+of 100,000 shards, 10⁹ samples: the facts in the manifest and the plan of the sample.
 """
 
 import argparse
@@ -27,6 +29,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from unittest.mock import patch
 
 import numpy as np
@@ -76,6 +79,29 @@ def spread() -> None:
             f"{10**7 * DIM * 2 / 2**20:,.0f}, {len(plan.blocks):,} row groups, classes off by "
             f"{effects[0]:.1f}, sorted {effects[1]:.1f}"
         )
+
+
+def manifest() -> None:
+    """Print the memory of what a driver knows of many shards, in a process of its own."""
+    shard = {"url": "s3://collection/00000.tar", "size": 10**9, "version": "0" * 32}
+    same = {"samples": PART_ROWS, "embedded": PART_ROWS, "rejected": 0, "end": "complete"}
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(1, get_context("spawn")) as one:
+        shards = [{"shard": {**shard, "stem": str(number)}, **same} for number in range(100_000)]
+        artifacts.RunPaths(root).embeddings.finish("0" * 12, shards=shards)
+        print(one.submit(known, root).result())
+
+
+def known(root: str) -> str:
+    """Read the manifest, plan the sample; says what that took."""
+    paths = artifacts.RunPaths(root)
+    before, started = psutil.Process().memory_info().rss, time.monotonic()
+    shards = paths.embeddings.manifest()["shards"]
+    plan = sampling.plan(shards, paths, train.wanted_samples(train.Config()), 0)
+    seconds, more = time.monotonic() - started, psutil.Process().memory_info().rss - before
+    return (
+        f"{len(shards):,} shards, the manifest and the plan of {len(plan):,} samples: "
+        f"{more / 2**20:.0f} MiB, {seconds:.1f} s"
+    )
 
 
 def write_part(number: int, root: str) -> dict[str, object]:
@@ -138,10 +164,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--folder", help="where the runs are made, and deleted")
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
-    parser.add_argument("--only", choices=["sample"])
+    parser.add_argument("--only", choices=["sample", "manifest"])
     options = parser.parse_args()
     if options.only:
-        spread()
+        {"sample": spread, "manifest": manifest}[options.only]()
         return
     sets = [*SETTINGS, *options.set]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {', '.join(sets)}", flush=True)

@@ -218,7 +218,8 @@ def fit(
     network = state.network.train()
     network.gather_with(workers.gather)
     if seen is None:
-        seen = x[torch.arange(len(x))]
+        assert isinstance(x, Tensor)
+        seen = x
     judge = Judge.of(network, seen, cfg.seed) if workers.rank == 0 else None
     looks = look_steps(cfg.steps)
     good = state.saved()
