@@ -4,7 +4,8 @@
     python -m benchmarks.scale --only sample
     python -m benchmarks.scale --only manifest
 
-Each size is a run of its own below the folder, deleted when it is measured (10⁷: 10 GB). Its
+Each size is a run of its own below the folder, deleted when it is measured (10⁷: 9 GB). Where it
+was interrupted, the same command goes on with it; then seconds are those of the last piece. Its
 embeddings are made here: shards of 10,000, each with classes of its own, of a mixture of 1,000 on
 the sphere. `ratecluster train` and `ratecluster select-k` then run as processes with a local Ray,
 as a user starts them, with defaults but for `train.words=0`: words need the encoder, and their
@@ -22,6 +23,7 @@ of 100,000 shards, 10⁹ samples: the facts in the manifest and the plan of the 
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,7 +129,9 @@ def write_part(number: int, root: str) -> dict[str, object]:
 
 
 def embeddings(samples: int, root: str) -> None:
-    """A finished stage embed of so many samples."""
+    """A finished stage embed of so many samples, unless it is there."""
+    if artifacts.RunPaths(root).embeddings.peek():
+        return
     with ProcessPoolExecutor() as pool:
         shards = list(pool.map(partial(write_part, root=root), range(samples // PART_ROWS)))
     made_with = {"model": "ViT-B-32", "pretrained": ""}
@@ -162,7 +166,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--samples", type=int, nargs="+", default=[10**5, 10**6, 10**7])
-    parser.add_argument("--folder", help="where the runs are made, and deleted")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="for the runs")
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--only", choices=["sample", "manifest"])
     options = parser.parse_args()
@@ -172,12 +176,12 @@ def main() -> None:
     sets = [*SETTINGS, *options.set]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {', '.join(sets)}", flush=True)
     for samples in options.samples:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="scale-") as root:
-            started = time.monotonic()
-            embeddings(samples, root)
-            print(f"{samples:,} embeddings made in {time.monotonic() - started:.0f} s", flush=True)
-            for stage in STAGES:
-                print(f"{samples:,} {stage}: {measured(stage, root, sets)}", flush=True)
+        root, started = f"{options.folder}/scale-{samples}", time.monotonic()
+        embeddings(samples, root)
+        print(f"{samples:,} embeddings made in {time.monotonic() - started:.0f} s", flush=True)
+        for stage in STAGES:
+            print(f"{samples:,} {stage}: {measured(stage, root, sets)}", flush=True)
+        shutil.rmtree(root)
 
 
 if __name__ == "__main__":
