@@ -79,7 +79,7 @@ class Config:
     )
     landmarks: int = setting(15_000, "samples whose features are kept for select_k and report")
     seed: int = setting(0, "of the weights, the order of samples and the sampled columns")
-    workers: int = setting(1, "processes that train shared", operational=True)
+    workers: int = setting(1, "processes that train together", operational=True)
     checkpoint_steps: int = setting(200, "steps between checkpoints", operational=True)
 
     def __post_init__(self) -> None:
