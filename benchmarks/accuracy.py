@@ -80,7 +80,7 @@ class Ours:
 
     def choice(self) -> select_k.Choice:
         """k as select_k chooses it."""
-        cfg = select_k.fitted(select_k.Config(seed=self.seed), len(self.z), len(self.z))
+        cfg = select_k.fitted(select_k.Config(seed=self.seed), len(self.z), *self.z.shape)
         with one_thread():
             leaves = select_k.over_segment(self.z, cfg)
             labels = assignment.nearest(self.z, leaves)

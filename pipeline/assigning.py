@@ -115,9 +115,12 @@ def most_typical(scored: pa.Table) -> pa.Table:
     return ranked.filter(rank < TYPICAL).select(artifacts.EXEMPLARS.names).cast(artifacts.EXEMPLARS)
 
 
+Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, maps an array
+
+
 def assign_parts(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
-) -> tuple[coding_rate.Statistics, pa.Table]:
+) -> tuple[Sums, pa.Table]:
     """`assign_part` of several shards: summed statistics, the most typical of all of them."""
     total = coding_rate.no_statistics(*assigner.shape)
     typical = artifacts.EXEMPLARS.empty_table()
@@ -126,4 +129,9 @@ def assign_parts(
         more, members = assign_part(source, target, assigner)
         coding_rate.add(total, more)
         typical = most_typical(pa.concat_tables([typical, members]))
-    return total, typical
+    return arrays(total), typical
+
+
+def arrays(total: coding_rate.Statistics) -> Sums:
+    """The same numbers in the same memory."""
+    return tuple(sums.numpy() for sums in total)

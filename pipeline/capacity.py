@@ -23,7 +23,6 @@ SESSION_STARTS = 2.0  # the command itself, and Ray's end
 SPARE_TASKS = 2  # processes for tasks beyond a node's cores
 REPORT_S = 1.0
 ROW_BYTES = 4096  # of a sample's texts as Python objects, beside its vector
-ID_BYTES = 100  # of a sample's name
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,12 @@ class Reckoning:
     def train(self) -> Stage:
         """Words, then one worker that trains alone, as long as it takes with more images."""
         cfg, found, dim = self.sections["train"], self.trial.trainer.facts, self._dim
-        total = min(self.images, cfg.max_samples)
-        read = min(self.images, sampling.OVERREAD * cfg.max_samples) * found["read_s"]
+        read = min(self.images, sampling.OVERREAD * found["samples"]) * found["read_s"]
         words = self._words_s(found["words"]) if cfg.words else 0.0
         work = read + found["once_s"] + found["judge_s"] + cfg.steps * found["step_s"]
         work += found["looks"] * found["look_s"]
-        held = (total - found["rows"]) * (4 * dim + ID_BYTES)
-        why = f"{found['rows']:,} rows measured; {total:,} of {dim} × 2 bytes, read and joined"
+        held = (found["samples"] - found["rows"]) * 2 * dim
+        why = f"{found['rows']:,} rows measured; all {found['samples']:,}, of {dim} × 2 bytes"
         on_gpu = self.gpus >= cfg.workers
         starts = TRAIN_STARTS + (POOL_STARTS if cfg.words else 0)
         return Stage(

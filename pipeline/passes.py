@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts, tasks
-from pipeline.assigning import Assigner, assign_parts, most_typical, part_features
+from pipeline.assigning import (
+    Assigner,
+    Sums,
+    arrays,
+    assign_parts,
+    most_typical,
+    part_features,
+)
 from pipeline.folding import Arrays, RunningTotal
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
@@ -36,13 +43,18 @@ class Parts:
     made_of: str  # fingerprint of the stage
 
 
-def statistics(urls: list[str], network: Network, table: Tensor) -> coding_rate.Statistics:
+def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
     """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
     total = coding_rate.no_statistics(*table.shape)
     for url in urls:
         for _, z in part_features(url, network, ["embedding"]):
             coding_rate.accumulate(total, z, assignment.nearest(z, table))
-    return total
+    return arrays(total)
+
+
+def _add(total: coding_rate.Statistics, more: Sums) -> None:
+    for sums, summand in zip(arrays(total), more, strict=True):
+        np.add(sums, summand, out=sums)
 
 
 def all_statistics(
@@ -57,7 +69,7 @@ def all_statistics(
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     for chunk, more in zip(left, tasks.results(statistics, left, network, table), strict=True):
-        coding_rate.add(total, more)
+        _add(total, more)
         running.advance(lambda: {"table": table.numpy(), **_named(total)})
         progress.advance(len(chunk), int(more[0].sum()))
     return table, total
@@ -76,7 +88,7 @@ def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> cod
     left = running.left(chunks)
     found = tasks.results(assign_parts, left, paths, assigner)
     for chunk, (more, typical) in zip(left, found, strict=True):
-        coding_rate.add(total, more)
+        _add(total, more)
         best = most_typical(pa.concat_tables([best, typical]))
         running.advance(lambda best=best: {**_named(total), "exemplars": _written(best)})  # type: ignore[misc]
         progress.advance(len(chunk), int(more[0].sum()))
@@ -102,7 +114,7 @@ def _sums(running: RunningTotal, groups: int, dim: int) -> coding_rate.Statistic
 
 
 def _named(total: coding_rate.Statistics) -> Arrays:
-    return {name: sums.numpy() for name, sums in zip(SUMS, total, strict=True)}
+    return dict(zip(SUMS, arrays(total), strict=True))
 
 
 def _written(table: pa.Table) -> np.ndarray:

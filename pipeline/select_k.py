@@ -34,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.folding import Arrays, Unfinished
 from pipeline.mcr2 import assignment, coding_rate, spectral, tree
 from pipeline.mcr2.assignment import Prototypes
+from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
 from pipeline.passes import Parts, all_statistics, assign_all
 from pipeline.progress import StageProgress
@@ -41,6 +42,7 @@ from pipeline.store import tables
 
 log = logging.getLogger(__name__)
 FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
+DRIVER_TIMES = 4  # the sum, what is added, and what the tree changes: measured
 LARGEST_ALONG = 64  # clusters: a spectral cut takes as many eigenvectors
 PARTS = 20  # of a cluster, on average, where it has more than one prototype
 CLEARLY = 1.05  # times the information: a cut along the graph is judged by what it was made from
@@ -61,21 +63,28 @@ class Config:
     components: int = setting(64, "eigenvectors of the graph")
     eta: float = setting(0.1, "η, temperature of the weights of the graph")
     resamples: int = setting(20, "of the landmarks, for the band of the curve")
+    statistics_bytes: int = setting(
+        2**30, "of the leaves' statistics, dimensions² × 8 each: bounds the leaves that fit"
+    )
     seed: int = setting(0, "of the over-segmentation and the resamples")
 
     def __post_init__(self) -> None:
         for name in ("k", "k_max", "leaves"):
             if getattr(self, name) < 0:
                 raise UserError(f"select_k.{name} = {getattr(self, name)}: give 0 (fit) or more")
-        for name in ("k_min", "eps_sq", "neighbours", "components", "eta", "resamples"):
+        positive = ("k_min", "eps_sq", "neighbours", "components", "eta", "resamples")
+        for name in (*positive, "statistics_bytes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"select_k.{name} = {getattr(self, name)}: give a positive number")
         if self.k_max and self.k_max < self.k_min:
             raise UserError(f"select_k.k_max = {self.k_max} is below select_k.k_min = {self.k_min}")
 
 
-def fitted(cfg: Config, samples: int, landmarks: int) -> Config:
-    """The settings that say "fit", chosen for N samples and m landmarks."""
+def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
+    """The settings that say "fit", chosen for N samples and m landmarks of `dim` features.
+
+    UserError where what is given would take more memory than `cfg.statistics_bytes`.
+    """
     if cfg.k > landmarks:
         raise UserError(
             f"select_k.k = {cfg.k} is more than the {landmarks} samples it is chosen from: give a "
@@ -83,12 +92,28 @@ def fitted(cfg: Config, samples: int, landmarks: int) -> Config:
         )
     k_max = min(cfg.k_max or min(1000, math.ceil(2 * math.sqrt(samples))), landmarks)
     k_min = min(cfg.k_min, k_max)
-    leaves = max(cfg.leaves or min(2 * k_max, landmarks // 4), cfg.k, k_min)
+    most = cfg.statistics_bytes // (8 * dim**2)
+    free = min(2 * k_max, landmarks // 4)
+    leaves = min(max(cfg.leaves or min(free, most), cfg.k, k_min), landmarks)
+    if leaves > most:
+        need = 8 * leaves * dim**2
+        raise UserError(
+            f"select_k: the statistics of {leaves:,} leaves of {dim:,} dimensions take "
+            f"{need / 2**30:.1f} GiB in every task, {DRIVER_TIMES} times that where they are "
+            f"summed up: lower select_k.leaves (k, k_min) or train.feature_dim, or set "
+            f"select_k.statistics_bytes = {need} where there is so much memory"
+        )
+    if not cfg.leaves and leaves < free:
+        log.warning(
+            "select_k: %d leaves, and k no larger, instead of %d: of %d dimensions more would "
+            "take over select_k.statistics_bytes = %d",
+            *(leaves, free, dim, cfg.statistics_bytes),
+        )
     return replace(
         cfg,
         k_max=k_max,
         k_min=k_min,
-        leaves=min(leaves, landmarks),
+        leaves=leaves,
         neighbours=min(cfg.neighbours, landmarks - 1),
         components=min(cfg.components, landmarks - 1, leaves),
     )
@@ -152,7 +177,7 @@ def resample(
         rows = torch.randint(len(z), (len(z),), generator=generator)
         count, _, gram = coding_rate.statistics(z[rows], labels[rows], len(table))
         scale = samples / len(z)
-        curves.append(tree.lengths_bits(merges, count * scale, gram * scale, cfg.eps_sq))
+        curves.append(tree.lengths_bits(merges, count * scale, gram.mul_(scale), cfg.eps_sq))
     return torch.stack(curves)
 
 
@@ -161,8 +186,9 @@ def chosen(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config
 
     Leaves that no sample is nearest to are dropped.
     """
-    used = stats[0] > 0
-    leaves, (count, total, gram) = leaves[used], (sums[used] for sums in stats)
+    if not (used := stats[0] > 0).all():  # where all are, no copy is made of much memory
+        leaves, stats = leaves[used], (stats[0][used], stats[1][used], stats[2][used])
+    count, total, gram = stats
     merges = tree.grow(count, total, gram, cfg.eps_sq)
     bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
     return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
@@ -225,6 +251,14 @@ def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> arti
     return artifacts.Wanted("select_k", paths.clusters, made_of, cfg, files)
 
 
+def _choose(
+    z: Tensor, fit: Config, parts: Parts, network: Network, progress: StageProgress
+) -> Choice:
+    """First pass; its statistics are forgotten before the second."""
+    leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
+    return chosen(z, leaves, stats, fit)
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Choose k, assign every sample, check the counts, commit the manifest."""
     made = artifacts.upstream(paths, "network")
@@ -237,7 +271,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     paths.clusters.remove({*FILES, "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
-    fit = fitted(cfg, embedded["embedded"], len(z))
+    fit = fitted(cfg, embedded["embedded"], *z.shape)
     network = load_network(paths)
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
@@ -246,12 +280,11 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
             choice, prototypes = _from_arrays(found)
             progress.advance(len(stems))
         else:
-            leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
-            choice = chosen(z, leaves, stats, fit)
+            choice = _choose(z, fit, parts, network, progress)
             prototypes = cut(z, choice.k, fit)
             decided.save(_as_arrays(choice, prototypes))
-        stats = assign_all(parts, Assigner(network, prototypes, made_of), progress)
-    count, total, gram = stats
+        assigner = Assigner(network, prototypes, made_of)
+        count, total, gram = assign_all(parts, assigner, progress)
     sizes = count.long()
     if sizes.sum() != embedded["embedded"]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")

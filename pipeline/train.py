@@ -1,6 +1,6 @@
 """Stage 2, train: embeddings to the network that makes clusters visible (MCR², CPP).
 
-reads   embeddings/{stem}.parquet       a sample of them
+reads   embeddings/{stem}.parquet       a sample of their row groups, each worker its share
 writes  network/network.safetensors     weights
         network/network.json            shape, settings
         network/history.parquet         HISTORY        one row per step
@@ -8,8 +8,9 @@ writes  network/network.safetensors     weights
         network/sample.parquet          sample_schema  landmarks, before and after
         network/checkpoint-{step}.*     while it trains; a rerun goes on from the last
 
-N training samples, D input dimensions, V words, d feature dimensions, n samples in a global batch,
-W workers. Core: `fit` and what it calls (tensors, no Ray). Shell: `worker` and `run` (Ray Train).
+N training samples, m that all workers see, D input dimensions, V words, d feature dimensions, n
+samples in a global batch, W workers. Core: `fit` and what it calls (tensors, no Ray). Shell:
+`worker` and `run` (Ray Train).
 """
 
 import json
@@ -45,13 +46,13 @@ from pipeline.mcr2.judge import Judge, look_steps
 from pipeline.mcr2.network import Network, Words
 from pipeline.mcr2.threads import one_thread
 from pipeline.progress import StageProgress, waiting_for
-from pipeline.sampling import Part, plan, read_sample
+from pipeline.sampling import Plan, Share, gathered, plan, read_ids, shares
 from pipeline.store import storage, tables
 from pipeline.vision import vocabulary
 
 log = logging.getLogger(__name__)
 FILES = ("network.safetensors", "network.json", "history.parquet", "sample.parquet")
-WORD_SAMPLES = 16_384  # that the words are chosen for at most
+SEEN = 16_384  # samples that all workers see, at least: where there are no more, all see all
 SMALLER = 0.1  # the step after a failed one, where it was 1
 RESTARTS = 2  # of the workers of one training
 
@@ -73,7 +74,9 @@ class Config:
     eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
     sinkhorn_half_steps: int = setting(5, "row and column normalisations of the membership")
     columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
-    max_samples: int = setting(500_000, "training samples read at most, spread over the parts")
+    max_samples: int = setting(
+        500_000, "training samples at most, spread over the parts; fewer if steps need no more"
+    )
     landmarks: int = setting(15_000, "samples whose features are kept for select_k and report")
     seed: int = setting(0, "of the weights, the order of samples and the sampled columns")
     workers: int = setting(1, "processes that train together", operational=True)
@@ -114,17 +117,36 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
     )
 
 
+def wanted_samples(cfg: Config) -> int:
+    """N at most: what the steps see once, and no fewer than what all workers see."""
+    return min(cfg.max_samples, max(cfg.steps * cfg.batch_size, _all_see(cfg)))
+
+
+def _all_see(cfg: Config) -> int:
+    """m at most."""
+    return max(SEEN, cfg.landmarks)
+
+
 def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
     """This worker's rows of the global batch of a step, (n/W,).
 
-    A permutation per epoch, seeded by (seed, epoch), whose last, incomplete batch is dropped: the
-    same global batch for any W, and after any restart.
+    An order per epoch, seeded by (seed, epoch), whose last, incomplete batch is dropped: the same
+    global batch for any W, and after any restart. Where all workers see all, it is a permutation;
+    else the sample is cut into n runs and a batch has one row of each, so that a worker's are among
+    the N/W that it holds.
     """
     per_epoch = samples // cfg.batch_size
     epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(samples, generator=_generator(cfg.seed, 1, epoch))
-    rows = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
-    return rows.chunk(workers)[rank]
+    generator = _generator(cfg.seed, 1, epoch)
+    if samples <= _all_see(cfg):
+        order = torch.randperm(samples, generator=generator)
+        rows = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
+        return rows.chunk(workers)[rank]
+    bounds = torch.arange(cfg.batch_size + 1) * samples // cfg.batch_size
+    keys = torch.rand(cfg.batch_size, -(-samples // cfg.batch_size), generator=generator)
+    keys[bounds.diff() < keys.shape[1], -1] = 2  # a run that is one row shorter
+    order = keys.chunk(workers)[rank].argsort(dim=1, stable=True)[:, position]
+    return bounds[:-1].chunk(workers)[rank] + order
 
 
 def sampled_columns(cfg: Config, step: int, rank: int, workers: int) -> Tensor:
@@ -157,7 +179,7 @@ def _likeliest(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
     """Indices of the words of largest mean probability, in their order."""
     every = Words(*words.shape)
     every.begin(words, scale)
-    rows = torch.randperm(len(x))[:WORD_SAMPLES]
+    rows = torch.randperm(len(x))[:SEEN]
     total = torch.zeros(len(words))
     for block in rows.split(1024):
         total += every.shares(x[block].float()).sum(0)
@@ -169,16 +191,36 @@ def new_state(cfg: Config, network: Network) -> State:
     return State(network, torch.optim.Adam(network.parameters(), lr=cfg.learning_rate))
 
 
-def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[State]:
+def seen_rows(cfg: Config, samples: int) -> Tensor:
+    """The rows that all workers see, (m,) ascending; the landmarks are among them."""
+    return _drawn(cfg, samples)[: _all_see(cfg)].sort().values
+
+
+def landmark_rows(cfg: Config, samples: int) -> Tensor:
+    """The rows whose features are kept, ascending."""
+    return _drawn(cfg, samples)[: cfg.landmarks].sort().values
+
+
+def _drawn(cfg: Config, samples: int) -> Tensor:
+    return torch.randperm(samples, generator=_generator(cfg.seed, 3))
+
+
+def fit(
+    cfg: Config, x: Tensor | Share, state: State, workers: Collectives, seen: Tensor | None = None
+) -> Iterator[State]:
     """Train to the last step, yielding the state after each; `state.best` is the network to keep.
 
-    x (N, D) is the whole training sample, the same on every worker; `cfg` is `fitted`. A step that
-    fails is reported with its condition number, and training goes on from the last look (or from
-    where it was resumed) with a smaller step, once. Raises RuntimeError the second time.
+    x (N, D) is the whole training sample or this worker's share of it, seen (m, D) what all workers
+    see of it, where that is not x; `cfg` is `fitted`. A step that fails is reported with its
+    condition number, and training goes on from the last look (or from where it was resumed) with a
+    smaller step, once. Raises RuntimeError the second time.
     """
     network = state.network.train()
     network.gather_with(workers.gather)
-    judge = Judge.of(network, x, cfg.seed) if workers.rank == 0 else None
+    if seen is None:
+        assert isinstance(x, Tensor)
+        seen = x
+    judge = Judge.of(network, seen, cfg.seed) if workers.rank == 0 else None
     looks = look_steps(cfg.steps)
     good = state.saved()
     while True:
@@ -204,7 +246,7 @@ def fit(cfg: Config, x: Tensor, state: State, workers: Collectives) -> Iterator[
         yield state
 
 
-def _step(cfg: Config, x: Tensor, state: State, workers: Collectives) -> str:
+def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) -> str:
     """One step of all workers; returns what went wrong with any of them, if anything did."""
     started = time.perf_counter()
     device = next(state.network.parameters()).device
@@ -250,10 +292,10 @@ def _failure(cfg: Config, z: Tensor, step: int, what: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker gets: settings, the rows to read, where to write."""
+    """What every worker gets: settings, where its rows come from, where to write."""
 
     cfg: Config
-    parts: list[Part]
+    source: Plan
     paths: artifacts.RunPaths
     made_of: str
     words: Any  # reference to (V, D) float32 and the encoder's logit scale
@@ -280,30 +322,38 @@ def worker(job: Job) -> None:
     """One process of Ray Train: read the sample, train, and on rank 0 write what came of it."""
     context = ray.train.get_context()
     workers = Collectives.join(context.get_world_rank(), context.get_world_size())
-    ids, sample = read_sample(job.parts, job.cfg.seed)
-    x = torch.from_numpy(sample)
-    cfg = fitted(job.cfg, len(x), x.shape[1])
+    device = ray.train.torch.get_device()
+    samples = len(job.source)
+    shared = samples > _all_see(job.cfg)
+    mine = shares(samples, workers.size)[workers.rank] if shared else range(samples)
+    share = Share.read(job.source, mine)
+    cfg = fitted(job.cfg, samples, share.held.shape[1])
+    rows = seen_rows(cfg, samples)
+    seen = gathered(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)
     with one_thread():
-        network = new_network(cfg, x, torch.tensor(words), scale)
-    state = new_state(cfg, network.to(ray.train.torch.get_device()))
+        network = new_network(cfg, seen, torch.tensor(words), scale)
+    state = new_state(cfg, network.to(device))
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
     checkpoints.restore(state)
     with one_thread():
-        for _ in fit(cfg, x, state, workers):
+        for _ in fit(cfg, share, state, workers, seen):
             if workers.rank == 0:
                 job.board.note.remote(state.step, cfg.steps, state.step * cfg.batch_size)
                 if state.step % cfg.checkpoint_steps == 0:
                     checkpoints.save(state)
         if workers.rank == 0:
-            write_network(cfg, state, ids, x, job.paths)
-    ray.train.report({"steps": state.step, "samples": len(x)})
+            kept = landmark_rows(cfg, samples)
+            landmarks = seen[torch.searchsorted(rows, kept)]
+            ids = read_ids(job.source, kept.numpy())
+            write_network(cfg, state, ids, landmarks, job.paths)
+    ray.train.report({"steps": state.step, "samples": samples})
 
 
 def write_network(
     cfg: Config, state: State, ids: list[str], x: Tensor, paths: artifacts.RunPaths
 ) -> None:
-    """The best network, how it was trained, and landmarks of the samples x (N, D)."""
+    """Commit what training has found; x (m, D) are the landmarks and `ids` theirs."""
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
@@ -318,12 +368,11 @@ def write_network(
     storage.write_bytes(paths.network.file("network.json"), text.encode())
     history = pa.Table.from_pylist(state.history, schema=artifacts.HISTORY)
     tables.write(paths.network.file("history.parquet"), history)
-    keep = torch.randperm(len(x), generator=_generator(cfg.seed, 3))[: cfg.landmarks].sort().values
-    z = network.features(x[keep].float())
+    z = network.features(x.float())
     sample = pa.table(
         {
-            "sample_id": [ids[row] for row in keep.tolist()],
-            "embedding": tables.from_matrix(x[keep].numpy()),
+            "sample_id": ids,
+            "embedding": tables.from_matrix(x.numpy()),
             "feature": tables.from_matrix(z.numpy(), pa.float32()),
         },
         schema=artifacts.sample_schema(x.shape[1], cfg.feature_dim),
@@ -405,8 +454,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         Checkpoints(paths, want.made_of).drop()  # of a driver killed just before it would have
         return manifest
     made_of = want.made_of
-    parts = plan(embedded["shards"], paths, cfg.max_samples)
-    fitted(cfg, sum(part.take for part in parts), 1)  # refuses too few samples before any work
+    source = plan(embedded["shards"], paths, wanted_samples(cfg), cfg.seed)
+    fitted(cfg, len(source), 1)  # refuses too few samples before any work
     cluster.join()
     names = paths.network.names()
     paths.network.remove({name for name in names if not name.startswith("checkpoint-")})
@@ -417,7 +466,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         try:
             words = ray.put(_encoded(check(cfg, embedded["config"]["model"]), embedded))
             waiting_for(["workers to start and to read their samples"])
-            _train(Job(cfg, parts, paths, made_of, words, board))
+            _train(Job(cfg, source, paths, made_of, words, board))
         finally:
             over.set()
             follower.join()

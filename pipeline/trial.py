@@ -256,37 +256,37 @@ def filled(rows: np.ndarray, count: int) -> np.ndarray:
 def training(
     cfg: train.Config, paths: artifacts.RunPaths, total: int, words: np.ndarray, scale: float
 ) -> dict[str, Any]:
-    """A worker of Ray Train that trains alone: STEPS steps on as many rows as its parts look at."""
-    began = CLOCK()
-    shards = paths.embeddings.manifest()["shards"]
-    ids, x = sampling.read_sample(sampling.plan(shards, paths, total), cfg.seed)
-    read_s, total = (CLOCK() - began) / len(x), min(total, cfg.max_samples)
-    x = filled(x, min(total, max(train.WORD_SAMPLES, cfg.landmarks, cfg.batch_size)))
-    ids, sample = [ids[i % len(ids)] for i in range(len(x))], torch.from_numpy(x)
-    fit = train.fitted(replace(cfg, workers=1), total, x.shape[1])
+    """A worker of Ray Train that trains alone: STEPS steps on the rows that all workers see."""
+    began, most = CLOCK(), train.wanted_samples(cfg)
+    source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, cfg.seed)
+    x = sampling.read_embeddings(source, range(len(source)))
+    read_s, samples = (CLOCK() - began) / len(x), min(total, most)
+    fit = train.fitted(replace(cfg, workers=1), samples, x.shape[1])
+    x = filled(x, max(fit.batch_size, len(train.seen_rows(fit, samples))))
+    seen = torch.from_numpy(x)
     with one_thread():
         began = CLOCK()
-        network = train.new_network(fit, sample, torch.from_numpy(words), scale)
-        network_s, began = CLOCK() - began, CLOCK()
-        network.start(sample, network.words.table.clone(), scale)
-        row_s = (CLOCK() - began) / len(x)
+        network = train.new_network(fit, seen, torch.from_numpy(words), scale)
+        network_s = CLOCK() - began
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         state, stamps = train.new_state(fit, network), [CLOCK()]
-        for _ in train.fit(replace(fit, steps=STEPS), sample, state, Collectives()):
+        for _ in train.fit(replace(fit, steps=STEPS), seen, state, Collectives()):
             stamps.append(CLOCK())
         looked = CLOCK()
-        train.write_network(fit, state, ids, sample, paths)
+        kept = train.landmark_rows(fit, len(seen))
+        train.write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
         written_s = CLOCK() - looked
     paths.network.finish("trial", upstream=paths.embeddings.manifest()["fingerprint"], config={})
     step_s = median(np.diff(stamps[1:]).tolist())
     look_s = looked - stamps[-1]
     return {
         "read_s": read_s,
-        "once_s": network_s + (total - len(x)) * row_s + written_s,
+        "once_s": network_s + written_s,
         "judge_s": max(0.0, stamps[1] - stamps[0] - step_s - look_s),
         "step_s": step_s,
         "look_s": look_s,
         "looks": len(look_steps(cfg.steps)),
+        "samples": samples,
         "rows": len(x),
         "words": len(words),
         "device": str(next(network.parameters()).device.type),
@@ -297,7 +297,7 @@ def clustering(cfg: select_k.Config, paths: artifacts.RunPaths, total: int) -> d
     """The driver of select_k, without its passes: what is decided on the landmarks."""
     sample = artifacts.tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(artifacts.tables.to_matrix(sample["feature"]).copy())
-    fit = select_k.fitted(cfg, total, len(z))
+    fit = select_k.fitted(cfg, total, *z.shape)
     with one_thread():
         began = CLOCK()
         leaves = select_k.over_segment(z, fit)

@@ -344,15 +344,13 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     (folder / "list.txt").write_text("whole.tar\nlocked.tar\n")
     (folder / "run").mkdir()
     (folder / "run").chmod(0o777)
+    shards = list_shards(str(folder / "list.txt"))
     become()
     actor = object.__new__(embed.Embedder)
     actor.cfg, actor.paths = CFG, artifacts.RunPaths(str(folder / "run"))
     actor.encoder, actor.name = encoder, "one"
     with ThreadPoolExecutor(1) as actor.thread:
-        found = {
-            shard.stem: actor({"shard": json.dumps(asdict(shard))})
-            for shard in list_shards(str(folder / "list.txt"))
-        }
+        found = {shard.stem: actor({"shard": json.dumps(asdict(shard))}) for shard in shards}
     assert json.loads(found["whole"]["facts"])["embedded"] == 3
     assert "locked.tar: PermissionError: " in found["locked"]["error"]
     assert not found["locked"]["facts"]

@@ -32,7 +32,7 @@ def made_up(**encoder: float) -> Trial:
     found = {"load_s": 5.0, "decode_s": 0.01, "encode_s": 0.001, "embed_s": 0.02, "dim": 512}
     found |= {"embed_cpu_s": 0.03, "embedded": 1.0, "device": "cpu", "precision": "fp32"}
     train = {"read_s": 1e-5, "once_s": 2.0, "judge_s": 1.0, "step_s": 0.5, "look_s": 3.0}
-    train |= {"looks": 7, "rows": 300, "words": 1000, "device": "cpu"}
+    train |= {"looks": 7, "rows": 300, "samples": 240_000, "words": 1000, "device": "cpu"}
     cut = {"seconds": 40.0, "landmarks": 15_000, "leaves": 2000, "feature_dim": 128, "k": 50}
     task = {"statistics_s": 0.001, "assign_s": 0.003, "count_s": 0.0, "votes_s": 0.002}
     task |= {"write_s": 0.004, "words": 2000}
@@ -99,8 +99,8 @@ def test_training_does_not_grow_with_the_images():
     small, large = (stages(n, 10**4, Target(1, 4, 0, 0.0))["train"] for n in (10**7, 10**8))
     assert small == large
     steps = 240 * 0.5 + 7 * 3.0 + 2.0 + 1.0
-    assert small.work_s == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 500_000 * 1e-5)
-    assert small.process.bytes == 10**9 + (500_000 - 300) * (4 * 512 + capacity.ID_BYTES)
+    assert small.work_s == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5)
+    assert small.process.bytes == 10**9 + (240_000 - 300) * 2 * 512
 
 
 def test_passes_run_on_no_more_cpus_than_there_are_tasks():

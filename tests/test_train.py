@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-from pipeline import artifacts, text_encoding, train
+from pipeline import artifacts, sampling, text_encoding, train
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import UserError
 from pipeline.mcr2.collectives import Collectives
@@ -19,7 +19,8 @@ from pipeline.mcr2.judge import Judge
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 from tests import subspaces
-from tests.mcr2.test_collectives import compression_failing_at
+from tests.mcr2.test_collectives import compression_failing_at, join, spawn
+from tests.mcr2.test_collectives import finish as finish_worker
 
 ALONE = Collectives()
 NO_WORDS = torch.zeros(0, 1)
@@ -156,6 +157,84 @@ def test_workers_share_the_batch_and_the_columns_of_one(workers):
             assert torch.equal(torch.cat(shares), one)
 
 
+LARGE = 20_003  # more than all workers see
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_large_sample_is_shared_and_the_batches_are_those_of_one(workers):
+    """Every row is in one run, every batch has one row of each, every worker holds its own."""
+    held = sampling.shares(LARGE, workers)
+    cfg = replace(TOY, batch_size=512)
+    per_epoch = LARGE // 512
+    seen = []
+    for step in (0, 1, per_epoch - 1):
+        one = train.batch_rows(cfg, LARGE, step, 0, 1)
+        shares = [train.batch_rows(cfg, LARGE, step, rank, workers) for rank in range(workers)]
+        assert torch.equal(torch.cat(shares), one)
+        for rows, mine in zip(shares, held, strict=True):
+            assert mine.start <= int(rows.min()) and int(rows.max()) < mine.stop
+        seen.append(one)
+    assert len(torch.cat(seen).unique()) == 3 * 512  # no row twice in an epoch
+    again = train.batch_rows(cfg, LARGE, per_epoch, 0, 1)
+    assert not torch.equal(again, seen[0])  # another order in another epoch
+
+
+def test_every_row_of_a_large_sample_has_the_same_chance():
+    """Also the last of the runs that are a row longer; here 39 or 40 of 20,003 rows."""
+    cfg, steps = replace(TOY, batch_size=512), range(39 * 120)
+    drawn = torch.cat([train.batch_rows(cfg, LARGE, step, 0, 1)[:50] for step in steps])
+    counts = drawn.bincount(minlength=LARGE)[: 50 * LARGE // 512].float()
+    assert counts.min() > 100 and counts.max() == 120
+    assert counts.mean() == pytest.approx(120 * 39 / (LARGE / 512), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "expected"),
+    [(240, 500_000, 245_760), (1000, 500_000, 500_000), (1, 500_000, 16_384), (0, 100, 100)],
+)
+def test_no_more_is_read_than_the_steps_see(steps, most, expected):
+    cfg = train.Config(steps=steps, max_samples=most)
+    assert train.wanted_samples(cfg) == expected
+
+
+def test_landmarks_are_among_the_rows_that_all_see():
+    cfg = train.Config()
+    seen, kept = train.seen_rows(cfg, 250_000), train.landmark_rows(cfg, 250_000)
+    assert (len(seen), len(kept)) == (16_384, 15_000)
+    assert torch.isin(kept, seen).all() and (kept.diff() > 0).all() and (seen.diff() > 0).all()
+    assert torch.equal(train.seen_rows(cfg, 100), torch.arange(100))
+
+
+def sharing_worker(rank, size, store, out):
+    """Trains on its share of a sample that is larger than what all see."""
+    workers = join(rank, size, store)
+    train.SEEN = 50
+    x = toy()
+    mine = sampling.shares(len(x), size)[rank]
+    share = sampling.Share(x[mine.start : mine.stop], mine.start, len(x))
+    seen = sampling.gathered(share, train.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
+    state = start(TOY, seen)
+    for _ in train.fit(TOY, share, state, workers, seen):
+        pass
+    finish_worker((seen, state.history, state.looks), rank, out)
+
+
+def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypatch):
+    (seen, history, looks), (other, _, _) = spawn(
+        sharing_worker, 2, tmp_path, monkeypatch=monkeypatch
+    )
+    monkeypatch.setattr(train, "SEEN", 50)
+    x = toy()
+    assert torch.equal(seen, x[train.seen_rows(TOY, len(x))]) and torch.equal(seen, other)
+    state = start(TOY, seen)
+    for _ in train.fit(TOY, x, state, ALONE, seen):
+        pass
+    for name in ("loss", "expansion", "compression", "gradient_norm"):
+        two, one = ([row[name] for row in rows] for rows in (history, state.history))
+        np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert [look["step"] for look in looks] == [look["step"] for look in state.looks]
+
+
 def test_sampled_columns_are_distinct_and_change_from_step_to_step():
     drawn = [train.sampled_columns(TOY, step, 0, 1) for step in range(50)]
     assert all(len(c.unique()) == TOY.columns for c in drawn)
@@ -180,7 +259,7 @@ def test_no_more_words_than_asked_keep_all_and_the_samples_looked_at_are_limited
     for limit in (7, 8):
         network = train.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
         assert torch.equal(network.words.table, words[:7])
-    monkeypatch.setattr(train, "WORD_SAMPLES", 5)
+    monkeypatch.setattr(train, "SEEN", 5)
     a, b = (train.new_network(replace(TOY, words=4), x, words, 20.0) for _ in range(2))
     assert torch.equal(a.words.table, b.words.table) and len(a.words.table) == 4
 

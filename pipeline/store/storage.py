@@ -145,6 +145,14 @@ def open_read(url: str, size: int = 0) -> IO[bytes]:
     return cast(IO[bytes], _Sized(stream, size, url)) if size else stream
 
 
+def open_pieces(url: str) -> IO[bytes]:
+    """The file for reads here and there: no more is fetched than each asks for."""
+    fs, path = locate(url)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path).open("rb")
+    return cast(IO[bytes], retry(lambda: fs.open(path, "rb", cache_type="none")))
+
+
 class _Sized(io.RawIOBase):
     """A stream that must not end before `size` bytes."""
 

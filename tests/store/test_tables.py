@@ -77,10 +77,38 @@ def test_columns_are_read_alone_and_in_row_groups(tmp_path):
     assert groups == -(-20_000 // tables.ROW_GROUP_ROWS)
 
 
+@pytest.mark.parametrize("rows", [(0, 1), (1023, 1025), (2048, 2500), (0, 2500), (700, 2100)])
+@pytest.mark.parametrize("size", [tables.ROW_GROUP_ROWS, 2000])
+def test_a_run_of_rows_is_read_from_its_row_groups_alone(tmp_path, monkeypatch, rows, size):
+    url = str(tmp_path / "t.parquet")
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", size)  # older parts have larger ones
+    tables.write(url, pa.table({"a": range(2500), "b": range(2500)}))
+    asked, whole = [], pq.ParquetFile.read_row_groups
+
+    def reading(file, groups, **options):
+        asked.extend(groups)
+        return whole(file, groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", reading)
+    found = tables.read_rows(url, ["b"], range(*rows))
+    assert found.to_pydict() == {"b": list(range(*rows))}
+    assert asked == list(range(rows[0] // size, (rows[1] - 1) // size + 1))
+
+
+def test_all_columns_but_vectors_have_dictionaries(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, table_of().append_column("tops", pa.array([[1, 2]] * 8)))
+    group = pq.ParquetFile(url).metadata.row_group(0)
+    columns = (group.column(i) for i in range(group.num_columns))
+    found = {c.path_in_schema: c.has_dictionary_page for c in columns}
+    assert found == {"sample_id": True, "v.list.element": False, "tops.list.element": True}
+
+
 def test_on_another_store(tmp_path):
     url = f"memory://{tmp_path.name}/t.parquet"
     tables.write(url, table_of(), rows=8)
     assert tables.facts(url) == {"rows": 8} and tables.read(url).equals(table_of())
+    assert tables.read_rows(url, ["sample_id"], range(2, 3)).to_pylist() == [{"sample_id": "s/é2"}]
 
 
 def test_a_read_that_is_cut_short_is_tried_again_and_damage_names_the_file(tmp_path, monkeypatch):
