@@ -22,6 +22,7 @@ WRITE_STARTS = 0.25  # of tasks whose processes are there
 SESSION_STARTS = 2.0  # the command itself, and Ray's end
 SPARE_TASKS = 2  # processes for tasks beyond a node's cores
 REPORT_S = 1.0
+DRIVER_BYTES = 150 * 10**6  # Ray in the command's own process; fitted to emoji, too
 ROW_BYTES = 4096  # of a sample's texts as Python objects, beside its vector
 
 
@@ -200,9 +201,10 @@ class Reckoning:
         work = self._passes_s(each, passes.MOST_TASKS)
         leaves, dim = cut["leaves"], cut["feature_dim"]
         sums = leaves * dim**2 * 8
+        held = self.trial.driver.peak_bytes + sums + DRIVER_BYTES
         why = (
             f"{cut['landmarks']:,} landmarks measured; {leaves:,} leaves × {dim}² × 8 bytes are "
-            f"{sums / GB:.2f} GB"
+            f"{sums / GB:.2f} GB; {DRIVER_BYTES / GB:.2f} GB of Ray"
         )
         return Stage(
             "select_k",
@@ -211,7 +213,7 @@ class Reckoning:
             work + cut["seconds"],
             self._tasks_start_s,
             "parts" if work > cut["seconds"] else "landmarks",
-            Process("driver", self.trial.driver.peak_bytes + sums, why),
+            Process("driver", held, why),
         )
 
     def caption(self) -> Stage:

@@ -110,13 +110,13 @@ def notes(reckoning: Reckoning) -> list[str]:
 def text(plan: Plan) -> str:
     """For a person."""
     target = plan.target
-    out = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.bytes_out.items())
+    out = ", ".join(f"{name} {digits(size / GB)}" for name, size in plan.bytes_out.items())
     lines = [
         f"cluster   {target.nodes} nodes, each {target.cpus} CPUs and {target.gpus} GPUs",
         f"shards    {plan.shards:,}; sampled: {', '.join(plan.sampled)}",
         f"images    {plan.images:,} ({plan.images_low:,} to {plan.images_high:,})",
-        f"in        {gigabytes(plan.bytes_in)} GB",
-        f"out       {gigabytes(sum(plan.bytes_out.values()))} GB: {out}",
+        f"in        {digits(plan.bytes_in / GB)} GB",
+        f"out       {digits(sum(plan.bytes_out.values()) / GB)} GB: {out}",
         f"decode    {plan.decode_rate:,.0f} images/s of one CPU",
         f"encode    {plan.encode_rate:,.0f} images/s of one "
         + ("GPU" if target.gpus else "encoder, alone"),
@@ -129,7 +129,7 @@ def text(plan: Plan) -> str:
     for stage in plan.stages:
         held = stage.process
         memory = f"{held.name} {held.bytes / GB:.2f} GB" if held else "–"
-        hours = (f"{stage.cpu_h:,.3f}", f"{stage.gpu_h:,.3f}")
+        hours = digits(stage.cpu_h), digits(stage.gpu_h)
         times = (duration(stage.start_s), duration(stage.work_s))
         cells.append((stage.stage, *hours, *times, stage.bound, memory))
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
@@ -155,6 +155,8 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
-def gigabytes(size: float) -> str:
-    """Bytes in GB, to three digits."""
-    return f"{size / GB:,.0f}" if size >= 100 * GB else f"{size / GB:.3g}"
+def digits(value: float) -> str:
+    """To three digits, without an exponent."""
+    if value >= 100 or not value:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

@@ -107,7 +107,7 @@ def test_passes_run_on_no_more_cpus_than_there_are_tasks():
     found = stages(10**7, 1280, Target(100, 10, 0, 0.0))
     assert found["select_k"].work_s == pytest.approx(10**7 * 0.004 / 128 + 40.0)
     assert found["write"].work_s == pytest.approx(10**7 * 0.004 / 1000)
-    assert found["select_k"].process.bytes == 10**9 + 2000 * 128**2 * 8
+    assert found["select_k"].process.bytes == 10**9 + 2000 * 128**2 * 8 + capacity.DRIVER_BYTES
 
 
 @pytest.mark.parametrize(
@@ -179,3 +179,11 @@ def test_the_text_is_no_wider_than_a_page():
     lines = plan.text(found).splitlines()
     assert max(map(len, lines)) <= plan.WIDTH
     assert any("give --encode-rate" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.0001234, "0.000123"), (0.5, "0.500"), (12.34, "12.3"), (123456.7, "123,457")],
+)
+def test_three_digits(value, said):
+    assert plan.digits(value) == said
