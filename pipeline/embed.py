@@ -128,7 +128,7 @@ def embed_shard(
     threads, ahead = cfg.decode_threads or os.cpu_count() or 1, LOOKAHEAD_BATCHES * cfg.batch_size
     limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
     decoder = Decoder(shard.stem, encoder.prepare, limits)
-    with storage.open_read(shard.url, shard.size) as stream:
+    with storage.open_read(shard.url, shard.size, shard.version) as stream:
         reader = ShardReader(stream, cfg.max_sample_bytes)
         batch: list[tuple[Row, np.ndarray]] = []
         for row, pixels in decoder.all(reader):
