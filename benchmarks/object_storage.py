@@ -142,7 +142,9 @@ def embedded(
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(os.cpu_count(),)) as one,
         ThreadPoolExecutor(cfg.readers) as pool,
     ):
-        facts = pool.map(lambda shard: embed.embed_shard(shard, encoder, one, cfg, paths), shards)
+        facts = pool.map(
+            lambda shard: embed.embed_shard(shard, encoder, one, cfg, paths, embed.decoded), shards
+        )
         count = sum(fact["embedded"] for fact in facts)
     return count / (time.perf_counter() - started)
 
