@@ -35,7 +35,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
 from pipeline.redaction import redacted
-from pipeline.store.storage import Folder, locate, read_bytes, retry, write_bytes
+from pipeline.store.retrying import retry
+from pipeline.store.storage import Folder, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
