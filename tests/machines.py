@@ -35,17 +35,20 @@ class Machine:
     log: Path
     environment: dict[str, str]
     enter: list[str] = field(default_factory=list)  # the command that a command runs under
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """A process of this machine; what it says goes into the log."""
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*self.enter, *command],
                 cwd=None if self.enter else self.folder,
                 env=self.environment,
                 stdout=log,
                 stderr=log,
             )
+        self.started.append(process)
+        return process
 
     def run(self, *command: str) -> int:
         """Its exit code."""
@@ -54,6 +57,16 @@ class Machine:
     def said(self) -> str:
         """By all of its processes."""
         return self.log.read_text(errors="replace")
+
+    def does(self, title: str) -> bool:
+        """Whether a worker of Ray with that title runs here."""
+        return any(title in name for process in self.started for name in titles(process.pid))
+
+    def die(self) -> None:
+        """SIGKILL all that runs."""
+        for process in self.started:
+            if process.poll() is None:
+                rivers.end(process)
 
 
 @dataclass
@@ -64,8 +77,8 @@ class Cluster:
     folder: Path
     environment: dict[str, str]
     machines: list[Machine] = field(default_factory=list)
-    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by address
     head: Machine | None = None
+    workers: list[Machine] = field(default_factory=list)  # that live
     ray_port: int = 0
 
     @property
@@ -109,7 +122,8 @@ class Cluster:
         else:
             (agent,) = free_ports(1)
             more = [f"--address={self.ray_address}"]
-        self.nodes[machine.address] = machine.start(
+            self.workers.append(machine)
+        machine.start(
             *(RAY, "start", "--block", f"--node-ip-address={machine.address}", *more),
             *(f"--num-cpus={cpus}", "--object-store-memory=100000000"),
             *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={machine.folder}/ray"),
@@ -117,23 +131,15 @@ class Cluster:
         wait_for(lambda: "Ray runtime started" in machine.said(), machine.said, 60)
         return machine
 
-    def running(self, title: str) -> list[Machine]:
-        """The machines on which Ray has a process of that title."""
-        return [
-            machine
-            for machine in self.machines
-            if (node := self.nodes.get(machine.address))
-            and any(title in name for name in titles(node.pid))
-        ]
-
     def lose(self, machine: Machine) -> None:
-        """SIGKILL the node and all that runs below it."""
-        rivers.end(self.nodes.pop(machine.address))
+        """A worker dies."""
+        self.workers.remove(machine)
+        machine.die()
 
     def end(self) -> None:
         """Kill what runs, remove what was made."""
-        for node in self.nodes.values():
-            rivers.end(node)
+        for machine in self.machines:
+            machine.die()
         if self.namespaces:
             for number in range(len(self.machines)):
                 ip("netns", "del", f"{self.folder.name}-{number + 1}")

@@ -71,7 +71,7 @@ def lose_one(cluster, driver, title: str, written: str) -> None:
         lambda: f"PUT /made/struck/{written}" in store.said() or driver.poll() is not None,
         cluster.head.said,
     )
-    at_work = cluster.running(title)
+    at_work = [worker for worker in cluster.workers if worker.does(title)]
     assert at_work, f"nobody does {title}:\n{cluster.head.said()[-3000:]}"
     cluster.lose(at_work[0])
     folder = written.partition("/")[0]
@@ -113,7 +113,7 @@ def test_what_lies_on_the_disk_of_one_machine_is_refused(cluster, tmp_path):
     for given in ((shards, f"{private}/run"), (f"{private}/shards", tmp_path / "run")):
         assert rivers.wait(run(cluster, *map(str, given), cluster.ray_address)) == 2
     said = [line for line in cluster.head.said().splitlines() if "do not see" in line]
-    addresses = ", ".join(sorted(cluster.nodes.keys() - {cluster.head.address}))
+    addresses = ", ".join(sorted(worker.address for worker in cluster.workers))
     for line, place in zip(said, ("run", "shards/00000.tar"), strict=True):
         assert line.startswith(f"ratecluster: {private}/{place} lies on a disk of this machine")
         assert f"do not see: {addresses}. Put shards" in line
