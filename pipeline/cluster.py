@@ -53,9 +53,10 @@ def _init(address: str) -> None:
 def actor_limits() -> dict[str, int]:
     """How often a dead actor comes back: without a limit a poisonous input would kill it for ever.
 
-    For ray.data's `ray_remote_args_fn`.
+    Calls have none: one to a node that died is tried, and refused, until Ray has noticed, and three
+    of them take no time. For ray.data's `ray_remote_args_fn`.
     """
-    return {"max_restarts": 3, "max_task_retries": 3}
+    return {"max_restarts": 3, "max_task_retries": -1}
 
 
 @contextmanager

@@ -200,6 +200,7 @@ def connect(name: str, first: str, address: str) -> None:
         ip("-n", first, "link", "set", port, "master", "eth0", "up")
     ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
     ip("-n", name, "link", "set", "eth0", "up")
+    ip("-n", name, "route", "add", "default", "dev", "eth0")  # Ray takes its address from it
 
 
 def ip(*words: str) -> None:
