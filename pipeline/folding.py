@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -90,6 +91,19 @@ class RunningTotal:
 def finished(folder: Folder) -> None:
     """The stage is done: nothing is left to go on from."""
     folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
+
+
+def begun(folder: Folder, made_of: str) -> bool:
+    """Whether a stage of this fingerprint has something to go on from. Changes nothing."""
+    for name in folder.names():
+        if not name.startswith(PREFIX):
+            continue
+        url = folder.file(name)
+        with suppress(FileNotFoundError, ValueError, KeyError):  # it is over by now; damaged
+            size = int.from_bytes(storage.read_range(url, 0, 8), "little")
+            if _made_of(storage.read_range(url, 0, 8 + size)).startswith(made_of):
+                return True
+    return False
 
 
 def _made_of(data: bytes) -> str:

@@ -13,7 +13,18 @@ import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline import artifacts, caption, config, embed, evaluate, report, select_k, train, write
+from pipeline import (
+    artifacts,
+    caption,
+    config,
+    embed,
+    evaluate,
+    folding,
+    report,
+    select_k,
+    train,
+    write,
+)
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import UserError
 from pipeline.reasons import printable
@@ -141,6 +152,8 @@ def stage_row(want: artifacts.Wanted, paths: artifacts.RunPaths) -> Row:
     rerun = f"{unit} {done} to {total}" if done and unit == "steps" else "all of it"
     if done and unit == "parts":
         rerun = f"{(total or 0) - done} of {total} parts"
+    if not done and folding.begun(want.folder, want.made_of):
+        return replace(row, state="partly", rerun="from where it was interrupted")
     state = "partly" if done else "out of date" if manifest else "not begun"
     return replace(row, state=state, rerun=f"{rerun}: {reason}" if reason else rerun)
 

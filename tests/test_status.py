@@ -5,10 +5,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
 from pipeline import artifacts, cli, embed, status
+from pipeline.folding import Unfinished
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
 from tests.conftest import run_arguments
@@ -115,6 +117,21 @@ def test_an_interrupted_embed_and_what_stands_on_it(rows, run, tiny_shards):
     assert found["embed"]["rerun"] == "the shards that have no part; --shards tells which"
     assert found["embed"]["done"] == 1 and found["embed"]["total"] is None
     assert found["write"]["state"] == "unknown"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stage, folder", [("select_k", "clusters"), ("caption", "captions")])
+def test_sums_of_an_interrupted_stage(rows, run, tiny_shards, stage, folder):
+    manifest = run / folder / "manifest.json"
+    made_of = json.loads(manifest.read_text())["fingerprint"]
+    manifest.unlink()
+    place = artifacts.RunPaths(str(run)).folder(folder)
+    Unfinished(place, "counts", "another-2").save({"sum": np.zeros(3)})
+    given = settings(tiny_shards, run)
+    assert rows(*given)[stage]["state"] == "not begun"
+    Unfinished(place, "counts", f"{made_of}-2").save({"sum": np.zeros(3)})
+    found = rows(*given)[stage]
+    assert (found["state"], found["rerun"]) == ("partly", "from where it was interrupted")
 
 
 @pytest.mark.ray

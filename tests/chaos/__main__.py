@@ -1,6 +1,6 @@
 """Faults done to runs of all stages, and whether anything was lost.
 
-    python -m tests.chaos [--faults 100] [--seed 0] [--only processes cluster storage disk]
+    python -m tests.chaos [--faults 100] [--seed 0] [--only processes cluster storage renames disk]
 
 Every scenario is a run on a root of its own: faults strike at random times, the same command is
 given again until it ends well, then `verify` must pass and every final file must be, byte for byte,
@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos import river as rivers
 from tests.chaos.river import Fault, River
 
-OF_A_RUN = {"processes": 8, "cluster": 8, "storage": 20, "disk": 6}  # faults
+OF_A_RUN = {"processes": 8, "cluster": 8, "storage": 20, "renames": 8, "disk": 6}  # faults
 CALM = {"seed": 0, "rate": 0.0, "most": 0, "log": "/dev/null", "hang_s": 0}  # the store works
 
 
@@ -73,7 +73,7 @@ class Chaos:
         found = river.ids()
         lost = [i for i in self.ids if not found[i]]
         twice = [i for i, times in found.items() if times > 1]
-        final, expected = rivers.finals(river.folder), self.expected(river.plan is not None)
+        final, expected = rivers.finals(river.folder), self.expected("://" in river.root)
         other = {n for n in expected.keys() | final if expected.get(n) != final.get(n)}
         for what, some in (("lost", lost), ("duplicated", twice), ("differing", sorted(other))):
             if some:
@@ -97,8 +97,17 @@ def processes(chaos: Chaos, name: str, dice: random.Random, faults: int) -> Rive
 
 def storage(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
     """Root and shards lie in a store whose calls fail, hang, are slow or cut short."""
-    river = chaos.river(name, faulty=True)
-    log = chaos.folder / f"{name}.faults"
+    return by_plan(chaos.river(name, faulty=True), dice, faults)
+
+
+def renames(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+    """Root and shards lie on a disk whose renames fail."""
+    return by_plan(chaos.river(name), dice, faults)
+
+
+def by_plan(river: River, dice: random.Random, faults: int) -> River:
+    """Runs until one ends well; what fails is drawn by the processes of the run themselves."""
+    log = river.log.with_suffix(".faults")
     seed, hang_s = dice.randrange(10**6), rivers.SETTINGS["run.stall_s"] * 2
     for attempt in range(6):
         rate = 0.15 if attempt < 4 else 0.0
@@ -175,6 +184,7 @@ SCENARIOS: dict[str, Scenario] = {
     "processes": processes,
     "cluster": cluster,
     "storage": storage,
+    "renames": renames,
     "disk": disk,
 }
 

@@ -1,4 +1,4 @@
-"""An object store over a local folder, whose calls fail as a plan says.
+"""An object store over a local folder, and a disk's renames, which fail as a plan says.
 
 The plan is JSON in the environment variable CHAOS_PLAN: {"seed", "rate", "most", "log", "hang_s"}.
 What befalls a call depends on nothing but the seed, the operation, the file, and how often this
@@ -19,6 +19,8 @@ from uuid import uuid4
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.store.storage import PARTIAL
+
 READ_FAULTS = ("read fails", "read is slow", "read is cut short")
 HANGS = 0.03  # of the faults of reads
 WRITE_FAULTS = (
@@ -27,6 +29,7 @@ WRITE_FAULTS = (
     "write is done, but says it failed",
 )
 LIST_FAULTS = ("listing fails",)
+RENAME_FAULTS = ("rename fails", "rename is done, but says it failed")
 SLOW_S = 1.0
 
 
@@ -137,6 +140,20 @@ class FaultyFileSystem(AbstractFileSystem):
 
     def created(self, path: str) -> Any:
         return self.local.created(self._strip_protocol(path))
+
+
+def break_renames() -> None:
+    """Of the project's own temporary files, which only local disk has beside their targets."""
+    rename = Path.replace
+
+    def replace(path: Path, target: Any) -> Path:
+        fault = PLAN.draw(RENAME_FAULTS, str(target)) if PARTIAL in path.name else ""
+        if fault != "rename fails":
+            rename(path, target)
+        _fail(fault, str(target))
+        return Path(target)
+
+    Path.replace = replace  # type: ignore[method-assign]
 
 
 def _fail(fault: str, path: str) -> None:

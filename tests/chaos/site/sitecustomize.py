@@ -1,8 +1,11 @@
-"""Read by every Python process of a run under faults: makes the store `faulty://` known there."""
+"""Read by every Python process of a run under faults: the faulty store, renames that fail."""
 
 import os
 
 if "CHAOS_PLAN" in os.environ:
     import fsspec
 
-    fsspec.register_implementation("faulty", "tests.chaos.faulty.FaultyFileSystem")
+    from tests.chaos import faulty
+
+    fsspec.register_implementation("faulty", faulty.FaultyFileSystem)
+    faulty.break_renames()
