@@ -156,6 +156,12 @@ def absolute(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
 
 
+def local_path(url: str) -> Path | None:
+    """Where it lies on this machine's disks; None in a store that all machines reach."""
+    fs, path = locate(url)
+    return Path(path) if isinstance(fs, LocalFileSystem) else None
+
+
 def exists(url: str) -> bool:
     """Whether the file is there."""
     fs, path = locate(url)
