@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ from pipeline.errors import UserError
 from pipeline.interrupt import Interruption
 from pipeline.reasons import printable
 from pipeline.store import lock, storage
-from pipeline.store.listing import list_shards
+from pipeline.store.listing import Shard, list_shards
 
 log = logging.getLogger(__name__)
 KINDS: dict[str, type] = {
@@ -97,15 +98,22 @@ def _begin(root: str, file: str | None, sets: list[str] | None, address: str | N
 
 
 @contextmanager
-def _owning(root: str, cfg: progress.Config) -> Iterator[None]:
-    """Only this command writes to the root, and no stage of it waits for ever."""
+def _owning(root: str, cfg: progress.Config, shards: Sequence[Shard] = ()) -> Iterator[None]:
+    """Only this command writes to the root, which all nodes see, and no stage waits for ever."""
     storage.check_writable(root)
     with (
         Interruption() as block,
         lock.held(root, progress.current, block.interrupt),
         progress.watched(cfg),
+        cluster.sharing(storage.local_path(root), *_one_of_each_folder(shards)),
     ):
         yield
+
+
+def _one_of_each_folder(shards: Sequence[Shard]) -> list[Path | None]:
+    """The first of the shards that lie together, where they lie on local disks."""
+    first = {shard.url.rpartition("/")[0]: shard.url for shard in reversed(shards)}
+    return [storage.local_path(url) for url in first.values()]
 
 
 @app.command("shards", epilog=settings_help("shards"))
@@ -120,7 +128,9 @@ def shards_command(
     """Pack images into webdataset shards."""
     sections, _ = _begin(out, config_file, sets, address)
     storage.check_writable(out)
-    pack.run(sections["shards"], source, out, data_dir)
+    folder = Path(source).resolve()
+    with cluster.sharing(storage.local_path(out), folder if folder.is_dir() else None):
+        pack.run(sections["shards"], source, out, data_dir)
 
 
 @app.command("embed", epilog=settings_help("embed", "run"))
@@ -136,7 +146,7 @@ def embed_command(
     sections, paths = _begin(root, config_file, sets, address)
     found = list_shards(shards)
     embed.check(sections["embed"])
-    with _owning(paths.root, sections["run"]):
+    with _owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
 
 
@@ -211,7 +221,8 @@ def plan_command(
 def verify_command(root: Root, address: Address = None) -> None:
     """Prove that all of a run is there and agrees: every manifest, part and labelled shard."""
     _, paths = _begin(root, None, None, address)
-    found = verify.run(paths)
+    with cluster.sharing(None, storage.local_path(root)):
+        found = verify.run(paths)
     for line in (*found.notes, *found.lines):
         typer.echo(line)
     if found.count:
@@ -237,7 +248,7 @@ def run_command(
     embed.check(sections["embed"])
     train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
-    with _owning(paths.root, sections["run"]):
+    with _owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
         if sections["evaluate"].label:
             evaluate.check(sections["evaluate"], paths)

@@ -2,15 +2,23 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import UserError
 
 OBJECT_STORE_BYTES = 1_000_000_000  # of a Ray of our own
 SPARE_CPUS = 2  # logical, beyond the cores: Ray hangs silently where actors take every CPU
+NAMED = 3  # nodes in a message
+
+_shared: list[tuple[Path, bool]] = []  # what `sharing` asks for, and whether it is written to
 
 
 def join() -> None:
@@ -21,6 +29,7 @@ def join() -> None:
     """
     if not ray.is_initialized():
         _init(os.environ.get("RAY_ADDRESS") or "local")
+        _check_shared(_shared)
     for noisy in ("ray", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -44,9 +53,10 @@ def _init(address: str) -> None:
 def actor_limits() -> dict[str, int]:
     """How often a dead actor comes back: without a limit a poisonous input would kill it for ever.
 
-    For ray.data's `ray_remote_args_fn`.
+    Calls have none: one to a node that died is tried, and refused, until Ray has noticed, and three
+    of them take no time. For ray.data's `ray_remote_args_fn`.
     """
-    return {"max_restarts": 3, "max_task_retries": 3}
+    return {"max_restarts": 3, "max_task_retries": -1}
 
 
 @contextmanager
@@ -58,3 +68,70 @@ def session() -> Iterator[None]:
     finally:
         if ray.is_initialized() and not before:
             ray.shutdown()
+
+
+@contextmanager
+def sharing(written: Path | None, *read: Path | None) -> Iterator[None]:
+    """Inside, a cluster is only joined if its nodes see this local folder and what is read."""
+    places = [(place, place is written) for place in (written, *read) if place]
+    _shared.extend(places)
+    try:
+        yield
+    finally:
+        del _shared[len(_shared) - len(places) :]
+
+
+def _check_shared(places: Sequence[tuple[Path, bool]]) -> None:
+    """UserError where nodes with other addresses do not see what this one does."""
+    others = _other_nodes() if places else {}
+    if not others:
+        return
+    with ExitStack() as stack:
+        marks = {str(p): stack.enter_context(_mark(p)) if own else p for p, own in places}
+        look = ray.remote(_missing).options(num_cpus=0)
+        asked = {
+            address: look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(marks)
+            for address, node in others.items()
+        }
+        blind = {address: missing for address, ref in asked.items() if (missing := _answer(ref))}
+    if blind:
+        names = sorted(blind)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise UserError(
+            f"{next(iter(blind.values()))[0]} lies on a disk of this machine that other nodes of "
+            f"the cluster do not see: {', '.join(names[:NAMED])}{more}. Put shards and root into "
+            "an object store (s3://…), or on a disk mounted at the same path on every node"
+        )
+
+
+def _other_nodes() -> dict[str, str]:
+    """A node that takes tasks for every address but this node's: node ids by address."""
+    here = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    own = {node["NodeManagerAddress"] for node in alive if node["NodeID"] == here}
+    takes = {n["NodeManagerAddress"]: n["NodeID"] for n in alive if n["Resources"].get("CPU")}
+    return {address: node for address, node in takes.items() if address not in own}
+
+
+@contextmanager
+def _mark(folder: Path) -> Iterator[Path]:
+    """A new file in it: on another node may lie another folder of the same name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".ratecluster-probe-") as file:
+        yield Path(file.name)
+
+
+def _missing(marks: dict[str, Path]) -> list[str]:
+    """A task: those of the places whose marks this node does not see."""
+    return [place for place, mark in marks.items() if not mark.exists()]
+
+
+def _answer(missing: Any) -> list[str]:
+    """What a node does not see; nothing where the node has gone meanwhile."""
+    try:
+        found: list[str] = ray.get(missing)
+    except ray.exceptions.RayError:
+        return []
+    return found

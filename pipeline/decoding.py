@@ -62,7 +62,7 @@ def batches(
         spent = decoder.busy_s - told_s
         return Batch(rows, np.stack(pixels) if pixels else NO_PIXELS, rejects, end, spent)
 
-    with storage.open_read(shard.url, shard.size) as stream:
+    with storage.open_read(shard.url, shard.size, shard.version) as stream:
         reader = ShardReader(stream, max_sample_bytes)
         for row, decoded in decoder.all(reader):
             if decoded is None:

@@ -1,5 +1,6 @@
 """Many Ray tasks over the parts of a run: bounded in number, results in the order of the parts."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from pipeline import cluster, progress
 
 T = TypeVar("T")
 RETRIES = 3  # of a task whose process or node died
+COUNTED_S = 10.0  # for which a number of CPUs holds: clusters grow and shrink
 
 
 def chunks(items: Sequence[T], most: int) -> list[Sequence[T]]:
@@ -26,14 +28,15 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
     """`function(item, *shared)` for every item, each a task of one CPU; results in order.
 
     `shared` values go into the object store once. At most twice as many tasks as CPUs are under
-    way, so that results which wait do not fill the store. A failed task raises its error.
+    way, so that results which wait do not fill the store; more where the cluster has grown. A
+    failed task raises its error.
     """
     if not items:
         return
     cluster.join()
     task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES)
     common = [ray.put(value) for value in shared]
-    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    limit, counted = _limit(), time.monotonic()
     running: deque[Any] = deque()
     names: deque[str] = deque()
 
@@ -46,10 +49,17 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
     for item in items:
         running.append(task.remote(item, *common))
         names.append(named(item))
-        if len(running) >= limit:
+        if time.monotonic() - counted > COUNTED_S:
+            limit, counted = _limit(), time.monotonic()
+        while len(running) >= limit:
             yield first()
     while running:
         yield first()
+
+
+def _limit() -> int:
+    """Of tasks under way, for the CPUs that the cluster has now."""
+    return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def named(item: Any) -> str:

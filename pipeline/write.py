@@ -90,7 +90,8 @@ def relabel(
     `labels` are in the order of the tar. Member bytes, names and order stay as they are. No more
     than `max_sample_bytes` of a sample are held: what exceeds them is copied in pieces.
     """
-    count, stream = 0, storage.open_read(shard["url"], shard["size"])
+    count = 0
+    stream = storage.open_read(shard["url"], shard["size"], shard["version"])
     with stream as source, ShardWriter(target) as writer:
         for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import config, redaction
 from pipeline.errors import UserError
-from pipeline.store import storage
+from pipeline.store import retrying, storage
 from pipeline.vision import vocabulary
 from tests.conftest import ROOT, run_arguments
 
@@ -97,7 +97,7 @@ def test_values_of_secret_variables_are_not_said(monkeypatch):
 
 
 def test_errors_of_a_store_are_raised_without_secrets(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda s: None)
+    monkeypatch.setattr(retrying.time, "sleep", lambda s: None)
 
     class Client(Exception):  # noqa: N818
         """As of a client that quotes the URL; its text is not in its arguments."""

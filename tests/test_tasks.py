@@ -71,9 +71,9 @@ def test_shared_values_reach_every_task(ray_session):
     assert found == [103.0, 112.0, 121.0, 130.0]
 
 
-@pytest.mark.ray
-def test_no_more_results_wait_than_twice_the_cpus(ray_session, monkeypatch):
-    """One more is started for each one taken: what is not taken yet stays bounded."""
+@pytest.fixture
+def started(monkeypatch):
+    """The items whose tasks were started, in order."""
     started = []
     remote = ray.remote
 
@@ -89,12 +89,34 @@ def test_no_more_results_wait_than_twice_the_cpus(ray_session, monkeypatch):
             return self.task.remote(item, *shared)
 
     monkeypatch.setattr(tasks.ray, "remote", Counting)
+    return started
+
+
+@pytest.mark.ray
+def test_no_more_results_wait_than_twice_the_cpus(ray_session, started):
+    """One more is started for each one taken: what is not taken yet stays bounded."""
     limit = 2 * int(ray.cluster_resources()["CPU"])
     results = tasks.results(slow_first, list(range(5 * limit)))
     for taken in range(1, 4 * limit):
         next(results)
         assert len(started) == limit + taken - 1
     assert len(list(results)) == limit + 1
+
+
+@pytest.mark.ray
+def test_more_are_under_way_when_the_cluster_has_grown_and_fewer_when_it_has_shrunk(
+    ray_session, started, monkeypatch
+):
+    has = {"CPU": 2}
+    monkeypatch.setattr(tasks, "COUNTED_S", -1)
+    monkeypatch.setattr(tasks.ray, "cluster_resources", lambda: has)
+    results = tasks.results(slow_first, list(range(60)))
+    ahead = []
+    for taken, has["CPU"] in enumerate((2, 2, 8, 8, 1, 1)):
+        next(results)
+        ahead.append(len(started) - taken)
+    assert ahead == [4, 4, 16, 16, 16, 15]
+    assert len(list(results)) == 54
 
 
 @pytest.mark.ray

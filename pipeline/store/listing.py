@@ -9,7 +9,8 @@ from braceexpand import braceexpand
 
 from pipeline.errors import UserError
 from pipeline.redaction import HTTP
-from pipeline.store.storage import locate, read_bytes, retry
+from pipeline.store.retrying import retry
+from pipeline.store.storage import locate, read_bytes, up_to_date
 
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 COMPRESSED = (".tar.gz", ".tgz")
@@ -131,12 +132,15 @@ def _search(pattern: str) -> Details:
     """The files of a folder, or those that a glob matches, but for hidden ones."""
     pattern = pattern.rstrip("/")
     fs, path = locate(pattern)
-    fs.invalidate_cache()
-    try:
+
+    def search() -> list[dict[str, Any]]:
         if _is_glob(pattern):
-            entries = list(retry(lambda: fs.glob(path, detail=True)).values())
-        else:
-            entries = retry(lambda: fs.ls(path, detail=True)) if fs.isdir(path) else []
+            return list(fs.glob(path, detail=True).values())
+        return list(fs.ls(path, detail=True)) if fs.isdir(path) else []
+
+    try:
+        with up_to_date(fs):
+            entries = retry(search, pattern)
     except FileNotFoundError:
         return {}
     prefix = _prefix(pattern)
@@ -166,9 +170,9 @@ def _listing(fs: Any, folder: str) -> Details | None:
     """File name -> details; None where folders cannot be listed."""
     if _is(fs, "http"):
         return None
-    fs.invalidate_cache()
     try:
-        entries = retry(lambda: fs.ls(folder, detail=True))
+        with up_to_date(fs):
+            entries = retry(lambda: fs.ls(folder, detail=True), fs.unstrip_protocol(folder))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError:  # a bucket may allow to read what it does not allow to list
@@ -182,7 +186,7 @@ def _ask(found: Details) -> Details:
     def details(url: str) -> dict[str, Any] | None:
         fs, path = locate(url)
         try:
-            return dict(retry(lambda: fs.info(path)))
+            return dict(retry(lambda: fs.info(path), url))
         except FileNotFoundError:
             return None
 

@@ -35,10 +35,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
 from pipeline.redaction import redacted
-from pipeline.store.storage import Folder, locate, read_bytes, retry, write_bytes
+from pipeline.store.retrying import retry
+from pipeline.store.storage import Folder, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
+LAST_BEAT_S = 10.0  # that a heartbeat under way is waited for at the end
 STALE_S = 60.0  # without a change, after which an owner elsewhere is taken for dead
 SILENT_S = 600.0  # without a heartbeat written, after which an owner stops
 FILE = re.compile(r"(\d+)\.json")
@@ -93,7 +95,7 @@ def held(
         yield
     finally:
         over.set()
-        thread.join(HEARTBEAT_S)
+        thread.join(LAST_BEAT_S)
         owner.keep |= thread.is_alive()  # it may write its file once more
         try:
             owner.release()

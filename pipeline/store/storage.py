@@ -4,54 +4,34 @@ A file is seen whole or not at all. A folder is done when its manifest is there,
 written last.
 """
 
-import errno
 import io
 import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 from uuid import uuid4
 
-from fsspec.core import url_to_fs
+from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from pipeline.errors import UserError
-from pipeline.redaction import harmless, redacted, resolved
+from pipeline.redaction import HTTP, redacted, resolved
+from pipeline.store.read_ahead import Ahead, Sized
+from pipeline.store.retrying import retry
 
-T = TypeVar("T")
-ATTEMPTS = 4  # of one storage operation; the waits between them are 1, 2 and 4 seconds
-FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-CLIENTS = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "httpx")
+MANIFEST = "manifest.json"
 PARTIAL = ".partial-"  # in the names of temporary files beside their targets
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class DamagedError(OSError):
     """What a store gives is not what was written, however often it is read."""
-
-
-def retry(operation: Callable[[], T]) -> T:
-    """Run `operation`; an error of the store that may pass is tried again, with longer waits.
-
-    What is raised tells no secret, though clients quote the URL they asked for.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return operation()
-        except Exception as error:
-            final = isinstance(error, FINAL) or not _may_pass(error)
-            if final or attempt == ATTEMPTS - 1:
-                if (told := harmless(error)) is not error:
-                    raise told from None
-                raise
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable")
 
 
 def locate(url: str) -> tuple[Any, str]:
@@ -66,11 +46,15 @@ def locate(url: str) -> tuple[Any, str]:
         raise UserError(redacted(f"{url}: {error}")) from None
 
 
-def _may_pass(error: Exception) -> bool:
-    """Errors of the network are OSErrors, or of the clients' own kinds."""
-    if isinstance(error, OSError):
-        return error.errno not in FULL
-    return type(error).__module__.partition(".")[0] in CLIENTS
+@contextmanager
+def up_to_date(fs: Any) -> Iterator[None]:
+    """List a store as it is now: fsspec keeps listings, and would take sizes and ETags from them
+    long after another process has written."""
+    fs.invalidate_cache()
+    try:
+        yield
+    finally:
+        fs.invalidate_cache()
 
 
 @contextmanager
@@ -86,23 +70,23 @@ def commit(url: str) -> Iterator[IO[bytes]]:
     local = isinstance(fs, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
+        temporary = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
     else:
-        partial = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
+        temporary = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
     try:
-        with partial.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             if local:
                 os.fsync(file.fileno())
         if local:
-            partial.replace(path)
+            temporary.replace(path)
             _sync_folder(Path(path).parent)
         else:
-            retry(lambda: fs.put_file(str(partial), path))
+            retry(lambda: fs.put_file(str(temporary), path), url)
     finally:
         with suppress(FileNotFoundError):
-            partial.unlink()
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -122,27 +106,41 @@ def write_bytes(url: str, data: bytes) -> None:
 def read_bytes(url: str) -> bytes:
     """The whole file."""
     fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path)))
+    return retry(lambda: bytes(fs.cat_file(path)), url)
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes of the file from `offset`."""
     fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+    return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)), url)
 
 
-def open_read(url: str, size: int = 0) -> IO[bytes]:
+def read_tail(url: str, size: int) -> bytes:
+    """The last `size` bytes of the file, or all of a shorter one."""
+    fs, path = locate(url)
+    return retry(lambda: bytes(fs.cat_file(path, start=-size)), url)[-size:]  # some give it whole
+
+
+def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
     """The file as a stream, for one pass from its start to its end.
 
-    Where its `size` is known, reading raises OSError if it ends before: a stream that the store cut
-    short looks like a shorter file.
+    Where its `size` is known, reading raises OSError if it ends before (a stream that the store cut
+    short looks like a shorter file), and a remote file is read ahead. S3 is held to the `version`.
     """
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         stream: IO[bytes] = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
+    elif not size:
+        stream = retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"), url)
     else:
-        stream = retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"))
-    return cast(IO[bytes], _Sized(stream, size, url)) if size else stream
+        known = {} if url.startswith(HTTP) else {"size": size}  # HTTP: asked whether it has ranges
+        stream = retry(lambda: fs.open(path, "rb", cache_type="none", **known), url)
+        if isinstance(stream, AbstractBufferedFile):
+            if hasattr(stream, "read_kw"):  # S3's, which would ask for its details first
+                stream.details = {"name": path, "size": size, "ETag": f'"{version}"'}
+                stream.read_kw |= {"IfMatch": f'"{version}"'} if version else {}
+            return io.BufferedReader(Ahead(stream, size, url), 1 << 20)
+    return cast(IO[bytes], Sized(stream, size, url)) if size else stream
 
 
 def open_pieces(url: str) -> IO[bytes]:
@@ -150,28 +148,7 @@ def open_pieces(url: str) -> IO[bytes]:
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         return Path(path).open("rb")
-    return cast(IO[bytes], retry(lambda: fs.open(path, "rb", cache_type="none")))
-
-
-class _Sized(io.RawIOBase):
-    """A stream that must not end before `size` bytes."""
-
-    def __init__(self, stream: IO[bytes], size: int, url: str) -> None:
-        self.stream, self.size, self.url, self.seen = stream, size, url, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.seen += len(data)
-        if size and not data and self.seen < self.size:
-            raise OSError(
-                f"{self.url} ended after {self.seen} of {self.size} bytes: the store cut it short, "
-                "or it has changed since it was listed; run again"
-            )
-        return data
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
+    return cast(IO[bytes], retry(lambda: fs.open(path, "rb", cache_type="none"), url))
 
 
 def absolute(url: str) -> str:
@@ -179,10 +156,16 @@ def absolute(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
 
 
+def local_path(url: str) -> Path | None:
+    """Where it lies on this machine's disks; None in a store that all machines reach."""
+    fs, path = locate(url)
+    return Path(path) if isinstance(fs, LocalFileSystem) else None
+
+
 def exists(url: str) -> bool:
     """Whether the file is there."""
     fs, path = locate(url)
-    return retry(lambda: bool(fs.exists(path)))
+    return retry(lambda: bool(fs.exists(path)), url)
 
 
 def check_writable(url: str) -> None:
@@ -217,8 +200,8 @@ class Folder:
         """Names of the files that lie in it; empty if there is no such folder."""
         fs, path = locate(self.url)
         try:
-            fs.invalidate_cache(path)
-            found = retry(lambda: fs.ls(path, detail=False))
+            with up_to_date(fs):
+                found = retry(lambda: fs.ls(path, detail=False), self.url)
         except (FileNotFoundError, NotADirectoryError):
             return set()
         return {str(name).rstrip("/").rpartition("/")[2] for name in found}
@@ -232,7 +215,7 @@ class Folder:
 
     def peek(self) -> dict[str, Any] | None:
         """The manifest, or None where the stage has not finished."""
-        url = self.file("manifest.json")
+        url = self.file(MANIFEST)
 
         def load() -> dict[str, Any]:
             data = read_bytes(url)
@@ -253,7 +236,7 @@ class Folder:
         self.sweep()
         manifest = {"fingerprint": fingerprint, **facts}
         text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
-        write_bytes(self.file("manifest.json"), text.encode())
+        write_bytes(self.file(MANIFEST), text.encode())
 
     def sweep(self) -> None:
         """Delete the temporary files of writers that were killed."""
@@ -262,15 +245,36 @@ class Folder:
     def remove(self, names: set[str]) -> None:
         """Delete files of it, the manifest first."""
         fs, _ = locate(self.url)
-        for name in sorted(names, key=lambda name: name != "manifest.json"):
-            _, path = locate(self.file(name))
+        local = isinstance(fs, LocalFileSystem)
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            path = locate(self.file(name))[1]
             with suppress(FileNotFoundError):
-                fs.rm(path, recursive=True)
+                if local:
+                    fs.rm(path, recursive=True)
+                elif name == MANIFEST:
+                    retry(partial(fs.rm_file, path), self.url)
+        if not local and (rest := names - {MANIFEST}):
+            retry(lambda: self._remove(rest), self.url)
+
+    def _remove(self, names: set[str]) -> None:
+        """Delete many at once: a request for each thousand on S3, whose answer s3fs drops."""
+        fs, _ = locate(self.url)
+        if there := sorted(names & self.names()):
+            paths = [locate(self.file(name))[1] for name in there]
+            for path in filter(has_magic, paths):  # a list of paths is one of patterns
+                fs.rm_file(path)
+            if plain := [path for path in paths if not has_magic(path)]:
+                fs.rm(plain)
+            if left := sorted(names & self.names()):
+                raise OSError(
+                    f"{self.url}: {len(left)} of {len(there)} files could not be deleted, the "
+                    f"first: {left[0]}; check that deleting is allowed there"
+                )
 
     def clear(self) -> None:
         """Delete everything in it, the manifest first."""
         fs, path = locate(self.url)
-        self.remove({"manifest.json"} & self.names())
+        self.remove({MANIFEST} & self.names())
         if isinstance(fs, LocalFileSystem):
             shutil.rmtree(path, ignore_errors=True)
         else:

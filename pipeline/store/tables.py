@@ -13,6 +13,7 @@ from pipeline.store import storage
 
 FACTS_KEY = b"ratecluster"
 ROW_GROUP_ROWS = 1024  # training reads a few rows of many groups: 1 MB of 512 float16 each
+FOOTER_BYTES = 1 << 16  # read at first; some facts need more
 
 
 def vectors(dim: int, kind: pa.DataType | None = None) -> pa.DataType:
@@ -65,7 +66,7 @@ def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
         with storage.open_read(url) as file, _naming(url):
             return pq.read_table(file, columns=list(columns) if columns else None)
 
-    return storage.retry(load)
+    return storage.retry(load, url)
 
 
 def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
@@ -80,7 +81,7 @@ def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
             table = parquet.read_row_groups(range(first, last + 1), columns=list(columns))
             return table.slice(rows.start - (ends[first] - sizes[first]), len(rows))
 
-    return storage.retry(load)
+    return storage.retry(load, url)
 
 
 @contextmanager
@@ -98,8 +99,17 @@ def facts(url: str) -> dict[str, Any]:
     """The facts in the footer of a table of ours; FileNotFoundError if it is not there."""
 
     def load() -> dict[str, Any]:
-        with storage.open_read(url) as file, _naming(url):
-            metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
+        with _naming(url):
+            metadata = pq.ParquetFile(_footer(url)).schema_arrow.metadata or {}
             return dict(json.loads(metadata.get(FACTS_KEY, b"{}")))
 
-    return storage.retry(load)
+    return storage.retry(load, url)
+
+
+def _footer(url: str) -> pa.BufferReader:
+    """The end of a Parquet file, its footer in it, by one request of an object store."""
+    tail = storage.read_tail(url, FOOTER_BYTES)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > len(tail) == FOOTER_BYTES and tail.endswith(b"PAR1"):
+        tail = storage.read_tail(url, length)
+    return pa.BufferReader(tail)

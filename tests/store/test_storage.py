@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,29 +11,31 @@ import boto3
 import fsspec
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UserError
-from pipeline.store import storage
+from pipeline.store import retrying, storage
 from pipeline.store.storage import Folder
+from tests.store.slow_s3 import SlowS3, environment
 
 
 @pytest.fixture(scope="module")
-def s3():
-    """A bucket on an S3 server of our own, reached as a user would reach theirs."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "fake", "AWS_SECRET_ACCESS_KEY": "fake"}
-    more = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**keys, **more}.items():
+def slow_s3():
+    """A server with a bucket, reached as a user would reach theirs."""
+    with SlowS3() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(server.url).items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
+        yield server
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+
+
+@pytest.fixture
+def s3(slow_s3):
+    """The bucket on an S3 server of our own, without any fault yet."""
+    slow_s3.calm()
+    yield "s3://bucket"
+    slow_s3.calm()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -93,14 +94,6 @@ def test_a_commit_replaces(root):
     for data in (b"a much longer first one", b"2"):
         storage.write_bytes(f"{root}/x", data)
         assert storage.read_bytes(f"{root}/x") == data
-
-
-def test_a_large_file_goes_up_in_parts(s3):
-    data = os.urandom(1 << 20) * 60  # beyond what s3fs sends in one request
-    storage.write_bytes(f"{s3}/large/x", data)
-    assert storage.read_bytes(f"{s3}/large/x") == data
-    uploads = boto3.client("s3").list_multipart_uploads(Bucket="bucket")
-    assert uploads.get("Uploads", []) == []
 
 
 def test_threads_do_not_spoil_each_other(root, tmp_path):
@@ -171,7 +164,7 @@ def test_reading(root):
 def waits(monkeypatch):
     """The waits that were asked for, none of them waited."""
     asked: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", asked.append)
+    monkeypatch.setattr(retrying.time, "sleep", asked.append)
     return asked
 
 
@@ -192,7 +185,7 @@ def failing(*errors: Exception):
 def test_errors_that_pass_are_tried_again_with_longer_waits(waits, error):
     operation, calls = failing(error, error, error)
     assert storage.retry(operation) == "done"
-    assert len(calls) == storage.ATTEMPTS == 4 and waits == [1, 2, 4]
+    assert len(calls) == retrying.ATTEMPTS == 4 and waits == [1, 2, 4]
 
 
 def test_errors_that_stay_are_raised_in_the_end(waits):
@@ -278,15 +271,23 @@ def test_the_manifest_goes_first(tmp_path, monkeypatch):
         storage.write_bytes(folder.file(name), b"")
     folder.finish("f")
     fs = fsspec.filesystem("memory")
-    rm, removed = type(fs).rm, []
+    rm, removed = type(fs).rm_file, []
 
-    def spy(self, path, *args, **kwargs):
+    def spy(self, path):
         removed.append(path.rpartition("/")[2])
-        return rm(self, path, *args, **kwargs)
+        return rm(self, path)
 
-    monkeypatch.setattr(type(fs), "rm", spy)
+    monkeypatch.setattr(type(fs), "rm_file", spy)
     folder.clear()
     assert removed[0] == "manifest.json" and sorted(removed) == ["a", "manifest.json", "z"]
+
+
+def test_names_are_no_patterns(root):
+    folder = Folder(f"{root}/stage")
+    for name in ("a1", "a[1]", "b"):
+        storage.write_bytes(folder.file(name), b"")
+    folder.remove({"a[1]", "b*"})
+    assert folder.names() == {"a1", "b"}
 
 
 def test_a_manifest_is_json_a_person_can_read(tmp_path):
