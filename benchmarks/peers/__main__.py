@@ -1,0 +1,180 @@
+"""Images/s and memory of embed beside three other ways to embed the same shards.
+
+    python -m benchmarks.peers --work FOLDER [--case photos small] [--rounds 3] …
+
+    clip-retrieval    `clip-retrieval inference` of PyPI
+    DataLoader loop   webdataset, torch's DataLoader and open_clip in a plain script
+    Ray Data          read_webdataset, map, map_batches, write_parquet, as its guide has them
+    ratecluster       `python -m jobs.embed`, all guarantees; in fp32 as the others, and as it comes
+
+All get the same shards, weights, batch size, threads of the model and of decoding. Each runs in a
+Python of its own (`--work`/venvs/NAME, made from benchmarks/peers/NAME.txt where it is not there:
+some GB each), in turns.
+
+    photos      JPEGs of 128 to 512 pixels, tiled from pictures of --source; ViT-B-32 with
+                random weights
+    small       the images of --small as they are; pico-clip, so small that overhead shows
+    small-vit   the same images, ViT-B-32
+
+Wall time is that of the whole command. `steady` leaves out what the same command takes for 16
+images: starting, importing, loading the model, stopping. Memory is the peak of the sum of
+proportional set sizes of all its processes (shared pages counted once). Embeddings of all images
+are compared with those of ratecluster in fp32: the least cosine stands in the last column.
+
+Every run is added to `--work`/results.jsonl; medians of all that stands there are printed, so that
+the rounds may be run one by one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.mcr2.measuring import machine
+from benchmarks.peers import materials
+from benchmarks.peers.contenders import PEERS, Contender, Task, ours
+from benchmarks.whole_run import memory
+
+EVERY_S = 1  # summing up the pages of all processes costs their time, too
+EMOJI = str(materials.PICO.parent / "noto-emoji")
+CASES = ("photos", "small", "small-vit")
+OURS = ours("ratecluster, fp32", precision="fp32")
+CONTENDERS = [*PEERS, OURS, ours("ratecluster, auto")]
+
+
+def run(contender: Contender, task: Task, work: Path) -> tuple[float, int, Path]:
+    """Seconds and peak bytes of the command, and where it wrote. Raises if it fails."""
+    out = work / "out" / contender.name.replace(" ", "-")
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(exist_ok=True)
+    command = [contender.python(work / "venvs"), *contender.command(task, out)]
+    threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
+    log = out.with_suffix(".log")
+    started, peak = time.monotonic(), 0
+    with (
+        log.open("w") as said,
+        subprocess.Popen(command, env=os.environ | threads, stdout=said, stderr=said) as child,
+    ):
+        process = psutil.Process(child.pid)
+        while child.poll() is None:
+            peak = max(peak, memory(process))
+            time.sleep(EVERY_S)
+    seconds = time.monotonic() - started
+    if child.returncode:
+        raise RuntimeError(f"{contender.name} ended with {child.returncode}: see {log}")
+    return seconds, peak, out
+
+
+def embeddings(contender: Contender, out: Path) -> dict[str, np.ndarray]:
+    """By key."""
+    return {
+        key: row.astype(np.float32)
+        for keys, rows in contender.read(out)
+        for key, row in zip(keys, rows, strict=True)
+    }
+
+
+def least_cosine(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Of the embeddings of the same image."""
+    if found.keys() != expected.keys():
+        raise RuntimeError(f"{len(found)} images were embedded, {len(expected)} expected")
+    return min(float(found[key] @ expected[key]) for key in found)
+
+
+def round_of(case: str, task: Task, few: Task, work: Path) -> None:
+    """Every contender once, ratecluster first, since the others are compared with it."""
+    expected: dict[str, np.ndarray] = {}
+    for contender in sorted(CONTENDERS, key=lambda each: each is not OURS):
+        start_s, _, _ = run(contender, few, work)
+        seconds, peak, out = run(contender, task, work)
+        found = embeddings(contender, out)
+        expected = expected or found
+        row = {
+            "case": case,
+            "name": contender.name,
+            "images": len(found),
+            "wall_s": seconds,
+            "start_s": start_s,
+            "peak": peak,
+            "cosine": least_cosine(found, expected),
+        }
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        with (work / "results.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def table(rows: list[dict]) -> None:
+    """Medians, and the rounds that they are of."""
+    print(f"{'':<20} {'images/s':>9} {'steady':>8}   {'rounds of steady':<24} {'GiB':>5}  cosine")
+    for contender in CONTENDERS:
+        mine = [row for row in rows if row["name"] == contender.name]
+        if not mine:
+            continue
+        whole = [row["images"] / row["wall_s"] for row in mine]
+        steady = [
+            (row["images"] - materials.FEW) / (row["wall_s"] - row["start_s"]) for row in mine
+        ]
+        rounds = ", ".join(f"{each:.1f}" for each in steady)
+        print(
+            f"{contender.name:<20} {statistics.median(whole):>9.1f} "
+            f"{statistics.median(steady):>8.1f}   {rounds:<24} "
+            f"{max(row['peak'] for row in mine) / 2**30:>5.2f}  "
+            f"{min(row['cosine'] for row in mine):.5f}"
+        )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="shards, weights, venvs, results")
+    parser.add_argument("--case", nargs="+", choices=CASES, default=["photos", "small"])
+    parser.add_argument("--source", default=EMOJI, help="shards of pictures to make photos of")
+    parser.add_argument("--photos", type=int, default=1000, help="how many photos, in 4 shards")
+    parser.add_argument("--small", default=EMOJI, help="shards of small images")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def prepare(case: str, options: argparse.Namespace) -> tuple[Task, Task]:
+    """The case's task, and the same with few images."""
+    folder: Path = options.work
+    if case == "photos":
+        shards = materials.photos(folder / "photos", options.source, options.photos)
+    else:
+        shards = Path(options.small)
+    model = materials.pico() if case == "small" else materials.vit(folder)
+    few = materials.few(folder / f"few-{case}", shards)
+    how = (materials.suffix(shards), model, options.threads, options.batch_size)
+    return Task(shards, *how), Task(few, *how)
+
+
+def main() -> None:
+    """Run the rounds asked for; print what is known of the cases."""
+    options = arguments()
+    options.work = options.work.absolute()  # commands of others take it for what they like
+    options.work.mkdir(parents=True, exist_ok=True)
+    tasks = {case: prepare(case, options) for case in options.case}
+    for _ in range(options.rounds):
+        for case, (task, few) in tasks.items():
+            round_of(case, task, few, options.work)
+    known = [json.loads(line) for line in (options.work / "results.jsonl").open()]
+    print(f"{machine()}; {options.threads} threads, batches of {options.batch_size}")
+    for case, (task, _) in tasks.items():
+        print(f"\n{case}: {materials.count(task.shards)} images, {task.model.name}")
+        table([row for row in known if row["case"] == case])
+
+
+if __name__ == "__main__":
+    main()
