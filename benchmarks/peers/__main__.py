@@ -14,7 +14,7 @@ some GB each), in turns.
     photos      JPEGs of 128 to 512 pixels, tiled from pictures of --source; ViT-B-32 with
                 random weights
     small       the images of --small as they are; pico-clip, so small that overhead shows
-    small-vit   the same images, ViT-B-32
+    small-vit   the first of these images, as many as there are photos; ViT-B-32
 
 Wall time is that of the whole command. `steady` leaves out what the same command takes for 16
 images: starting, importing, loading the model, stopping. Memory is the peak of the sum of
@@ -50,12 +50,16 @@ OURS = ours("ratecluster, fp32", precision="fp32")
 CONTENDERS = [*PEERS, OURS, ours("ratecluster, auto")]
 
 
-def run(contender: Contender, task: Task, work: Path) -> tuple[float, int, Path]:
-    """Seconds and peak bytes of the command, and where it wrote. Raises if it fails."""
-    out = work / "out" / contender.name.replace(" ", "-")
+def folder_of(contender: Contender, case: str, work: Path) -> Path:
+    """Where it writes."""
+    return work / "out" / case / contender.name.replace(", ", "-").replace(" ", "-")
+
+
+def run(contender: Contender, task: Task, out: Path, venvs: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of the command. Raises if it fails."""
     shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(exist_ok=True)
-    command = [contender.python(work / "venvs"), *contender.command(task, out)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [contender.python(venvs), *contender.command(task, out)]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     log = out.with_suffix(".log")
     started, peak = time.monotonic(), 0
@@ -70,16 +74,16 @@ def run(contender: Contender, task: Task, work: Path) -> tuple[float, int, Path]
     seconds = time.monotonic() - started
     if child.returncode:
         raise RuntimeError(f"{contender.name} ended with {child.returncode}: see {log}")
-    return seconds, peak, out
+    return seconds, peak
 
 
 def embeddings(contender: Contender, out: Path) -> dict[str, np.ndarray]:
-    """By key."""
-    return {
-        key: row.astype(np.float32)
-        for keys, rows in contender.read(out)
-        for key, row in zip(keys, rows, strict=True)
-    }
+    """By key, float32 of unit length: as stored, in float16, they have it only nearly."""
+    found = {}
+    for keys, rows in contender.read(out):
+        unit = rows / np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+        found |= dict(zip(keys, unit, strict=True))
+    return found
 
 
 def least_cosine(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
@@ -89,14 +93,16 @@ def least_cosine(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
     return min(float(found[key] @ expected[key]) for key in found)
 
 
-def round_of(case: str, task: Task, few: Task, work: Path) -> None:
-    """Every contender once, ratecluster first, since the others are compared with it."""
-    expected: dict[str, np.ndarray] = {}
+def round_of(case: str, task: Task, few: Task, options: argparse.Namespace) -> None:
+    """Every contender asked for once, ratecluster first, since the others are compared with it."""
+    work, reference = options.work, folder_of(OURS, case, options.work)
     for contender in sorted(CONTENDERS, key=lambda each: each is not OURS):
-        start_s, _, _ = run(contender, few, work)
-        seconds, peak, out = run(contender, task, work)
+        if contender.name not in options.only:
+            continue
+        out = folder_of(contender, case, work)
+        start_s, _ = run(contender, few, out, work / "venvs")
+        seconds, peak = run(contender, task, out, work / "venvs")
         found = embeddings(contender, out)
-        expected = expected or found
         row = {
             "case": case,
             "name": contender.name,
@@ -104,7 +110,7 @@ def round_of(case: str, task: Task, few: Task, work: Path) -> None:
             "wall_s": seconds,
             "start_s": start_s,
             "peak": peak,
-            "cosine": least_cosine(found, expected),
+            "cosine": least_cosine(found, embeddings(OURS, reference)),
         }
         print(json.dumps(row), file=sys.stderr, flush=True)
         with (work / "results.jsonl").open("a") as file:
@@ -138,8 +144,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, required=True, help="shards, weights, venvs, results")
     parser.add_argument("--case", nargs="+", choices=CASES, default=["photos", "small"])
+    names = [contender.name for contender in CONTENDERS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--source", default=EMOJI, help="shards of pictures to make photos of")
-    parser.add_argument("--photos", type=int, default=1000, help="how many photos, in 4 shards")
+    parser.add_argument("--photos", type=int, default=1000, help="how many, in 4 shards")
     parser.add_argument("--small", default=EMOJI, help="shards of small images")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-size", type=int, default=64)
@@ -152,10 +160,12 @@ def prepare(case: str, options: argparse.Namespace) -> tuple[Task, Task]:
     folder: Path = options.work
     if case == "photos":
         shards = materials.photos(folder / "photos", options.source, options.photos)
-    else:
+    elif case == "small":
         shards = Path(options.small)
+    else:
+        shards = materials.first(folder / "small", Path(options.small), options.photos)
     model = materials.pico() if case == "small" else materials.vit(folder)
-    few = materials.few(folder / f"few-{case}", shards)
+    few = materials.first(folder / f"few-{case}", shards, materials.FEW)
     how = (materials.suffix(shards), model, options.threads, options.batch_size)
     return Task(shards, *how), Task(few, *how)
 
@@ -168,7 +178,7 @@ def main() -> None:
     tasks = {case: prepare(case, options) for case in options.case}
     for _ in range(options.rounds):
         for case, (task, few) in tasks.items():
-            round_of(case, task, few, options.work)
+            round_of(case, task, few, options)
     known = [json.loads(line) for line in (options.work / "results.jsonl").open()]
     print(f"{machine()}; {options.threads} threads, batches of {options.batch_size}")
     for case, (task, _) in tasks.items():

@@ -62,9 +62,9 @@ def photos(folder: Path, source: str, count: int) -> Path:
     return _write(folder, ((f"{k:09}.jpg", _photo(pictures, draw)) for k in range(count)), count)
 
 
-def few(folder: Path, source: Path) -> Path:
+def first(folder: Path, source: Path, count: int) -> Path:
     """Shards of the first images of `source`."""
-    return folder if folder.exists() else _write(folder, _images(str(source)), FEW)
+    return folder if folder.exists() else _write(folder, _images(str(source)), count)
 
 
 def count(shards: Path) -> int:
