@@ -6,7 +6,7 @@ DEMO := demo-run
 
 FUZZ_S := 300
 
-.PHONY: help demo test audit fuzz chaos format clean
+.PHONY: help demo test test-gpu audit fuzz chaos format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,11 @@ test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev ## what needs a CUDA device: tests/gpu, then embed beside a DataLoader loop
+	$(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.device_count() < 1 and 'torch sees no CUDA device: see nvidia-smi, and that torch was built for it')"
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m benchmarks.embed --device cuda --shards pipeline/assets/noto-emoji
 
 audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off

@@ -10,7 +10,8 @@ turns, `rounds` times; figures are images/s, ratios are to the bare forward pass
     embed       this project's stage, through Ray Data, from tar to committed Parquet
 
 None counts starting processes or loading the model: the DataLoader is timed from its first batch
-to the last, embed from the start of its first shard to the last commit.
+to the last, embed from the start of its first shard to the last commit. "idle" is the share of
+that time in which the encoder (the GPU, with --device cuda) was given nothing.
 """
 
 import argparse
@@ -108,16 +109,17 @@ def dataloader(case: Case, encoder: clip.Encoder) -> float:
     return count / (time.perf_counter() - started)
 
 
-def stage(case: Case) -> tuple[float, float]:
-    """Images/s of embed from the first shard's start to the last commit, and the share of that
-    time that one encoder spent in the model."""
+def stage(case: Case) -> tuple[float, float, float]:
+    """Images/s of embed from the first shard's start to the last commit, the share of that time
+    in which the encoder was idle, and the CPUs that decoded meanwhile."""
     with tempfile.TemporaryDirectory() as root:
         rows = list(embed.embedded(case.cfg, case.shards, artifacts.RunPaths(root)))
     assert not any(row["error"] for row in rows), rows
     took = [json.loads(row["facts"])["took"] for row in rows]
     count = sum(json.loads(row["facts"])["embedded"] for row in rows)
     wall = max(t["ended"] for t in took) - min(t["began"] for t in took)
-    return count / wall, sum(t["compute_s"] for t in took) / wall
+    idle = embed.balance(took)["encoder_idle"]
+    return count / wall, idle, sum(t["decode_s"] for t in took) / wall
 
 
 def arguments() -> argparse.Namespace:
@@ -132,6 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--decode-slots", type=int, default=0, help="as embed.decode_slots")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=2)
     return parser.parse_args()
@@ -148,6 +151,7 @@ def main() -> None:
         device=options.device,
         batch_size=options.batch_size,
         threads=options.threads,
+        decode_slots=options.decode_slots,
     )
     case = Case(shards, cfg, options.threads)
     encoder = load(case)
@@ -157,14 +161,14 @@ def main() -> None:
         f"{torch.__version__}, {options.model} {encoder.device} {encoder.precision}, "
         f"{options.threads} threads, batch {options.batch_size}, {count} images"
     )
-    print("round   forward  dataloader  ratio     embed  ratio  busy")
+    print("round   forward  dataloader  ratio     embed  ratio  idle  CPUs decoding")
     for number in range(options.rounds):
         bare = forward(case, encoder)
         loop = dataloader(case, encoder)
-        ours, busy = stage(case)
+        ours, idle, decoding = stage(case)
         print(
             f"{number:>5} {bare:>9.1f} {loop:>11.1f} {loop / bare:>6.2f} {ours:>9.1f} "
-            f"{ours / bare:>6.2f} {busy:>4.2f}",
+            f"{ours / bare:>6.2f} {idle:>5.2f} {decoding:>14.2f}",
             flush=True,
         )
     ray.shutdown()

@@ -85,7 +85,7 @@ class Stages:
 
     def embed(self, shard: Shard, paths: artifacts.RunPaths) -> int:
         """Returns the number of samples."""
-        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths)]
+        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths, embed.decoded)]
         manifest = embed.summary(done, self.cfg, 0.0)
         embed._check_counts(done, manifest, 1.0)
         paths.embeddings.finish(embed.fingerprint(self.cfg, [shard]), **manifest)
@@ -97,7 +97,7 @@ class Stages:
         limit = embedded["config"]["max_sample_bytes"]
         job = write.Job(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
         (samples,) = write.write_shards([asdict(shard)], job)
-        write._check_counts(embedded, paths)
+        write._check_counts(embedded, paths, job.made_of)
         return samples
 
 

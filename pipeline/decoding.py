@@ -1,4 +1,4 @@
-"""Samples of a shard to rows and pixels, in threads that stay ahead of the model."""
+"""A shard to batches of rows and pixels, in threads that stay ahead of the model."""
 
 import threading
 import time
@@ -14,13 +14,17 @@ import numpy as np
 from PIL import Image
 
 from pipeline.reasons import Reason
-from pipeline.store.shards import Member, MissingImage, Sample
+from pipeline.store import storage
+from pipeline.store.listing import Shard
+from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
 from pipeline.vision import images
 
+NO_PIXELS = np.zeros((0, 0, 0, 3), np.uint8)
 AHEAD_BYTES = 1 << 28  # of samples that wait, whatever their number
 
 Row = dict[str, Any]  # of embeddings_schema, or of REJECTS with its `reason`
 Decoded = tuple[Row, np.ndarray | None]  # no pixels where the row has a `reason`
+Prepare = Callable[[Image.Image], np.ndarray]  # to the encoder's size, (h, w, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,45 @@ class Limits:
     ahead: int  # samples decoded before they are asked for
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Neighbours in a shard, decoded."""
+
+    rows: list[Row]
+    pixels: np.ndarray  # (rows, h, w, 3) uint8
+    rejects: list[Row]  # met on the way
+    end: str  # how the shard ended; "" where it goes on
+    decode_s: float  # of processors
+
+
+def batches(
+    shard: Shard, prepare: Prepare, limits: Limits, batch_size: int, max_sample_bytes: int
+) -> Iterator[Batch]:
+    """Read and decode a shard; cut within it, so that the batches depend on nothing else."""
+    decoder = Decoder(shard.stem, prepare, limits)
+    rows: list[Row] = []
+    pixels: list[np.ndarray] = []
+    rejects: list[Row] = []
+    told_s = 0.0
+
+    def batch(end: str) -> Batch:
+        spent = decoder.busy_s - told_s
+        return Batch(rows, np.stack(pixels) if pixels else NO_PIXELS, rejects, end, spent)
+
+    with storage.open_read(shard.url, shard.size) as stream:
+        reader = ShardReader(stream, max_sample_bytes)
+        for row, decoded in decoder.all(reader):
+            if decoded is None:
+                rejects.append(row)
+                continue
+            rows.append(row)
+            pixels.append(decoded)
+            if len(rows) == batch_size:
+                yield batch("")
+                rows, pixels, rejects, told_s = [], [], [], decoder.busy_s
+        yield batch(reader.end)
+
+
 @dataclass
 class Job:
     """A sample on its way through a thread."""
@@ -42,18 +85,21 @@ class Job:
     done: Future[Decoded] = field(default_factory=Future)
     given_up: bool = False
 
+    busy_s: float = 0.0  # of the processor, once it is done
+
     @property
     def bytes(self) -> int:
         return sum(len(member.data) for member in self.sample.members)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoder:
     """How the samples of one shard are decoded."""
 
     stem: str
-    prepare: Callable[[Image.Image], np.ndarray]  # to the encoder's size, (h, w, 3) uint8
+    prepare: Prepare
     limits: Limits
+    busy_s: float = 0.0  # of processors, for samples asked for so far
 
     def one(self, sample: Sample, given_up: Callable[[], bool] = lambda: False) -> Decoded:
         """The sample's row and its pixels; a row with a `reason` and no pixels if unreadable."""
@@ -144,6 +190,7 @@ class Crew:
         """Of the oldest job: since those before it are done or given up, it has begun, or will."""
         left = job.begun.result() + self.decoder.limits.timeout_s - time.monotonic()
         if wait([job.done], max(left, 0)).done:
+            self.decoder.busy_s += job.busy_s
             return job.done.result()
         job.given_up = True
         self._hire()
@@ -155,8 +202,11 @@ class Crew:
     def _work(self) -> None:
         while job := self.todo.get():
             job.begun.set_result(time.monotonic())
+            before = time.thread_time()
             try:
-                job.done.set_result(self._decoded(job))
+                decoded = self._decoded(job)
+                job.busy_s = time.thread_time() - before
+                job.done.set_result(decoded)
             except BaseException as error:  # the one who waits shall see it
                 job.done.set_exception(error)
             if job.given_up:

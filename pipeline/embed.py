@@ -11,34 +11,38 @@ that its shard is done. Core: `embed_shard` (no Ray). Worker: `Embedder`. Shell:
 
 import json
 import logging
+import math
 import os
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
 
 from pipeline import artifacts, cluster, config
 from pipeline.config import setting
-from pipeline.decoding import Decoder, Limits, Row
+from pipeline.decoding import Batch, Limits, Prepare, Row, batches
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress, waiting_for
 from pipeline.reasons import Reason
 from pipeline.store import columns, storage, tables
 from pipeline.store.listing import Shard
-from pipeline.store.shards import ShardReader
 from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
 LOOKAHEAD_BATCHES = 2  # decoded ahead of the model, per shard
+RETRIES = 3  # of a decode task whose node died
+STARVING = 0.2  # of an encoder's time without images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,14 @@ class Config:
     pretrained: str = setting("", "open_clip tag or checkpoint file; '' is pico-clip's own weights")
     precision: str = setting("auto", "auto, fp32, bf16 or fp16: arithmetic of the encoder")
     device: str = setting("auto", "auto, cpu or cuda: where the encoder runs", operational=True)
+    compile: bool = setting(False, "torch.compile the encoder: for long runs; needs a compiler")
     batch_size: int = setting(64, "images in one call of the encoder")
     actors: int = setting(0, "encoder processes; 0: one per GPU, or one", operational=True)
     readers: int = setting(2, "shards read at once by each encoder", operational=True)
     decode_threads: int = setting(0, "per shard being read; 0: one per core", operational=True)
+    decode_slots: int = setting(
+        0, "CPUs of any node that decode for each encoder; 0: its own threads", operational=True
+    )
     threads: int = setting(0, "of the model on a CPU; 0: all cores", operational=True)
     max_image_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
     max_sample_bytes: int = setting(67_108_864, "bytes of a sample's files; larger are rejected")
@@ -65,13 +73,16 @@ class Config:
         for name in ("batch_size", "readers", "max_image_pixels", "max_sample_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 1 or more")
-        for name in ("actors", "decode_threads", "threads"):
+        for name in ("actors", "decode_threads", "decode_slots", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 0 (fit) or more")
         if self.decode_timeout_s <= 0:
             raise UserError(f"embed.decode_timeout_s = {self.decode_timeout_s}: give more than 0")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
+
+
+Source = Callable[[Shard, Prepare, Config], Iterator[Batch]]
 
 
 class ShardRows:
@@ -82,15 +93,18 @@ class ShardRows:
         self.rows: list[Row] = []
         self.rejects: list[Row] = []
         self.embeddings: list[np.ndarray] = []
-        self.compute_s = 0.0
+        self.encode_s = self.decode_s = 0.0
 
-    def encode(self, batch: list[tuple[Row, np.ndarray]]) -> None:
+    def add(self, batch: Batch) -> None:
         """One batch through the model; a sample whose embedding is not finite is rejected."""
-        pixels = np.stack([pixels for _, pixels in batch])
-        encoded, seconds = self.thread.submit(_timed, self.encoder, pixels).result()
-        self.compute_s += seconds
+        self.rejects += batch.rejects
+        self.decode_s += batch.decode_s
+        if not batch.rows:
+            return
+        encoded, seconds = self.thread.submit(_timed, self.encoder, batch.pixels).result()
+        self.encode_s += seconds
         finite = np.isfinite(encoded).all(axis=1)
-        for (row, _), good in zip(batch, finite, strict=True):
+        for row, good in zip(batch.rows, finite, strict=True):
             if good:
                 self.rows.append(row)
             else:
@@ -116,34 +130,51 @@ def embed_shard(
     thread: ThreadPoolExecutor,
     cfg: Config,
     paths: artifacts.RunPaths,
+    source: Source,
 ) -> dict[str, Any]:
-    """Read, decode and encode one shard, commit its rejects and its part; returns its facts.
+    """Encode the batches of one shard, commit its rejects and its part; returns its facts.
 
     Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
     model runs in `thread`, a pool of one that all shards share: torch keeps a team of OpenMP
     threads for every thread that calls it, and idle teams spin.
     """
-    began = time.time()
+    began, end = time.time(), ""
     out = ShardRows(encoder, thread)
-    threads, ahead = cfg.decode_threads or os.cpu_count() or 1, LOOKAHEAD_BATCHES * cfg.batch_size
-    limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
-    decoder = Decoder(shard.stem, encoder.prepare, limits)
-    with storage.open_read(shard.url, shard.size) as stream:
-        reader = ShardReader(stream, cfg.max_sample_bytes)
-        batch: list[tuple[Row, np.ndarray]] = []
-        for row, pixels in decoder.all(reader):
-            if pixels is None:
-                out.rejects.append(row)
-                continue
-            batch.append((row, pixels))
-            if len(batch) == cfg.batch_size:
-                out.encode(batch)
-                batch = []
-        if batch:
-            out.encode(batch)
-    facts = shard_facts(shard, out, reader.end, cfg)
+    for batch in source(shard, encoder.prepare, cfg):
+        out.add(batch)
+        end = batch.end
+    assert end, f"{shard.url}: its batches ended before it did"
+    facts = shard_facts(shard, out, end, cfg)
     _commit(shard.stem, out, facts, paths)
-    return {**facts, "took": {"compute_s": out.compute_s, "began": began, "ended": time.time()}}
+    spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
+    return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
+
+
+def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The batches of a shard, decoded in this process, ahead of being asked for."""
+    threads = cfg.decode_threads or (1 if cfg.decode_slots else os.cpu_count() or 1)
+    ahead = LOOKAHEAD_BATCHES * cfg.batch_size
+    limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
+    yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
+
+
+def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The same batches from a task on any node that has a CPU to spare.
+
+    It stays LOOKAHEAD_BATCHES ahead, and begins anew where its node dies.
+    """
+    task = ray.remote(decoded).options(
+        num_cpus=cfg.decode_threads or 1,
+        max_retries=RETRIES,
+        num_returns="streaming",
+        _generator_backpressure_num_objects=LOOKAHEAD_BATCHES,
+    )
+    batches: Any = task.remote(shard, prepare, cfg)
+    try:
+        for batch in batches:
+            yield ray.get(batch)
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
@@ -182,24 +213,33 @@ class Embedder:
     """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
 
     def __init__(self, cfg: Config, paths: artifacts.RunPaths, threads: int) -> None:
-        self.cfg, self.paths = cfg, paths
+        self.cfg, self.paths, self.name = cfg, paths, uuid4().hex
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.encoder = clip.load(
-            cfg.model, cfg.pretrained, device=cfg.device, precision=cfg.precision, threads=threads
+            cfg.model,
+            cfg.pretrained,
+            device=cfg.device,
+            precision=cfg.precision,
+            threads=threads,
+            compiled=cfg.compile,
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
         shard = Shard(**json.loads(row["shard"]))
         try:
-            facts = storage.retry(
-                lambda: embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths)
-            )
+            facts = storage.retry(lambda: self._embed(shard))
             return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
         except Exception as error:  # a row, so that one shard does not stop the others
             log.error("embed: %s: %s", shard.url, traceback.format_exc())
             said = f"{shard.url}: {type(error).__name__}: {error}"
             return {"stem": shard.stem, "facts": "", "error": said}
+
+    def _embed(self, shard: Shard) -> dict[str, Any]:
+        source = decoded_elsewhere if self.cfg.decode_slots else decoded
+        facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
+        facts["took"]["encoder"] = self.name
+        return facts
 
 
 def check(cfg: Config) -> None:
@@ -315,7 +355,7 @@ def run(
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
-    failures, waiting = [], dict.fromkeys(shard.stem for shard in todo)
+    failures, took, waiting = [], [], dict.fromkeys(shard.stem for shard in todo)
     with StageProgress("embed", len(todo), "shards") as progress:
         waiting_for(waiting)
         for row in embedded(cfg, todo, paths) if todo else ():
@@ -326,6 +366,7 @@ def run(
                 continue
             facts = json.loads(row["facts"])
             progress.advance(samples=facts["samples"], rejected=facts["rejected"])
+            took.append(facts.pop("took"))
             done.append(facts)
     if failures:
         raise RuntimeError(
@@ -340,11 +381,13 @@ def run(
         raise RuntimeError(f"embed: the part of {odd[0].url} was changed meanwhile: run again")
     paths.rejects.sweep()
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
-    paths.embeddings.finish(fingerprint(cfg, shards), **manifest, samples_per_s=speed)
+    load = {"samples_per_s": speed, **balance(took)}
+    paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
     log.info(
         "embed: %d samples of %d shards, %d rejected, %.1f s",
         *(manifest["samples"], len(done), manifest["rejected"], progress.seconds),
     )
+    _report_balance(load, cfg, manifest["precisions"])
     return paths.embeddings.manifest()
 
 
@@ -353,6 +396,14 @@ def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Itera
     cluster.join()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     actors = min(cfg.actors or max(1, gpus), len(todo))
+    readers = cfg.decode_slots or cfg.readers
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if actors * (1 + cfg.decode_slots) > cpus:
+        log.warning(
+            "embed: %d encoders of embed.decode_slots = %d decode with %d CPUs at once, of which "
+            "the cluster has %d beside theirs: they wait unless it grows",
+            *(actors, cfg.decode_slots, actors * cfg.decode_slots, cpus - actors),
+        )
     threads = cfg.threads or os.cpu_count() or 1  # whatever the actors: bytes depend on it
     items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
@@ -363,12 +414,31 @@ def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Itera
         ray_remote_args_fn=cluster.actor_limits,
         compute=ActorPoolStrategy(
             size=actors,
-            max_concurrent_calls_per_actor=cfg.readers,
+            max_concurrent_calls_per_actor=readers,
             enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=cfg.readers + 1,
+            max_tasks_in_flight_per_actor=readers + 1,
         ),
     )
     yield from dataset.iter_rows()
+
+
+def balance(took: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the encoders that did these shards: the share of their time from the first shard to the
+    last in which they did not encode, and the CPUs whose decoding keeps one busy.
+    """
+    if not took:
+        return {}
+    spans: dict[str, list[float]] = defaultdict(list)
+    for shard in took:
+        spans[shard["encoder"]] += [shard["began"], shard["ended"]]
+    encode_s = sum(shard["encode_s"] for shard in took)
+    there_s = sum(max(times) - min(times) for times in spans.values())
+    return {
+        "encoder_idle": round(max(0.0, 1 - encode_s / max(there_s, 1e-9)), 3),
+        "decode_cpus_per_encoder": round(
+            sum(shard["decode_s"] for shard in took) / max(encode_s, 1e-9), 2
+        ),
+    }
 
 
 def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str, Any]:
@@ -394,6 +464,21 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
         "shards": [{key: facts[key] for key in per_shard} for facts in done],
         "seconds": round(seconds, 2),
     }
+
+
+def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) -> None:
+    """Log how well encoders were fed; a warning where more CPUs would feed them better."""
+    if "encoder_idle" not in load:
+        return
+    idle, cpus = load["encoder_idle"], load["decode_cpus_per_encoder"]
+    said = (
+        f"embed: encoders idle {idle:.0%} of the time; one at work needs {cpus:.1f} CPUs to decode"
+    )
+    apart = cfg.decode_slots or any(way.startswith("cuda") for way in precisions)
+    if idle > STARVING and apart:  # a CPU that encodes is the one that decodes
+        log.warning("%s: set embed.decode_slots = %d, and add CPU nodes", said, math.ceil(cpus) + 1)
+    else:
+        log.info(said)
 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:

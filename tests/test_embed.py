@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -35,7 +38,9 @@ def parts(root) -> dict[str, bytes]:
 def embed_alone(shards, root, encoder, cfg=CFG):
     paths = artifacts.RunPaths(str(root))
     with ThreadPoolExecutor(1) as thread:
-        found = [embed.embed_shard(shard, encoder, thread, cfg, paths) for shard in shards]
+        found = [
+            embed.embed_shard(shard, encoder, thread, cfg, paths, embed.decoded) for shard in shards
+        ]
     return found, paths
 
 
@@ -143,6 +148,87 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
         manifest = embed.run(cfg, shards, artifacts.RunPaths(str(root)))
         assert manifest["samples"] == 2 * TINY + 3
         assert parts(root) == expected.setdefault(threads, parts(root))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_same_bytes_where_other_processes_decode(
+    tiny_shards, tmp_path, encoder, ray_session, slots
+):
+    shards = list_shards(str(tiny_shards))
+    embed_alone(shards, tmp_path / "alone", encoder)
+    cfg = replace(CFG, decode_slots=slots)
+    manifest = embed.run(cfg, shards, artifacts.RunPaths(str(tmp_path)))
+    assert parts(tmp_path) == parts(tmp_path / "alone")
+    assert 0 <= manifest["encoder_idle"] < 1 and manifest["decode_cpus_per_encoder"] > 0
+
+
+class Slow:
+    """`prepare` that takes its time and leaves its process's number."""
+
+    def __init__(self, prepare, folder) -> None:
+        self.prepare, self.folder = prepare, folder
+
+    def __call__(self, image):
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.1)
+        return self.prepare(image)
+
+
+@pytest.mark.ray
+def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
+    tiny_shards, tmp_path, encoder, ray_session
+):
+    shard = list_shards(str(tiny_shards / "00001.tar"))[0]
+    prepare = Slow(encoder.prepare, tmp_path)
+    found = embed.decoded_elsewhere(shard, prepare, replace(CFG, decode_slots=1))
+    first = next(found)
+    (pid,) = [int(path.name) for path in tmp_path.iterdir()]
+    os.kill(pid, signal.SIGKILL)
+    batches = [first, *found]
+    assert {int(path.name) for path in tmp_path.iterdir()} > {pid}
+    expected = list(embed.decoded(shard, encoder.prepare, CFG))
+    assert [batch.rows for batch in batches] == [batch.rows for batch in expected]
+    for mine, theirs in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(mine.pixels, theirs.pixels)
+
+
+@pytest.mark.ray
+def test_an_error_of_the_store_comes_back_as_itself(tiny_shards, encoder, ray_session):
+    shard = replace(list_shards(str(tiny_shards))[0], url="/nowhere/00000.tar")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        next(embed.decoded_elsewhere(shard, encoder.prepare, CFG))
+
+
+def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_work():
+    took = [
+        {"encoder": "a", "began": 0.0, "ended": 10.0, "encode_s": 2.0, "decode_s": 12.0},
+        {"encoder": "a", "began": 5.0, "ended": 20.0, "encode_s": 4.0, "decode_s": 12.0},
+        {"encoder": "b", "began": 0.0, "ended": 20.0, "encode_s": 6.0, "decode_s": 12.0},
+    ]
+    assert embed.balance(took) == {"encoder_idle": 0.7, "decode_cpus_per_encoder": 3.0}
+    assert embed.balance([]) == {}
+
+
+@pytest.mark.parametrize(
+    "idle, slots, device, warned",
+    [
+        (0.6, 4, "cpu", True),
+        (0.6, 0, "cuda", True),
+        (0.6, 0, "cpu", False),
+        (0.1, 4, "cuda", False),
+    ],
+)
+def test_starving_encoders_are_warned_of_where_decoding_can_be_added(
+    caplog, idle, slots, device, warned
+):
+    load = {"samples_per_s": 1.0, "encoder_idle": idle, "decode_cpus_per_encoder": 5.2}
+    with caplog.at_level("INFO"):
+        embed._report_balance(load, replace(CFG, decode_slots=slots), [f"{device} bf16"])
+    (record,) = caplog.records
+    assert f"idle {idle:.0%} of the time" in record.message
+    assert (record.levelname == "WARNING") == warned
+    assert ("embed.decode_slots = 7" in record.message) == warned
 
 
 @pytest.mark.ray

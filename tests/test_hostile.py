@@ -52,7 +52,9 @@ def embedded(place: Path, root: Path, encoder, cfg: embed.Config = CFG) -> list[
     paths = artifacts.RunPaths(str(root))
     found = list_shards(str(place / "shards"))
     with ThreadPoolExecutor(1) as thread:
-        return [embed.embed_shard(shard, encoder, thread, cfg, paths) for shard in found]
+        return [
+            embed.embed_shard(shard, encoder, thread, cfg, paths, embed.decoded) for shard in found
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +347,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     become()
     actor = object.__new__(embed.Embedder)
     actor.cfg, actor.paths = CFG, artifacts.RunPaths(str(folder / "run"))
-    actor.encoder = encoder
+    actor.encoder, actor.name = encoder, "one"
     with ThreadPoolExecutor(1) as actor.thread:
         found = {
             shard.stem: actor({"shard": json.dumps(asdict(shard))})

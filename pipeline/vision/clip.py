@@ -9,6 +9,7 @@ n pictures or texts, h × w the encoder's picture size, dim the length of a vect
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,19 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """RGB picture of any size → uint8 (h, w, 3): resized and cropped as open_clip does it.
+
+    Apart from the model, so that it can go where pictures are decoded and the model is not.
+    """
+
+    geometry: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self.geometry(image))
 
 
 class Encoder:
@@ -56,16 +70,13 @@ class Encoder:
         self._model = net.to(memory_format=torch.channels_last)
         self._tokenizer = tokenizer
         self.logit_scale = float(net.logit_scale.detach().exp())  # of cosines, as trained
-        self._geometry, normalize = _split(preprocess)
+        geometry, normalize = _split(preprocess)
+        self.prepare = Prepare(geometry)
         self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
         blank = self.prepare(Image.new("RGB", (64, 64)))
         self.image_size: tuple[int, int] = blank.shape[:2]  # height, width
         self.dim: int = self._forward(self._model.encode_image, self._pixels(blank[None])).shape[1]
-
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """RGB picture of any size → uint8 (h, w, 3): resized and cropped as open_clip does it."""
-        return np.asarray(self._geometry(image))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, 3) from `prepare` → float32 (n, dim), rows of unit length.
@@ -107,6 +118,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    compiled: bool = False,
 ) -> Encoder:
     """The model on its device, weights cast to its precision. Raises UserError.
 
@@ -114,6 +126,7 @@ def load(
     device      auto is cuda where there is one, else cpu
     precision   auto is decided by `choose_precision`
     threads     of torch on the CPU, for the whole process; None leaves it as it is
+    compiled    the image side, by torch.compile: slow to begin, other last bits
     """
     check(model, pretrained)
     device = _choose_device(device)
@@ -136,6 +149,8 @@ def load(
             "check that they belong together, and the network where they must be downloaded"
         ) from error
     log.info("clip: %s, weights %s, %s, %s", model, pretrained or "default", device, precision)
+    if compiled:
+        net.visual.compile()
     return Encoder(model, net, preprocess, tokenizer, device, precision)
 
 

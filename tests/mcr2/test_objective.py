@@ -4,10 +4,11 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from pipeline.mcr2 import objective
-from pipeline.mcr2.network import alone
+from pipeline.mcr2.network import Network, alone
 
 WEIGHTS = objective.Weights(eps_sq=0.2, eta=0.15, half_steps=5)
 N, D = 8, 5
@@ -98,3 +99,15 @@ def test_it_prefers_orthogonal_groups_to_a_crowd():
     crowd = normalize(1 + 0.1 * unit(16, 4), dim=1)
     every = list(range(16))
     assert terms(groups, every).loss < terms(crowd, every).loss - 0.5
+
+
+def test_everything_is_made_where_the_features_are():
+    """On a GPU that is not there: tensors without numbers, but with a device that must agree."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            network = Network(12, 16, D, 7)
+        Z = network.train()(torch.zeros(N, 12, device="cuda"))
+        columns = torch.zeros(4, dtype=torch.long, device="cuda")
+        found = objective.rate_reduction(Z, columns, WEIGHTS, alone)
+    told = (found.loss, found.expansion, found.compression, found.residual)
+    assert {tensor.device.type for tensor in told} == {"cuda"}

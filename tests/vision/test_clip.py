@@ -313,3 +313,25 @@ def test_torchscript_is_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
     with pytest.raises(UserError, match="TorchScript"):
         clip.check("pico-clip", str(path))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_pictures_go_to_the_device_of_the_model_in_its_precision(precision):
+    """The meta device refuses tensors of any other, as a GPU would."""
+    encoder = clip.load("pico-clip", "", device="cpu", precision=precision)
+    encoder.device = "meta"
+    encoder._model.to("meta")
+    encoder._mean, encoder._std = encoder._mean.to("meta"), encoder._std.to("meta")
+    pixels = encoder._pixels(np.zeros((2, *encoder.image_size, 3), np.uint8))
+    assert (pixels.device.type, pixels.dtype) == ("meta", clip._DTYPES[precision])
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert encoder._model.encode_image(pixels).is_meta
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_says_the_same(pico):
+    compiled = clip.load("pico-clip", "", device="cpu", compiled=True)
+    pictures = [picture for picture, _ in samples(EMOJI / "00000.tar", 5)]
+    found, expected = embed(compiled, pictures), embed(pico, pictures)
+    np.testing.assert_allclose((found * expected).sum(1), 1, atol=1e-4)
+    assert not isinstance(compiled._model.visual._compiled_call_impl, type(None))

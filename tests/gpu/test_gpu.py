@@ -1,0 +1,91 @@
+"""What the owner of a GPU runs by `make test-gpu`: a device changes speed and last bits alone."""
+
+import io
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import artifacts, cli, embed
+from pipeline.mcr2 import objective
+from pipeline.mcr2.network import Network, alone
+from pipeline.store import tables
+from pipeline.store.listing import list_shards
+from pipeline.vision import clip
+from tests.conftest import BUNDLED, run_arguments
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CFG = embed.Config(device="cuda", batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    with tarfile.open(BUNDLED / "00000.tar") as tar:
+        files = [m for m in tar if m.name.endswith(".png")][:100]
+        return [Image.open(io.BytesIO(tar.extractfile(m).read())).convert("RGB") for m in files]
+
+
+def encoded(device, pictures, **options):
+    encoder = clip.load(device=device, **options)
+    return encoder.encode_images(np.stack([encoder.prepare(p) for p in pictures]))
+
+
+@pytest.mark.parametrize("model, pretrained", [("pico-clip", ""), ("ViT-B-32", "none")])
+@pytest.mark.parametrize(
+    "options",
+    [{"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp16"}, {"compiled": True}],
+    ids=str,
+)
+def test_embeddings_are_those_of_the_cpu(pictures, model, pretrained, options):
+    expected = encoded("cpu", pictures, model=model, pretrained=pretrained, precision="fp32")
+    found = encoded("cuda", pictures, model=model, pretrained=pretrained, **options)
+    exact = options == {"precision": "fp32"}
+    assert (found * expected).sum(1).min() > (0.9999 if exact else 0.995)
+
+
+def test_auto_is_the_gpu_in_half_precision():
+    encoder = clip.load("ViT-B-32", "none")
+    halves = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    assert (encoder.device, encoder.precision) == ("cuda", halves)
+
+
+def test_the_objective_and_its_gradients_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    network, x = Network(64, 128, 32, 16).train(), torch.randn(512, 64)
+    weights = objective.Weights(eps_sq=0.2, eta=0.15, half_steps=5)
+    found = {}
+    for device in ("cpu", "cuda"):
+        network.to(device).zero_grad()
+        columns = torch.arange(64, device=device)
+        terms = objective.rate_reduction(network(x.to(device)), columns, weights, alone)
+        terms.loss.backward()
+        gradients = [p.grad.cpu().clone() for p in network.parameters() if p.grad is not None]
+        found[device] = [terms.loss.detach().cpu(), *gradients]
+    for mine, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+def test_shards_are_the_same_bytes_again_and_wherever_they_are_decoded(
+    tiny_shards, tmp_path, ray_session, slots
+):
+    shards, found = list_shards(str(tiny_shards)), []
+    for number, cfg in enumerate((CFG, replace(CFG, decode_slots=slots))):
+        paths = artifacts.RunPaths(str(tmp_path / str(number)))
+        manifest = embed.run(cfg, shards, paths)
+        assert [way.split()[0] for way in manifest["precisions"]] == ["cuda"]
+        part = tables.read(paths.embeddings.file("00000.parquet"))
+        found.append(tables.to_matrix(part["embedding"]).tobytes())
+    assert found[0] == found[1]
+
+
+def test_a_whole_run(tiny_shards, tmp_path, ray_session):
+    arguments = [*run_arguments(tiny_shards, tmp_path), "--set", "embed.device=cuda"]
+    assert cli.invoke(arguments) == 0
+    assert cli.invoke(["verify", "--root", str(tmp_path)]) == 0
