@@ -17,9 +17,10 @@ some GB each), in turns.
     small-vit   the first of these images, as many as there are photos; ViT-B-32
 
 Wall time is that of the whole command. `steady` leaves out what the same command takes for 16
-images: starting, importing, loading the model, stopping. Memory is the peak of the sum of
-proportional set sizes of all its processes (shared pages counted once). Embeddings of all images
-are compared with those of ratecluster in fp32: the least cosine stands in the last column.
+images: starting, importing, loading the model, stopping. `ms` are milliseconds of a processor per
+image, likewise: on a busy machine they say more. Memory is the peak of the sum of proportional set
+sizes of all its processes (shared pages counted once). Embeddings of all images are compared with
+those of ratecluster in fp32: `cosine` is the least.
 
 Every run is added to `--work`/results.jsonl; medians of all that stands there are printed, so that
 the rounds may be run one by one.
@@ -29,11 +30,13 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -55,14 +58,24 @@ def folder_of(contender: Contender, case: str, work: Path) -> Path:
     return work / "out" / case / contender.name.replace(", ", "-").replace(" ", "-")
 
 
-def run(contender: Contender, task: Task, out: Path, venvs: Path) -> tuple[float, int]:
-    """Seconds and peak bytes of the command. Raises if it fails."""
+@dataclass(frozen=True)
+class Cost:
+    """Of a command, with all the processes it starts."""
+
+    wall_s: float
+    cpu_s: float  # of processors; a process's last moments are not seen
+    peak: int  # bytes
+
+
+def run(contender: Contender, task: Task, out: Path, venvs: Path) -> Cost:
+    """What the command takes. Raises if it fails."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [contender.python(venvs), *contender.command(task, out)]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     log = out.with_suffix(".log")
     started, peak = time.monotonic(), 0
+    spent: dict[int, float] = {}  # process -> seconds
     with (
         log.open("w") as said,
         subprocess.Popen(command, env=os.environ | threads, stdout=said, stderr=said) as child,
@@ -70,11 +83,21 @@ def run(contender: Contender, task: Task, out: Path, venvs: Path) -> tuple[float
         process = psutil.Process(child.pid)
         while child.poll() is None:
             peak = max(peak, memory(process))
+            spent |= processor_s(process)
             time.sleep(EVERY_S)
     seconds = time.monotonic() - started
     if child.returncode:
         raise RuntimeError(f"{contender.name} ended with {child.returncode}: see {log}")
-    return seconds, peak
+    return Cost(seconds, sum(spent.values()), peak)
+
+
+def processor_s(process: psutil.Process) -> dict[int, float]:
+    """Seconds of processors that a process, and each below it, has had."""
+    found = {}
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.Error):
+            found[each.pid] = sum(each.cpu_times()[:2])
+    return found
 
 
 def embeddings(contender: Contender, out: Path) -> dict[str, np.ndarray]:
@@ -100,16 +123,15 @@ def round_of(case: str, task: Task, few: Task, options: argparse.Namespace) -> N
         if contender.name not in options.only:
             continue
         out = folder_of(contender, case, work)
-        start_s, _ = run(contender, few, out, work / "venvs")
-        seconds, peak = run(contender, task, out, work / "venvs")
+        start = run(contender, few, out, work / "venvs")
+        whole = run(contender, task, out, work / "venvs")
         found = embeddings(contender, out)
         row = {
             "case": case,
             "name": contender.name,
             "images": len(found),
-            "wall_s": seconds,
-            "start_s": start_s,
-            "peak": peak,
+            "start": asdict(start),
+            "whole": asdict(whole),
             "cosine": least_cosine(found, embeddings(OURS, reference)),
         }
         print(json.dumps(row), file=sys.stderr, flush=True)
@@ -119,22 +141,25 @@ def round_of(case: str, task: Task, few: Task, options: argparse.Namespace) -> N
 
 def table(rows: list[dict]) -> None:
     """Medians, and the rounds that they are of."""
-    print(f"{'':<20} {'images/s':>9} {'steady':>8}   {'rounds of steady':<24} {'GiB':>5}  cosine")
+    print(f"{'':<20} {'images/s':>9} {'steady':>8} {'ms':>6} {'GiB':>5}  cosine   rounds of steady")
     for contender in CONTENDERS:
         mine = [row for row in rows if row["name"] == contender.name]
         if not mine:
             continue
-        whole = [row["images"] / row["wall_s"] for row in mine]
-        steady = [
-            (row["images"] - materials.FEW) / (row["wall_s"] - row["start_s"]) for row in mine
-        ]
-        rounds = ", ".join(f"{each:.1f}" for each in steady)
+        rates = [row["images"] / row["whole"]["wall_s"] for row in mine]
+        steady = [1 / _each(row, "wall_s") for row in mine]
+        busy_ms = [1e3 * _each(row, "cpu_s") for row in mine]
+        peak = max(row["whole"]["peak"] for row in mine)
         print(
-            f"{contender.name:<20} {statistics.median(whole):>9.1f} "
-            f"{statistics.median(steady):>8.1f}   {rounds:<24} "
-            f"{max(row['peak'] for row in mine) / 2**30:>5.2f}  "
-            f"{min(row['cosine'] for row in mine):.5f}"
+            f"{contender.name:<20} {median(rates):>9.1f} {median(steady):>8.1f} "
+            f"{median(busy_ms):>6.1f} {peak / 2**30:>5.2f}  "
+            f"{min(row['cosine'] for row in mine):.5f}  {', '.join(f'{s:.1f}' for s in steady)}"
         )
+
+
+def _each(row: dict, what: str) -> float:
+    """Seconds of an image beyond the first few."""
+    return (row["whole"][what] - row["start"][what]) / (row["images"] - materials.FEW)
 
 
 def arguments() -> argparse.Namespace:
@@ -147,7 +172,7 @@ def arguments() -> argparse.Namespace:
     names = [contender.name for contender in CONTENDERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--source", default=EMOJI, help="shards of pictures to make photos of")
-    parser.add_argument("--photos", type=int, default=1000, help="how many, in 4 shards")
+    parser.add_argument("--photos", type=int, default=500, help="how many, in 4 shards")
     parser.add_argument("--small", default=EMOJI, help="shards of small images")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-size", type=int, default=64)
