@@ -115,7 +115,7 @@ def _table(path: Path) -> Iterator[Found]:
 
 
 def _npz(out: Path) -> Iterator[Found]:
-    with np.load(f"{out}.npz") as found:
+    with np.load(f"{out}.npz", allow_pickle=False) as found:
         yield found["keys"].tolist(), found["rows"]
 
 
@@ -128,7 +128,7 @@ def _npy(out: Path) -> Iterator[Found]:
     for path in sorted((out / "metadata").glob("*.parquet")):
         keys = pq.read_table(path)["image_path"].to_pylist()
         part = path.stem.replace("metadata", "img_emb")
-        yield keys, np.load(out / "img_emb" / f"{part}.npy")
+        yield keys, np.load(out / "img_emb" / f"{part}.npy", allow_pickle=False)
 
 
 PEERS = [
