@@ -88,7 +88,7 @@ def _check_shared(places: Sequence[tuple[Path, bool]]) -> None:
         return
     with ExitStack() as stack:
         marks = {str(p): stack.enter_context(_mark(p)) if own else p for p, own in places}
-        look = ray.remote(_missing).options(num_cpus=0)
+        look = ray.remote(num_cpus=0)(_missing)
         asked = {
             address: look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
