@@ -517,7 +517,7 @@ ODD = [
 
 
 def shard_at(path: Path) -> dict:
-    return {"url": str(path), "size": path.stat().st_size}
+    return {"url": str(path), "size": path.stat().st_size, "version": ""}
 
 
 def odd_shard(path: Path) -> None:
