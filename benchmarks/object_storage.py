@@ -4,7 +4,8 @@
 
 An S3 server of a process of its own (tests/store/slow_s3.py: moto, over HTTP) waits before every
 answer. From it and from the local disk the same shards, each made of `merge` of the given ones, are
-read alone and embedded, by `readers` threads as in an encoder actor, in turns, `rounds` times:
+read alone and embedded, by `readers` threads as in an encoder actor, `rounds` times, each round
+beginning with another way:
 
     local   both shards and root on the local disk
     before  both on S3, one request at a time: fsspec's `readahead` cache, blocks of 8 MiB
@@ -18,6 +19,7 @@ server works on the same cores: how many seconds of theirs it took stands beside
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -200,20 +202,28 @@ def main() -> None:
         )
         for title, unit in (("reading alone", "MB/s"), ("embed", "images/s")):
             print(f"{title}, {unit} (processor seconds of the server)")
+            ratios: dict[str, list[float]] = {way: [] for way in WAYS}
             for number in range(options.rounds):
-                line, base = [], 0.0
-                for way, opener in WAYS.items():
+                speeds, used = {}, {}
+                order = list(WAYS)[number % len(WAYS) :] + list(WAYS)[: number % len(WAYS)]
+                for way in order:
                     shards, before = local if way == "local" else remote, server.cpu_s()
                     if unit == "MB/s":
-                        speed = read(shards, opener, options.readers)
+                        speeds[way] = read(shards, WAYS[way], options.readers)
                     else:
                         place = here / "out" if way == "local" else "s3://bucket/out"
                         root = f"{place}/{number}-{way}"
-                        speed = embedded(shards, opener, encoder, cfg, root)
-                    base = speed if way == "local" else base
-                    used = server.cpu_s() - before
-                    line.append(f"{way} {speed:7.0f} ({used:4.1f}) {speed / base:5.2f}")
+                        speeds[way] = embedded(shards, WAYS[way], encoder, cfg, root)
+                    used[way] = server.cpu_s() - before
+                for way in WAYS:
+                    ratios[way].append(speeds[way] / speeds["local"])
+                line = [
+                    f"{way} {speeds[way]:7.0f} ({used[way]:4.1f}) {ratios[way][-1]:5.2f}"
+                    for way in WAYS
+                ]
                 print(f"  {number}  " + "   ".join(line), flush=True)
+            medians = [f"{way} {statistics.median(found):.2f}" for way, found in ratios.items()]
+            print(f"  median of the ratios to local: {', '.join(medians)}", flush=True)
         requests(server, remote, encoder, cfg)
 
 

@@ -161,7 +161,7 @@ class Reckoning:
         bound = max(seconds, key=lambda name: seconds[name])
         uneven = math.ceil(self.shards / encoders) * encoders / self.shards
         work = seconds[bound] * uneven
-        held = int(cfg.readers * self.rows * (ROW_BYTES + 4 * found["dim"]))
+        held = int((cfg.decode_slots or cfg.readers) * self.rows * (ROW_BYTES + 4 * found["dim"]))
         why = self._why(self.trial.encoder.peak_bytes, held)
         return Stage(
             "embed",

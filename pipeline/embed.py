@@ -56,7 +56,9 @@ class Config:
     compile: bool = setting(False, "torch.compile the encoder: for long runs; needs a compiler")
     batch_size: int = setting(64, "images in one call of the encoder")
     actors: int = setting(0, "encoder processes; 0: one per GPU, or one", operational=True)
-    readers: int = setting(2, "shards read at once by each encoder", operational=True)
+    readers: int = setting(
+        2, "shards read at once by each encoder; decode_slots, if given", operational=True
+    )
     decode_threads: int = setting(0, "per shard being read; 0: one per core", operational=True)
     decode_slots: int = setting(
         0, "CPUs of any node that decode for each encoder; 0: its own threads", operational=True
@@ -143,7 +145,9 @@ def embed_shard(
     for batch in source(shard, encoder.prepare, cfg):
         out.add(batch)
         end = batch.end
-    assert end, f"{shard.url}: its batches ended before it did"
+    met = sorted(row["index"] for row in (*out.rows, *out.rejects))
+    if not end or met != list(range(len(met))):  # one that began anew may have cut other batches
+        raise OSError(f"{shard.url}: its batches do not fit together; run again")
     facts = shard_facts(shard, out, end, cfg)
     _commit(shard.stem, out, facts, paths)
     spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
@@ -175,6 +179,8 @@ def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[B
             yield ray.get(batch)
     except RayTaskError as error:
         raise error.cause from None
+    finally:
+        ray.cancel(batches)  # where nobody asks for the rest
 
 
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
@@ -223,6 +229,10 @@ class Embedder:
             threads=threads,
             compiled=cfg.compile,
         )
+        if cfg.compile:  # always for the same sizes first: what it makes of others depends on them
+            self.encoder.encode_images(
+                np.zeros((cfg.batch_size, *self.encoder.image_size, 3), np.uint8)
+            )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
@@ -397,12 +407,13 @@ def embedded(cfg: Config, todo: list[Shard], paths: artifacts.RunPaths) -> Itera
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     actors = min(cfg.actors or max(1, gpus), len(todo))
     readers = cfg.decode_slots or cfg.readers
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if actors * (1 + cfg.decode_slots) > cpus:
+    wanted = actors * cfg.decode_slots * (cfg.decode_threads or 1)
+    if wanted > (spare := int(ray.cluster_resources().get("CPU", 0)) - actors):
         log.warning(
             "embed: %d encoders of embed.decode_slots = %d decode with %d CPUs at once, of which "
-            "the cluster has %d beside theirs: they wait unless it grows",
-            *(actors, cfg.decode_slots, actors * cfg.decode_slots, cpus - actors),
+            "the cluster has %d beside theirs: %s",
+            *(actors, cfg.decode_slots, wanted, max(spare, 0)),
+            "they wait for each other" if spare > 0 else "they wait for ever unless it grows",
         )
     threads = cfg.threads or os.cpu_count() or 1  # whatever the actors: bytes depend on it
     items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
@@ -475,10 +486,15 @@ def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) 
         f"embed: encoders idle {idle:.0%} of the time; one at work needs {cpus:.1f} CPUs to decode"
     )
     apart = cfg.decode_slots or any(way.startswith("cuda") for way in precisions)
-    if idle > STARVING and apart:  # a CPU that encodes is the one that decodes
-        log.warning("%s: set embed.decode_slots = %d, and add CPU nodes", said, math.ceil(cpus) + 1)
-    else:
+    slots = math.ceil(cpus) + 1
+    if idle <= STARVING or not apart:  # a CPU that encodes is the one that decodes
         log.info(said)
+    elif slots > cfg.decode_slots * (cfg.decode_threads or 1):
+        log.warning("%s: set embed.decode_slots = %d, and add CPU nodes", said, slots)
+    else:
+        log.warning(
+            "%s: it has them, so it waits for the store or for CPUs that the cluster lacks", said
+        )
 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
 
 
 def _add(total: coding_rate.Statistics, more: Sums) -> None:
+    """`coding_rate.add` of arrays that Ray lends for reading alone, which torch would not take."""
     for sums, summand in zip(arrays(total), more, strict=True):
         np.add(sums, summand, out=sums)
 

@@ -50,6 +50,12 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
             storage.retry(lambda shard=shard: trial.sample(shard, images, folder, limit))  # type: ignore[misc]
             for shard in trial.choose(shards, sample)
         ]
+        if not any(s.images for s in sampled):
+            raise UserError(
+                f"{sampled[0].shard.url} and all others of --sample {sample} shards hold no "
+                "sample: correct --shards"
+            )
+        sampled = [s for s in sampled if s.images]
         images, _, _ = capacity.counted(shards, sampled)
         found = trial.run(sections, sampled, images, root)
     return planned(Reckoning(sections, len(shards), images, found, target), shards)

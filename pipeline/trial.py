@@ -106,20 +106,19 @@ def choose(shards: list[Shard], count: int, seed: int = 0) -> list[Shard]:
 
 
 def sample(shard: Shard, images: int, folder: Path, max_sample_bytes: int) -> Sampled:
-    """Copy the first images of a shard; UserError if it has none."""
+    """Copy the first images of a shard."""
     target = folder / f"{shard.stem}.tar"
     began, own, count, end = CLOCK(), OWN(), 0, 0
     with storage.open_read(shard.url, shard.size) as stream:
         reader = ShardReader(stream, max_sample_bytes)
         with target.open("wb") as file, ShardWriter(file) as writer:
-            for found in islice(reader, images):
+            samples = iter(reader)
+            for found in islice(samples, images):
                 count, end = count + 1, max(m.offset + m.size for m in found.members)
                 for member in found.members:
                     if member.whole:
                         writer.add(member.tar_name, member.data)
-        waited, whole = CLOCK() - began - (OWN() - own), next(iter(reader), None) is None
-    if not count:
-        raise UserError(f"{shard.url} holds no sample ({reader.end}): correct --shards")
+        waited, whole = CLOCK() - began - (OWN() - own), next(samples, None) is None
     copy = Shard(shard.stem, str(target), target.stat().st_size, "")
     return Sampled(shard, copy, count, shard.size if whole else end, whole, waited)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import open_clip
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -210,6 +211,43 @@ def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_wo
     assert embed.balance([]) == {}
 
 
+def test_batches_that_a_second_decoder_cut_otherwise_are_no_shard(tiny_shards, tmp_path, encoder):
+    """The first gave up on a sample that the second read: all batches after it begin one later."""
+    shard = list_shards(str(tiny_shards / "00001.tar"))[0]
+    paths = artifacts.RunPaths(str(tmp_path))
+
+    def source(shard, prepare, cfg):
+        first, *rest = embed.decoded(shard, prepare, cfg)
+        late = {**first.rows[5], "member": "x.png", "reason": "decode_timeout"}
+        yield replace(
+            first,
+            rows=[*first.rows[:5], *first.rows[6:], rest[0].rows[0]],
+            pixels=np.concatenate([np.delete(first.pixels, 5, 0), rest[0].pixels[:1]]),
+            rejects=[*first.rejects, late],
+        )
+        yield from rest
+
+    with ThreadPoolExecutor(1) as thread, pytest.raises(OSError, match="do not fit together"):
+        embed.embed_shard(shard, encoder, thread, CFG, paths, source)
+    assert not paths.embeddings.names()
+
+
+@pytest.mark.ray
+def test_a_decoder_that_nobody_listens_to_gives_back_its_cpu(
+    tiny_shards, tmp_path, encoder, ray_session
+):
+    before = ray.available_resources()["CPU"]
+    shard = list_shards(str(tiny_shards / "00001.tar"))[0]
+    found = embed.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
+    next(found)
+    assert ray.available_resources()["CPU"] < before
+    found.close()
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     "idle, slots, device, warned",
     [
@@ -224,11 +262,18 @@ def test_starving_encoders_are_warned_of_where_decoding_can_be_added(
 ):
     load = {"samples_per_s": 1.0, "encoder_idle": idle, "decode_cpus_per_encoder": 5.2}
     with caplog.at_level("INFO"):
-        embed._report_balance(load, replace(CFG, decode_slots=slots), [f"{device} bf16"])
+        cfg = replace(CFG, decode_slots=slots, decode_threads=0)
+        embed._report_balance(load, cfg, [f"{device} bf16"])
     (record,) = caplog.records
     assert f"idle {idle:.0%} of the time" in record.message
     assert (record.levelname == "WARNING") == warned
     assert ("embed.decode_slots = 7" in record.message) == warned
+
+
+def test_encoders_that_have_the_cpus_wait_for_something_else(caplog):
+    load = {"samples_per_s": 1.0, "encoder_idle": 0.7, "decode_cpus_per_encoder": 2.1}
+    embed._report_balance(load, replace(CFG, decode_slots=2, decode_threads=6), ["cuda bf16"])
+    assert "waits for the store" in caplog.text and "embed.decode_slots =" not in caplog.text
 
 
 @pytest.mark.ray

@@ -121,7 +121,7 @@ def head(tmp_path_factory):
 @pytest.mark.ray
 def test_a_job_of_all_stages(head, tiny_shards, tmp_path):
     root = tmp_path / "run"
-    _, *arguments = run_arguments(tiny_shards, root)
+    _, *arguments = [*run_arguments(tiny_shards, root), "--set", "train.words=0"]
     code, said = head.submit("jobs.all", *arguments, name="first")
     assert code == 0, said
     machines.wait_for((root / ".lock").exists, lambda: head.ray("job", "logs", "first")[1])
@@ -130,7 +130,7 @@ def test_a_job_of_all_stages(head, tiny_shards, tmp_path):
 
     code, said = head.submit("jobs.embed", "--shards", str(tiny_shards), "--root", str(root))
     status, exit_code, message = head.facts(said)
-    assert (code, status, exit_code) == (1, "FAILED", 2)
+    assert (code, status, exit_code) == (1, "FAILED", 2), message
     assert re.search(rf"ratecluster: {root} is in use by .* all.py --shards", message)
 
     address = {"RAY_ADDRESS": head.dashboard}
@@ -156,7 +156,7 @@ def test_a_job_whose_stage_fails_says_why(head, tmp_path):
     paths = ["--shards", str(tmp_path / "shards"), "--root", str(tmp_path / "run")]
     code, said = head.submit("jobs.all", *paths, "--config", "my.toml")
     status, exit_code, message = head.facts(said)
-    assert (code, status, exit_code) == (1, "FAILED", 1)
+    assert (code, status, exit_code) == (1, "FAILED", 1), message
     why = "ratecluster: failed: RuntimeError: embed: 1 of 1 shards cannot be read at all"
     assert any(line.startswith(why) for line in said.splitlines())
     assert why in message

@@ -21,7 +21,8 @@ SETTINGS = {
     "embed.batch_size": 2,
     "embed.actors": 2,
     "embed.readers": 1,
-    "train.steps": 200,
+    "train.words": 0,
+    "train.steps": 100,
 }
 COPY = """
 import sys, fsspec

@@ -12,6 +12,7 @@ from pipeline import capacity, cli, config, plan, trial
 from pipeline.capacity import Reckoning, Target
 from pipeline.errors import UserError
 from pipeline.store.listing import Shard, list_shards
+from pipeline.store.shard_writer import ShardWriter
 from pipeline.trial import Sampled, Timed, Trial
 from tests.conftest import BUNDLED, TINY, run_arguments
 
@@ -147,8 +148,18 @@ def test_the_first_images_are_read(tmp_path):
     assert (found.images, found.whole) == (20, False) and 0 < found.bytes < found.shard.size
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "0.tar").write_bytes(b"\0" * 1024)
-    with pytest.raises(UserError, match=r"0\.tar holds no sample"):
-        trial.sample(list_shards(str(tmp_path / "empty"))[0], 20, tmp_path, 1 << 26)
+    assert trial.sample(list_shards(str(tmp_path / "empty"))[0], 20, tmp_path, 1 << 26).images == 0
+    assert cli.invoke(["plan", "--shards", str(tmp_path / "empty")]) == 2
+
+
+@pytest.mark.parametrize("images, whole", [(1, False), (2, True), (3, True)])
+def test_whole_is_what_was_read_to_its_end(tmp_path, images, whole):
+    with (tmp_path / "two.tar").open("wb") as file, ShardWriter(file) as writer:
+        for key in ("a", "b"):
+            writer.add(f"{key}.png", b"one file each")
+    (tmp_path / "copies").mkdir()
+    found = trial.sample(list_shards(str(tmp_path / "two.tar"))[0], images, tmp_path / "copies", 99)
+    assert (found.images, found.whole) == (min(images, 2), whole)
 
 
 def test_the_command(tiny_shards, tmp_path, capfd, monkeypatch):

@@ -32,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     options = parser.parse_args()
-    print(machine())
+    print(f"{machine()}, one thread per process, processor seconds")
     with one_thread():
         for name in options.only:
             SECTIONS[name]()

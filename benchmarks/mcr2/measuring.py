@@ -94,8 +94,7 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{model[1] if model else 'unknown processor'}, {os.cpu_count()} cores, {memory:.0f} GiB, "
-        f"torch {torch.__version__}, one thread per process, "
-        "processor seconds"
+        f"torch {torch.__version__}"
     )
 
 

@@ -45,7 +45,7 @@ class Ahead(io.RawIOBase):
                         f"{self.url} has changed since it was listed; run again"
                     ) from None
                 raise
-            if len(data) < end - start:
+            if len(data) != end - start:
                 raise _cut_short(self.url, start + len(data), self.size)
             return data
 

@@ -42,7 +42,7 @@ def retry(operation: Callable[[], T], url: str = "") -> T:
             if not final and attempt < ATTEMPTS - 1:
                 time.sleep(2**attempt)
                 continue
-            if not final and url and url not in str(error):
+            if not final and url:
                 raise _exhausted(url, error, time.monotonic() - started) from None
             if (told := harmless(error)) is not error:
                 raise told from None
@@ -58,9 +58,10 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _exhausted(url: str, error: Exception, seconds: float) -> ExhaustedError:
+    said = str(error) or type(error).__name__
     return ExhaustedError(
         redacted(
-            f"{url}: {str(error) or type(error).__name__} (tried {ATTEMPTS} times, {seconds:.0f} "
+            f"{said if url in said else f'{url}: {said}'} (tried {ATTEMPTS} times, {seconds:.0f} "
             "s). Run the same command again when the store answers: what is done stays done. If it "
             "asks for fewer requests, lower embed.readers, or have fewer workers"
         )

@@ -130,12 +130,12 @@ def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         stream: IO[bytes] = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
-    elif not size:
+    elif not size or not (fs.async_impl or "hf" in fs.protocol):  # others: one request at a time
         stream = retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"), url)
     else:
         known = {} if url.startswith(HTTP) else {"size": size}  # HTTP: asked whether it has ranges
         stream = retry(lambda: fs.open(path, "rb", cache_type="none", **known), url)
-        if isinstance(stream, AbstractBufferedFile):
+        if isinstance(stream, AbstractBufferedFile) and stream.size:  # none: HTTP without ranges
             if hasattr(stream, "read_kw"):  # S3's, which would ask for its details first
                 stream.details = {"name": path, "size": size, "ETag": f'"{version}"'}
                 stream.read_kw |= {"IfMatch": f'"{version}"'} if version else {}
@@ -261,10 +261,13 @@ class Folder:
         fs, _ = locate(self.url)
         if there := sorted(names & self.names()):
             paths = [locate(self.file(name))[1] for name in there]
-            for path in filter(has_magic, paths):  # a list of paths is one of patterns
-                fs.rm_file(path)
-            if plain := [path for path in paths if not has_magic(path)]:
-                fs.rm(plain)
+            # a list of paths is one of patterns, and only clients of its kind take one
+            plain = [path for path in paths if fs.async_impl and not has_magic(path)]
+            with suppress(FileNotFoundError):
+                for path in sorted(set(paths).difference(plain)):
+                    fs.rm_file(path)
+                if plain:
+                    fs.rm(plain)
             if left := sorted(names & self.names()):
                 raise OSError(
                     f"{self.url}: {len(left)} of {len(there)} files could not be deleted, the "

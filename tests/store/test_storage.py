@@ -5,12 +5,14 @@ import json
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import fsspec
 import pytest
 import s3fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
 from pipeline.store import retrying, storage
@@ -337,3 +339,56 @@ def test_absolute(tmp_path, monkeypatch):
     assert storage.absolute("/a/b/") == "/a/b"
     assert storage.absolute("~/x") == str(Path.home() / "x")
     assert storage.absolute("s3://b/k/") == "s3://b/k"
+
+
+class OneAtATime(MemoryFileSystem):
+    """A store whose client deletes one path at a time, as those of hf:// and hdfs:// do."""
+
+    protocol = "oneatatime"
+
+    def rm(self, path, recursive=False, maxdepth=None):
+        raise TypeError(f"expected a string, got {path!r}")
+
+
+def test_files_go_from_a_store_that_deletes_one_at_a_time():
+    fsspec.register_implementation("oneatatime", OneAtATime, clobber=True)
+    folder = Folder("oneatatime://run/clusters")
+    for name in ("manifest.json", "a.parquet", "b.parquet"):
+        storage.write_bytes(folder.file(name), b"x")
+    folder.remove({"a.parquet", "never there"})
+    assert folder.names() == {"manifest.json", "b.parquet"}
+    folder.clear()
+    assert not folder.names()
+
+
+class Whole(BaseHTTPRequestHandler):
+    """A server that gives files as a whole alone."""
+
+    data = bytes(range(256)) * 40_000  # more than two blocks
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.data)))
+        self.send_header("Accept-Ranges", "none")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.data)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_without_ranges_is_read_once_from_start_to_end():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Whole)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/x.tar"
+    try:
+        with storage.open_read(url, len(Whole.data)) as stream:
+            found = b"".join(iter(lambda: stream.read(1 << 20), b""))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found == Whole.data
