@@ -14,7 +14,7 @@ from pipeline.trial import Sampled, Trial
 
 GB = 10**9
 # What Ray adds, in starts of a process, each as long as one was measured to take here; fitted to
-# one run of `benchmarks/plan.py` over the bundled emoji, on an idle machine.
+# one run of `benchmarks/plan.py` over the bundled emoji, on a quiet machine.
 RAY_STARTS = 1.3  # before its first work
 POOL_STARTS = 0.95  # Ray Data and one actor, to its first call
 TRAIN_STARTS = 3.75  # Ray Train and its worker, and their end
