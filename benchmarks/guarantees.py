@@ -37,7 +37,7 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import artifacts, caption, cli, config, embed, report, train, write
+from pipeline import artifacts, caption, config, embed, options, report, train, write
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
@@ -177,7 +177,7 @@ def finished(folder: Path, source: Path) -> tuple[Path, artifacts.RunPaths]:
 
 def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
     """Manifests of the stages as they would be for these shards."""
-    cfg = config.load(cli.KINDS, None, SETTINGS)
+    cfg = config.load(options.KINDS, None, SETTINGS)
     manifest = paths.embeddings.manifest()
     facts = manifest["shards"][0]
     manifest["shards"] = [{**facts, "shard": asdict(shard)} for shard in shards]

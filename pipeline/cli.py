@@ -8,8 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,6 @@ from pipeline import (
     evaluate,
     pack,
     plan,
-    progress,
     redaction,
     report,
     select_k,
@@ -35,23 +33,24 @@ from pipeline import (
     write,
 )
 from pipeline.errors import UserError
-from pipeline.interrupt import Interruption
+from pipeline.options import (
+    KINDS,
+    Address,
+    ConfigFile,
+    Overrides,
+    Overwrite,
+    Root,
+    Shards,
+    begin,
+    owning,
+    settings_help,
+)
 from pipeline.reasons import printable
-from pipeline.store import lock, storage
-from pipeline.store.listing import Shard, list_shards
+from pipeline.store import storage
+from pipeline.store.listing import list_shards
+from pipeline.use import commands
 
 log = logging.getLogger(__name__)
-KINDS: dict[str, type] = {
-    "shards": pack.Config,
-    "embed": embed.Config,
-    "train": train.Config,
-    "select_k": select_k.Config,
-    "caption": caption.Config,
-    "write": write.Config,
-    "evaluate": evaluate.Config,
-    "report": report.Config,
-    "run": progress.Config,
-}
 LARGEST = 10  # clusters in the summary
 INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
 SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
@@ -61,59 +60,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Labels a web-scale image collection without labels.",
 )
-Root = Annotated[str, typer.Option(help="URL of the run's folder: a path, s3://, gs://, hf://")]
-Shards = Annotated[
-    str, typer.Option(help="brace pattern, glob, folder or list file (.txt) of webdataset tars")
-]
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="TOML file, one table per stage; see jobs/configs/")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="a setting; any number of times"),
-]
-Address = Annotated[
-    str | None, typer.Option(help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="make embeddings again that other settings made")
-]
-
-
-def settings_help(*sections: str) -> str:
-    """What may be set, with defaults and units, for the end of --help."""
-    rows = config.describe({name: KINDS[name] for name in sections})
-    width = max(len(name) for name, _, _ in rows)
-    head = "\b\nSettings, for --set section.key=value or the TOML file [default]:"
-    return "\n".join([head, *(f"  {n:<{width}}  {help} [{default}]" for n, default, help in rows)])
-
-
-def _begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
-    """The settings of all stages and the run's folders; remembers which Ray to join."""
-    if not root:
-        raise UserError("the folder is empty text; give a path or a URL")
-    if address:
-        os.environ["RAY_ADDRESS"] = address
-    return config.load(KINDS, file, sets or ()), artifacts.RunPaths(storage.absolute(root))
-
-
-@contextmanager
-def _owning(root: str, cfg: progress.Config, shards: Sequence[Shard] = ()) -> Iterator[None]:
-    """Only this command writes to the root, which all nodes see, and no stage waits for ever."""
-    storage.check_writable(root)
-    with (
-        Interruption() as block,
-        lock.held(root, progress.current, block.interrupt),
-        progress.watched(cfg),
-        cluster.sharing(storage.local_path(root), *_one_of_each_folder(shards)),
-    ):
-        yield
-
-
-def _one_of_each_folder(shards: Sequence[Shard]) -> list[Path | None]:
-    """The first of the shards that lie together, where they lie on local disks."""
-    first = {shard.url.rpartition("/")[0]: shard.url for shard in reversed(shards)}
-    return [storage.local_path(url) for url in first.values()]
 
 
 @app.command("shards", epilog=settings_help("shards"))
@@ -126,7 +72,7 @@ def shards_command(
     address: Address = None,
 ) -> None:
     """Pack images into webdataset shards."""
-    sections, _ = _begin(out, config_file, sets, address)
+    sections, _ = begin(out, config_file, sets, address)
     storage.check_writable(out)
     folder = Path(source).resolve()
     with cluster.sharing(storage.local_path(out), folder if folder.is_dir() else None):
@@ -143,10 +89,10 @@ def embed_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Shards to CLIP embeddings, one part per shard."""
-    sections, paths = _begin(root, config_file, sets, address)
+    sections, paths = begin(root, config_file, sets, address)
     found = list_shards(shards)
     embed.check(sections["embed"])
-    with _owning(paths.root, sections["run"], found):
+    with owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
 
 
@@ -160,8 +106,8 @@ def _add_stage(name: str, stage: Any, help: str) -> None:
         sets: Overrides = None,
         address: Address = None,
     ) -> None:
-        sections, paths = _begin(root, config_file, sets, address)
-        with _owning(paths.root, sections["run"]):
+        sections, paths = begin(root, config_file, sets, address)
+        with owning(paths.root, sections["run"]):
             stage.run(sections[section], paths)
 
     app.command(name, epilog=settings_help(section, "run"), help=help)(command)
@@ -187,7 +133,7 @@ def status_command(
 
     Without --config and --set, settings are those that each stage was made with.
     """
-    sections, paths = _begin(root, config_file, sets, None)
+    sections, paths = begin(root, config_file, sets, None)
     found = list_shards(shards) if shards else None
     asked = status.Asked(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
@@ -220,7 +166,7 @@ def plan_command(
 @app.command("verify")
 def verify_command(root: Root, address: Address = None) -> None:
     """Prove that all of a run is there and agrees: every manifest, part and labelled shard."""
-    _, paths = _begin(root, None, None, address)
+    _, paths = begin(root, None, None, address)
     with cluster.sharing(None, storage.local_path(root)):
         found = verify.run(paths)
     for line in (*found.notes, *found.lines):
@@ -243,12 +189,12 @@ def run_command(
 
     Evaluates too if evaluate.label names a json field. What is done already is not done again.
     """
-    sections, paths = _begin(root, config_file, sets, address)
+    sections, paths = begin(root, config_file, sets, address)
     found = list_shards(shards)
     embed.check(sections["embed"])
     train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
-    with _owning(paths.root, sections["run"], found):
+    with owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
         if sections["evaluate"].label:
             evaluate.check(sections["evaluate"], paths)
@@ -259,6 +205,9 @@ def run_command(
         page = report.run(sections["report"], paths)
     typer.echo(summary(paths))
     typer.echo(f"report: {page}")
+
+
+commands.add(app)
 
 
 def summary(paths: artifacts.RunPaths) -> str:

@@ -1,15 +1,12 @@
-"""Pictures of the report, as data: URIs: figures from tables, thumbnails from input shards.
+"""Figures of the report, drawn from tables, as data: URIs.
 
 A figure is drawn twice, for light and for dark pages, with a transparent ground. Same inputs, same
 bytes: no dates, no random ids.
 """
 
-import base64
 import io
-import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,14 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from PIL import Image
 
-from pipeline.store import storage
-from pipeline.vision import images
+from pipeline.pictures import data_uri
 
-log = logging.getLogger(__name__)
-READERS = 8  # pictures read and decoded at once
-QUALITY = 78  # of WebP thumbnails, 0 to 100
 MAX_POINTS = 800  # of a line; more are thinned out
 SIZE = (5.4, 3.1)  # inches of 72 units: text stays readable on a narrow page
 UNEVEN = 30  # largest over smallest cluster; above, sizes are drawn on a logarithmic scale
@@ -72,7 +64,7 @@ def _svg(draw: Drawing, ink: Ink, *content: Any) -> str:
         out = io.BytesIO()
         canvas = FigureCanvasSVG(figure)
         canvas.print_svg(out, metadata={"Date": None})
-    return _data_uri("image/svg+xml", out.getvalue())
+    return data_uri("image/svg+xml", out.getvalue())
 
 
 def _style(axes: Axes, ink: Ink) -> None:
@@ -185,54 +177,3 @@ def sizes(axes: Axes, ink: Ink, counts: list[int]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("clusters, largest first")
     axes.set_ylabel("samples")
-
-
-class Place(NamedTuple):
-    """Where the bytes of a picture lie."""
-
-    url: str
-    offset: int
-    size: int
-
-
-def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | None]:
-    """Each picture made small, as a data: URI; None where it cannot be read any more.
-
-    Read in the order in which they lie in the shards. A shard that cannot be read is tried once.
-    """
-    gone: dict[str, str] = {}  # URL, or URL and offset -> why
-
-    def load(place: Place) -> str | None:
-        if place.url in gone:
-            return None
-        try:
-            return thumbnail(storage.read_range(*place), max_pixels, side)
-        except images.BadImage as bad:
-            gone[f"{place.url} at byte {place.offset}"] = bad.reason
-        except Exception as error:  # stores raise anything, and a page without it is still a page
-            gone[place.url] = f"{type(error).__name__}: {error}"
-        return None
-
-    order = sorted(set(places))
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(order, pool.map(load, order), strict=True))
-    if missing := sum(uri is None for uri in found.values()):
-        url, why = min(gone.items())
-        log.warning(
-            "report: %d of %d pictures cannot be read any more and are left blank; first: %r, %r",
-            *(missing, len(found), url, why),
-        )
-    return [found[place] for place in places]
-
-
-def thumbnail(data: bytes, max_pixels: int, side: int) -> str:
-    """An image file as a WebP of at most `side` pixels each way; raises BadImage."""
-    image = images.decode(data, max_pixels)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=QUALITY, method=4)
-    return _data_uri("image/webp", out.getvalue())
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

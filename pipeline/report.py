@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from pipeline import artifacts, config, figures
+from pipeline import artifacts, config, figures, pictures
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import storage, tables
@@ -134,12 +134,12 @@ def add_galleries(rows: list[Row], found: Run, cfg: Config, paths: artifacts.Run
     table = table.sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
     members = [member for member in table.to_pylist() if member["cluster_id"] in by_id]
     urls = {s["shard"]["stem"]: s["shard"]["url"] for s in found.embedded["shards"]}
-    places = [figures.Place(urls[m["shard"]], m["tar_offset"], m["tar_size"]) for m in members]
+    places = [pictures.Place(urls[m["shard"]], m["tar_offset"], m["tar_size"]) for m in members]
     max_pixels = found.embedded["config"]["max_image_pixels"]
-    pictures = figures.thumbnails(places, max_pixels, cfg.thumbnail)
-    for member, picture in zip(members, pictures, strict=True):
+    made = pictures.thumbnails(places, max_pixels, cfg.thumbnail)
+    for member, picture in zip(members, made, strict=True):
         by_id[member["cluster_id"]].append({**member, "picture": picture})
-    return pictures.count(None)
+    return made.count(None)
 
 
 def rejected_rows(found: Run, paths: artifacts.RunPaths) -> list[Row]:

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import cli, config, progress, tasks
+from pipeline import cli, config, options, progress, tasks
 from pipeline.errors import UserError
 from pipeline.store import lock
 from tests import small_run
@@ -152,8 +152,8 @@ def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, mo
     section = command.replace("-", "_")
     sections = [section, "run"] if section != "shards" else [section]
     if command in ("run", "status"):
-        sections = [name for name in cli.KINDS if name != "shards"]
-    rows = config.describe({name: cli.KINDS[name] for name in sections})
+        sections = [name for name in options.KINDS if name != "shards"]
+    rows = config.describe({name: options.KINDS[name] for name in sections})
     assert rows
     for name, default, help in rows:
         assert any(re.fullmatch(rf"{name} +{re.escape(f'{help} [{default}]')}", x) for x in lines)
@@ -319,7 +319,7 @@ def test_a_command_that_was_taken_over_stops(tmp_path, monkeypatch, pythons_ctrl
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
     root = str(tmp_path / "run")
     said = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
-    with said, cli._owning(root, progress.Config()):
+    with said, options.owning(root, progress.Config()):
         elsewhere(root, 2)
         threading.Event().wait(60)
         pytest.fail("went on")

@@ -21,7 +21,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
 
-from pipeline import cli, config
+from pipeline import cli, config, options
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "cluster_configs"
@@ -118,7 +118,7 @@ def check_run(words: list[str]) -> dict:
     found = run.make_context("run", words).params
     path = ROOT / found["config_file"]
     assert path.parent == ROOT / "jobs" / "configs"
-    return {**found, "settings": config.load(cli.KINDS, str(path), found["sets"] or ())}
+    return {**found, "settings": config.load(options.KINDS, str(path), found["sets"] or ())}
 
 
 def check_ray(words: list[str]) -> None:
@@ -135,7 +135,7 @@ def check_ray(words: list[str]) -> None:
 
 def test_every_config_of_a_job_loads():
     for path in (ROOT / "jobs" / "configs").glob("*.toml"):
-        config.load(cli.KINDS, str(path))
+        config.load(options.KINDS, str(path))
 
 
 # -- KubeRay

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, config
+from pipeline import config, options
 from pipeline.config import setting
 from pipeline.errors import UserError
 
@@ -173,7 +173,7 @@ def test_differences_name_what_changed_only():
 
 
 def test_describe_has_every_setting_with_default_and_help():
-    rows = config.describe(cli.KINDS)
+    rows = config.describe(options.KINDS)
     assert ("embed.batch_size", "64", "images in one call of the encoder") in rows
     assert len(rows) == len({name for name, _, _ in rows})
     assert all(help and "\n" not in help for _, _, help in rows)
@@ -188,6 +188,6 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_configs_of_the_project_load(path):
-    found = config.load(cli.KINDS, str(path))
-    defaults = config.load(cli.KINDS, None)
-    assert found.keys() == cli.KINDS.keys() and found != defaults
+    found = config.load(options.KINDS, str(path))
+    defaults = config.load(options.KINDS, None)
+    assert found.keys() == options.KINDS.keys() and found != defaults

@@ -24,6 +24,7 @@ FIRST = {
 }
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
+PLANS = {"capacity", "plan"}
 FLOORS = {  # room -> the rooms it may import; a room not named here fails the test
     **{room: set() for room in ALONE},
     **dict.fromkeys(("config", "store", "vision"), SAYINGS),
@@ -35,19 +36,29 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "text_encoding": {"cluster", "progress", "vision"},
     **dict.fromkeys(FIRST - {"artifacts", "folding", "passes"} - TASKS, CORE),
     **dict.fromkeys(STAGES, GROUND | FIRST),
-    "figures": CORE,
+    "figures": CORE | {"pictures"},
+    "pictures": CORE,
     "folding": {"store"},
     "passes": CORE | {"assigning", "folding", "progress", "tasks"},
     "findings": SAYINGS | {"store"},
     "tar_contract": {"artifacts", "store"},
     "row_contract": {"artifacts", "findings", "store"},
     "verify": CORE | {"findings", "progress", "row_contract", "tar_contract", "tasks"},
-    **{view: GROUND - {"cluster"} | {"artifacts", "figures", "metrics"} for view in VIEWS},
+    **{
+        view: GROUND - {"cluster"} | {"artifacts", "figures", "pictures", "metrics"}
+        for view in VIEWS
+    },
     "status": GROUND | FIRST | STAGES | VIEWS,
     "trial": CORE | FIRST | STAGES,
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
-    "cli": GROUND | FIRST | STAGES | VIEWS | {"status", "verify", "capacity", "plan"},
+    "options": GROUND | FIRST | STAGES | VIEWS,
+    "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run
+    "cli": GROUND
+    | FIRST
+    | STAGES
+    | VIEWS
+    | {"status", "verify", "capacity", "plan", "options", "use"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]

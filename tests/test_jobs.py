@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline import options
 from tests import machines
 from tests.chaos import river as rivers
 from tests.conftest import ROOT, run_arguments
@@ -22,7 +22,7 @@ SENT = {"pipeline", "jobs", "pyproject.toml", "my.toml", "words.txt"}  # of a cl
 
 
 def test_there_is_one_for_every_stage_and_for_all():
-    assert set(JOBS) == cli.KINDS.keys() - {"run"} | {"all"}
+    assert set(JOBS) == options.KINDS.keys() - {"run"} | {"all"}
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import capacity, cli, config, plan, trial
+from pipeline import capacity, cli, config, options, plan, trial
 from pipeline.capacity import Reckoning, Target
 from pipeline.errors import UserError
 from pipeline.store.listing import Shard, list_shards
@@ -45,7 +45,7 @@ def made_up(**encoder: float) -> Trial:
 
 
 def stages(images: int, shards: int, target: Target, *sets: str, **encoder: float) -> dict:
-    sections = config.load(cli.KINDS, None, sets)
+    sections = config.load(options.KINDS, None, sets)
     reckoning = Reckoning(sections, shards, images, made_up(**encoder), target)
     return {stage.stage: stage for stage in reckoning.stages()}
 
@@ -127,7 +127,7 @@ def test_a_cluster_that_cannot_be(values, said):
 
 
 def test_a_shard_of_unknown_size_is_named():
-    sections = config.load(cli.KINDS, None)
+    sections = config.load(options.KINDS, None)
     shards = [shard(0), replace(shard(1), size=0)]
     with pytest.raises(UserError, match=r"00001\.tar"):
         plan.run(sections, shards, Target(1, 1, 0, 0.0), 3, 10)
@@ -184,7 +184,7 @@ def test_the_command(tiny_shards, tmp_path, capfd, monkeypatch):
 
 
 def test_the_text_is_no_wider_than_a_page():
-    sections = config.load(cli.KINDS, None)
+    sections = config.load(options.KINDS, None)
     reckoning = Reckoning(sections, 10, 10**6, made_up(), Target(2, 8, 1, 0.0))
     found = plan.planned(reckoning, [shard(n) for n in range(10)])
     lines = plan.text(found).splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import artifacts, cli, embed, status
+from pipeline import artifacts, cli, embed, options, status
 from pipeline.folding import Unfinished
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
@@ -101,7 +101,7 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
     assert "1 parts are of shards that are not among these, the first 00001: left" in caplog.text
     assert (run / "embeddings" / "00001.parquet").exists()
     newer = [replace(list_shards(str(tiny_shards))[0], version="later")]
-    asked = status.Asked(cli.config.load(cli.KINDS, None), newer, as_made=True)
+    asked = status.Asked(config.load(options.KINDS, None), newer, as_made=True)
     assert "1 of 1 shards: 0 new, 1 changed" in status.collect(asked, paths)[0].rerun
 
 
