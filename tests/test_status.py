@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import artifacts, cli, embed, options, status
+from pipeline import artifacts, cli, config, embed, options, status
 from pipeline.folding import Unfinished
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
