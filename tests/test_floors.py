@@ -49,7 +49,8 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
         for view in VIEWS
     },
     "status": GROUND | FIRST | STAGES | VIEWS,
-    "trial": CORE | FIRST | STAGES,
+    "rehearsing": CORE | FIRST | STAGES,
+    "trial": CORE | FIRST | STAGES | {"rehearsing"},
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
     "options": GROUND | FIRST | STAGES | VIEWS,

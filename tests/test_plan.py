@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import capacity, cli, config, options, plan, trial
+from pipeline import capacity, cli, config, options, plan, rehearsing, trial
 from pipeline.capacity import Reckoning, Target
 from pipeline.errors import UserError
 from pipeline.store.listing import Shard, list_shards
@@ -137,10 +137,10 @@ def test_rows_that_are_drawn_again():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    more = trial.filled(rows, 200)
+    more = rehearsing.filled(rows, 200)
     assert (more[:50] == rows).all() and len(np.unique(more, axis=0)) == 200
     assert np.allclose(np.linalg.norm(more, axis=1), 1, atol=1e-5)
-    assert len(np.unique(trial.filled(rows, 20), axis=0)) == 20
+    assert len(np.unique(rehearsing.filled(rows, 20), axis=0)) == 20
 
 
 def test_the_first_images_are_read(tmp_path):
