@@ -86,7 +86,7 @@ def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
     data = file.getvalue()
     if not data:
         raise BadImage(Reason.EMPTY)
-    reader = _reader(data)
+    reader = format_class(data)
     if reader is None:
         raise BadImage(Reason.NOT_AN_IMAGE)
     with reader(file) as image:
@@ -96,7 +96,7 @@ def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
         return _to_rgb(_upright(image))
 
 
-def _reader(data: bytes) -> type[ImageFile] | None:
+def format_class(data: bytes) -> type[ImageFile] | None:
     """PIL's class for the format that the first bytes announce."""
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
