@@ -5,6 +5,7 @@ writes  labels/{stem}.parquet   labels_schema  one row per input sample, failure
         labeled/{stem}.tar                     the shard again, labels added to its json
         clusters.parquet        CLUSTERS       one row per cluster
         run.json                               what made this run
+        README.md                              how Hugging Face `datasets` reads the tables
         labels/manifest.json
 
 A shard's tar is committed before its labels, so the labels are the record that it is done.
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, config, tasks
+from pipeline import artifacts, config, dataset_card, tasks
 from pipeline.config import setting
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
@@ -228,6 +229,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
             progress.advance(len(chunk), sum(counts))
     _check_counts(embedded, paths, made_of)
     tables.write(paths.clusters_table, cluster_rows(paths))
+    card = dataset_card.text(embedded["samples"], len(clustered["sizes"]))
+    storage.write_bytes(paths.top.file("README.md"), card.encode())
     for folder in (paths.labeled, paths.top):
         folder.sweep()
     paths.labels.finish(

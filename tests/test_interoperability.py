@@ -73,6 +73,34 @@ def test_hf_datasets(parts, tmp_path):
     same(list(found), ours)
 
 
+def test_hf_datasets_takes_a_folder_of_parts(parts, tmp_path):
+    """Beside the parts lies a manifest.json, which is no part."""
+    glob, ours = parts
+    folder = glob.rpartition("/")[0]
+    same(list(datasets.load_dataset(folder, split="train", cache_dir=str(tmp_path))), ours)
+
+
+def test_hf_datasets_takes_the_root_of_a_run(finished_run, tmp_path):
+    """By its README.md, whose first configuration is the labels."""
+    root, cache = str(finished_run), str(tmp_path)
+    for name, folder in ((None, "labels"), ("labels", "labels"), ("embeddings", "embeddings")):
+        found = datasets.load_dataset(root, name, split="train", cache_dir=cache)
+        urls = sorted((finished_run / folder).glob("*.parquet"))
+        same(list(found), [r for u in urls for r in tables.read(str(u)).to_pylist()])
+    clusters = datasets.load_dataset(root, "clusters", split="train", cache_dir=cache)
+    assert list(clusters) == tables.read(str(finished_run / "clusters.parquet")).to_pylist()
+
+
+def test_hf_datasets_streams_labelled_shards(finished_run):
+    """As its own webdataset reader has them, label and all."""
+    files = str(finished_run / "labeled" / "*.tar")
+    found = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    good = [sample for sample in found if sample["json"]["ratecluster"]["status"] == "success"]
+    labels = pl.read_parquet(f"{finished_run}/labels/*.parquet")
+    captions = labels.filter(pl.col("status") == "success")["cluster_caption"]
+    assert sorted(s["json"]["ratecluster"]["cluster_caption"] for s in good) == sorted(captions)
+
+
 def test_duckdb_counts_labels_as_the_table_of_clusters(finished_run):
     labels = f"read_parquet('{finished_run}/labels/*.parquet')"
     counted = duckdb.sql(

@@ -22,8 +22,8 @@ from pipeline.use import export
 
 log = logging.getLogger(__name__)
 NAME = "coco"
-COLUMNS = ("sample_id", "index", "image_member", "image_width", "image_height", "cluster_id")
-COLUMNS += ("confidence", "caption")
+SOURCE = ("sample_id", "index", "image_member", "image_width", "image_height")
+COLUMNS = (*SOURCE, "cluster_id", "confidence", "caption")
 HEAD = '{"info": '
 HEAD_BYTES = 1 << 16  # of a file that is there, to see what it is
 
@@ -33,6 +33,8 @@ Entry = Callable[[int, str, dict[str, Any]], dict[str, Any]]
 def run(paths: artifacts.RunPaths, out: str) -> None:
     """Stream the file: images in one pass over the parts, annotations in a second."""
     source, url = export.finished(paths), storage.absolute(out)
+    if not url.endswith(".json"):
+        raise UserError(f"--out {out}: give the name of the file, such as {url}/coco.json")
     info = {
         "description": f"clusters of {paths.root}, by ratecluster",
         "ratecluster": source.made_of(NAME),

@@ -18,6 +18,7 @@ EXPORTS = {
     "coco": export_coco.run,
     "fiftyone": lambda paths, out: export_fiftyone.run(paths, out, None),
 }
+OUT = {"clip-retrieval": "out", "coco": "out.json", "fiftyone": "out"}
 every_export = pytest.mark.parametrize("name", EXPORTS)
 
 
@@ -41,14 +42,14 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @every_export
 def test_the_command_line_knows_it(built, tmp_path, name):
-    out = tmp_path / "out"
+    out = tmp_path / OUT[name]
     assert cli.invoke(["export", name, "--root", built.root, "--out", str(out)]) == 0
     assert files(out)
 
 
 @every_export
 def test_a_second_time_nothing_is_written(built, tmp_path, name, caplog):
-    out = tmp_path / "out"
+    out = tmp_path / OUT[name]
     EXPORTS[name](built, str(out))
     before = files(out)
     caplog.set_level("INFO")
@@ -59,7 +60,7 @@ def test_a_second_time_nothing_is_written(built, tmp_path, name, caplog):
 
 @every_export
 def test_what_lies_there_and_is_something_else_is_refused(paths, tmp_path, name):
-    out = tmp_path / "out"
+    out = tmp_path / OUT[name]
     if name == "coco":
         out.write_text('{"info": {"ratecluster": "mine"}}')
     else:
@@ -73,7 +74,7 @@ def test_what_lies_there_and_is_something_else_is_refused(paths, tmp_path, name)
 
 @every_export
 def test_an_export_of_the_run_as_it_was_is_refused(paths, tmp_path, name):
-    out = tmp_path / "out"
+    out = tmp_path / OUT[name]
     EXPORTS[name](paths, str(out))
     before = files(out)
     paths.labels.finish("labels-2", upstream="captions-1")
@@ -86,17 +87,17 @@ def test_an_export_of_the_run_as_it_was_is_refused(paths, tmp_path, name):
 def test_labels_are_there_and_of_these_captions(paths, tmp_path, name):
     paths.labels.finish("labels-1", upstream="captions-0")
     with pytest.raises(UserError, match="ratecluster write"):
-        EXPORTS[name](paths, str(tmp_path / "out"))
+        EXPORTS[name](paths, str(tmp_path / OUT[name]))
     paths.labels.remove({"manifest.json"})
     with pytest.raises(UserError, match="labels is not finished"):
-        EXPORTS[name](paths, str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+        EXPORTS[name](paths, str(tmp_path / OUT[name]))
+    assert not (tmp_path / OUT[name]).exists()
 
 
 @every_export
 def test_an_interrupted_export_goes_on(paths, tmp_path, name):
     """The second part cannot be read at first; then all is as without the mishap."""
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out, whole = tmp_path / OUT[name], tmp_path / "whole" / OUT[name]
     EXPORTS[name](paths, str(whole))
     second = Path(paths.labels.file("00001.parquet"))
     data = second.read_bytes()

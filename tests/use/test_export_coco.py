@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from pipeline.errors import UserError
 from pipeline.use import export, export_coco
 from tests import fake_run, labelled_run
 
@@ -64,3 +65,8 @@ def test_without_a_column_url(made, tmp_path):
     assert "coco_url" not in export_coco.image(1, "00000", {**row, "url": None})
     assert "coco_url" not in export_coco.image(1, "00000", {**row, "url": 5})
     assert export_coco.categories(source)[0]["id"] == 1
+
+
+def test_a_folder_is_no_file(made, tmp_path):
+    with pytest.raises(UserError, match=r"such as .*/coco\.json"):
+        export_coco.run(made[0], str(tmp_path))

@@ -1,7 +1,7 @@
 """The folder for FiftyOne, by its layout and, where it is installed, by FiftyOne itself.
 
-PYTHON_WITH_FIFTYONE names a Python that has it; without that ours, if it does. FiftyOne imports into
-a database of its own (mongod); where there is none its importer alone is tried.
+PYTHON_WITH_FIFTYONE names a Python that has it; without that ours, if it does. FiftyOne imports
+into a database of its own (mongod); where there is none, its importer alone is tried.
 """
 
 import importlib.util
