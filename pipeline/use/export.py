@@ -115,6 +115,17 @@ def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
     return True
 
 
+def finish(folder: Folder, export: str, made_of: str, samples: int, seconds: float) -> None:
+    """Write the manifest, and say what there is."""
+    folder.finish(made_of, samples=samples, seconds=round(seconds, 2))
+    said(export, samples, seconds, folder.url)
+
+
+def said(export: str, samples: int, seconds: float, url: str) -> None:
+    """The line at the end."""
+    log.info("export %s: %d samples, %.1f s, %s", export, samples, seconds, url)
+
+
 def _claim(folder: Folder, names: set[str]) -> str | None:
     """What made an export there, finished or not; None where none is."""
     if CLAIM not in names:

@@ -8,8 +8,6 @@ writes  {out}/img_emb/img_emb_{i}.npy            (n, d) float16, as they are in 
 leave out an .npy without rows, so a part without rows has neither.
 """
 
-import logging
-
 import numpy as np
 import pyarrow as pa
 
@@ -19,7 +17,6 @@ from pipeline.store import storage, tables
 from pipeline.store.storage import Folder
 from pipeline.use import export
 
-log = logging.getLogger(__name__)
 NAME = "clip-retrieval"
 OURS = ("sample_id", "caption", "cluster_id", "cluster_caption", "confidence")
 TAKEN = {"image_path", "metadata"}  # what clip-retrieval, too, takes from no json
@@ -37,8 +34,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
         for rows in export.in_order(lambda i: write_part(i, source, folder, done), numbers):
             samples += rows
             progress.advance(1, rows)
-    folder.finish(made_of, samples=samples, seconds=round(progress.seconds, 2))
-    log.info("export %s: %d samples, %.1f s, %s", NAME, samples, progress.seconds, folder.url)
+    export.finish(folder, NAME, made_of, samples, progress.seconds)
 
 
 def write_part(i: int, source: export.Run, folder: Folder, done: set[str]) -> int:

@@ -59,7 +59,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
         _write(file, '],\n"annotations": [\n')
         _stream(file, _entries(source, annotation, progress))
         _write(file, "]}\n")
-    log.info("export %s: %d samples, %.1f s, %s", NAME, samples, progress.seconds, url)
+    export.said(NAME, samples, progress.seconds, url)
 
 
 def categories(source: export.Run) -> list[dict[str, Any]]:

@@ -66,8 +66,7 @@ def run(paths: artifacts.RunPaths, out: str, truth: str | None) -> None:
     info = {"run": paths.root, "classes": {"cluster": [row["name"] for row in source.clusters]}}
     text = json.dumps({"media_type": "image", "info": info}, indent=1)
     storage.write_bytes(folder.file("metadata.json"), text.encode())
-    folder.finish(made_of, samples=samples, seconds=round(progress.seconds, 2))
-    log.info("export %s: %d samples, %.1f s, %s", NAME, samples, progress.seconds, folder.url)
+    export.finish(folder, NAME, made_of, samples, progress.seconds)
 
 
 def part(

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import artifacts, cli
 from pipeline.errors import UserError
+from pipeline.store import storage
 from pipeline.store.storage import Folder
 from pipeline.use import export, export_clip_retrieval, export_coco, export_fiftyone
 from tests import fake_run, labelled_run
@@ -155,6 +156,18 @@ def test_in_order_holds_no_more_than_a_few():
 def test_an_error_of_a_part_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(export.in_order(lambda i: 1 // (i - 3), range(100)))
+
+
+@pytest.mark.parametrize("name", ["clip-retrieval", "coco"])
+def test_object_stores(built, tmp_path, name):
+    """The same bytes in any store that fsspec knows, but for the seconds in the manifest."""
+    EXPORTS[name](built, str(tmp_path / OUT[name]))
+    url = f"memory://{tmp_path.name}/{OUT[name]}"
+    EXPORTS[name](built, url)
+    for file, (data, _) in files(tmp_path / OUT[name]).items():
+        if file != "manifest.json":
+            assert storage.read_bytes(f"{url}/{file}" if file != "." else url) == data
+    EXPORTS[name](built, url)  # done already
 
 
 def test_rejected_samples_are_left_out(built, tmp_path):
