@@ -141,14 +141,18 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
 
 
 def label_names(kinds: Iterable[str]) -> dict[str, str]:
-    """Original json column -> its name in labels: its own, `input_…` where that is taken."""
-    taken = {name for name, _ in [*IDENTITY, *LABEL]}
+    """Original json column -> its name in labels: its own, `input_…` where that is taken.
+
+    LAION's SAMPLE_ID is taken by sample_id: to SQL they are one name, of which DuckDB would call
+    the second SAMPLE_ID_1 and Spark read neither.
+    """
+    taken = {name.lower() for name, _ in [*IDENTITY, *LABEL]}
     names: dict[str, str] = {}
-    for column in sorted(kinds, key=lambda column: (column in taken, column)):
+    for column in sorted(kinds, key=lambda c: (c.lower() in taken, c != c.lower(), c)):
         name = column
-        while name in taken:
+        while name.lower() in taken:
             name = f"input_{name}"
-        taken.add(name)
+        taken.add(name.lower())
         names[column] = name
     return names
 

@@ -48,6 +48,20 @@ def test_label_names_are_unique_and_their_own_where_they_can_be():
     assert len(set(schema.names)) == len(schema.names)
 
 
+def test_label_names_differ_in_more_than_capitals():
+    """As SQL wants it; the lower-case one of two keeps its name."""
+    names = artifacts.label_names(["HEIGHT", "height", "SAMPLE_ID", "NSFW", "Nsfw"])
+    assert names == {
+        "height": "height",
+        "HEIGHT": "input_HEIGHT",
+        "SAMPLE_ID": "input_SAMPLE_ID",
+        "NSFW": "NSFW",
+        "Nsfw": "input_Nsfw",
+    }
+    lower = [n.lower() for n in artifacts.labels_schema(dict.fromkeys(names, "str")).names]
+    assert len(set(lower)) == len(lower)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     size: int = setting(1, "of something")

@@ -26,7 +26,8 @@ def folder(tmp_path, monkeypatch):
     for stem in ("00000", "00001"):  # a url stands in both shards
         labels = pl.read_parquet(paths.labels.file(f"{stem}.parquet"))
         number = pl.col("index").cast(pl.Int64)
-        labels.with_columns(hash=number * 2**40 - 7).write_parquet(parts / f"{stem}.parquet")
+        labels = labels.with_columns(hash=number * 2**40 - 7, input_SAMPLE_ID=number)
+        labels.write_parquet(parts / f"{stem}.parquet")
     _laion(tmp_path / "laion")
     _relaion(tmp_path / "relaion")
     (tmp_path / "shards").mkdir()
@@ -68,8 +69,9 @@ def test_the_page(folder):
             else:
                 exec(code, names)
         clean = connection.sql("select * from clean").pl()
+        licences = connection.sql("select * from licences").pl()
         missing = connection.sql("select * from missing").pl()
-    assert kinds == ["sql"] * 3 + ["python"] * 2
+    assert kinds == ["sql"] * 4 + ["python"] * 2
     labels = pl.read_parquet("my-run/labels/*.parquet")
     good = labels.filter(pl.col("status") == "success")
     by_sql, by_polars = (
@@ -86,6 +88,8 @@ def test_the_page(folder):
     )
     assert 0 < len(clean) == len(expected)
     assert set(clean["sample_id"]) == set(expected["sample_id"])
+    assert sorted(licences["sample_id"]) == sorted(good["sample_id"])
+    assert set(licences["LICENSE"]) == {"?"}
     assert set(missing["url"]) == {url(15), url(16), url(17)}
     keyed = names["keyed"]
     assert isinstance(keyed, pl.DataFrame) and len(keyed) == len(labels)
