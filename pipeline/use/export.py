@@ -77,13 +77,16 @@ def finished(paths: artifacts.RunPaths) -> Run:
 
 
 def named(clusters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Clusters by number, with names: the caption, and the number where two have the same."""
+    """Clusters by number, with names: the caption, and the number where another has the same."""
     captions = [row["cluster_caption"] or "cluster" for row in clusters]
-    times = Counter(captions)
-    rows = [
-        {**row, "name": caption if times[caption] == 1 else f"{caption} ({row['cluster_id']})"}
-        for row, caption in zip(clusters, captions, strict=True)
-    ]
+    times, taken = Counter(captions), set(captions)
+    rows = []
+    for row, name in zip(clusters, captions, strict=True):
+        if times[name] > 1:
+            while name in taken:
+                name += f" ({row['cluster_id']})"
+            taken.add(name)
+        rows.append({**row, "name": name})
     return sorted(rows, key=lambda row: row["cluster_id"])
 
 

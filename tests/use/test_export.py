@@ -126,9 +126,10 @@ def test_claims_that_are_not_ours(tmp_path):
 
 
 def test_names_of_clusters_are_unique_and_in_order():
-    rows = [{"cluster_id": i, "cluster_caption": c} for i, c in enumerate(["a", "b", None, "a"])]
+    captions = ["a", "b", None, "a", "a (0)"]
+    rows = [{"cluster_id": i, "cluster_caption": c} for i, c in enumerate(captions)]
     names = [row["name"] for row in export.named(rows[::-1])]
-    assert names == ["a (0)", "b", "cluster", "a (3)"]
+    assert names == ["a (0) (0)", "b", "cluster", "a (3)", "a (0)"]
 
 
 def test_file_names_take_nothing_from_the_tar_but_a_known_suffix():
