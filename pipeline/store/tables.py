@@ -84,6 +84,13 @@ def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
     return storage.retry(load, url)
 
 
+def batches(url: str, rows: int = 1 << 16) -> Iterator[pa.Table]:
+    """The table some rows at a time: what is held does not grow with it."""
+    with storage.open_pieces(url) as file, _naming(url):
+        for batch in pq.ParquetFile(file).iter_batches(rows):
+            yield pa.Table.from_batches([batch])
+
+
 @contextmanager
 def _naming(url: str) -> Iterator[None]:
     """Bytes that are no Parquet are an error that may pass: a read may have been cut short."""

@@ -2,6 +2,9 @@
 
 import typer
 
+from pipeline.use import curating
+
 
 def add(app: typer.Typer) -> None:
     """Put them beside the stages' commands."""
+    curating.add(app)
