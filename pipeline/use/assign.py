@@ -47,7 +47,7 @@ def encoder(asked: embed.Config, made_with: dict[str, Any]) -> embed.Config:
                 f"embed.{name} = {value!r}, but the run was made with {made_with[name]!r}: its "
                 "clusters are of its own encoder; leave the setting out"
             )
-    return config.as_made(asked, made_with)  # type: ignore[no-any-return]
+    return config.as_made(asked, made_with)
 
 
 def check(source: artifacts.RunPaths, shards: list[Shard], paths: artifacts.RunPaths) -> None:

@@ -121,9 +121,10 @@ def choose(
         piece = piece.replace_schema_metadata()
         both = piece if best is None else pa.concat_tables([best, piece])
         best = first_of_each(both, cfg.order, cfg.most)
-    for cluster in clusters if best is not None else ():
-        rows = best.filter(pc.equal(best["cluster_id"], cluster))
-        found.append(_chosen(rows, cfg, network, eps_sq))
+    if best is not None:
+        for cluster in clusters:
+            rows = best.filter(pc.equal(best["cluster_id"], cluster))
+            found.append(_chosen(rows, cfg, network, eps_sq))
     return pa.concat_tables(found)
 
 
