@@ -89,14 +89,15 @@ def batches(url: str) -> Iterator[pa.Table]:
     if url.endswith(TEXTS):
         yield from _lines(url)
         return
-    for rows in tables.batches(url):
+    for rows in tables.batches(url, FIELDS):
         if "sample_id" not in rows.column_names:
             raise UserError(f"write.exclude: {url} has no column sample_id; give it one")
         reasons = [f"listed in {posixpath.basename(url)}"] * rows.num_rows
         if "reason" in rows.column_names:
             found = rows["reason"].cast(pa.string()).to_pylist()
             reasons = [text or reason for text, reason in zip(found, reasons, strict=True)]
-        yield pa.table({"sample_id": rows["sample_id"].cast(pa.string()), "reason": reasons})
+        ids = rows["sample_id"].cast(pa.string())
+        yield pa.table({"sample_id": ids, "reason": pa.array(reasons, pa.string())})
 
 
 def _lines(url: str) -> Iterator[pa.Table]:
@@ -105,13 +106,31 @@ def _lines(url: str) -> Iterator[pa.Table]:
         lines = io.TextIOWrapper(stream, "utf-8-sig", newline="\n")
         try:
             while found := [line for _, line in zip(range(BATCH_LINES), lines, strict=False)]:
-                ids = [line.rstrip("\r\n") for line in found]
-                ids = [sample_id for sample_id in ids if sample_id]
-                yield pa.table({"sample_id": pa.array(ids, pa.string())}).append_column(
-                    "reason", pa.array([reason] * len(ids), pa.string())
-                )
+                ids = pa.array([i for line in found if (i := line.rstrip("\r\n"))], pa.string())
+                reasons = pa.array([reason] * len(ids), pa.string())
+                yield pa.table({"sample_id": ids, "reason": reasons})
         except UnicodeDecodeError as error:
             raise UserError(f"write.exclude: {url} is not UTF-8 ({error}); give text") from None
+
+
+def _shards(rows: pa.Table) -> pa.ChunkedArray:
+    """Of each row the stem of its shard, which has no slash."""
+    return pc.list_element(pc.split_pattern(rows["sample_id"], "/", max_splits=1), 0)
+
+
+def check(lists: Sequence[str], made: artifacts.Made) -> None:
+    """UserError where the lists name samples, but none of a shard of this run."""
+    known = pa.array([facts["shard"]["stem"] for facts in made["embeddings"]["shards"]])
+    seen = 0
+    for rows in (rows for url in lists for name in files(url) for rows in batches(name)):
+        seen += rows.num_rows
+        if pc.any(pc.is_in(_shards(rows), known)).as_py():
+            return
+    if seen:
+        raise UserError(
+            f"write.exclude: none of {seen:,} ids in {', '.join(lists)} is of a shard of this run; "
+            "give sample_ids, {shard}/{key}"
+        )
 
 
 def part(stems: Sequence[str], urls: list[str], folder: Folder, made_of: str) -> tuple[int, int]:
@@ -123,7 +142,7 @@ def part(stems: Sequence[str], urls: list[str], folder: Folder, made_of: str) ->
     for number, url in enumerate(urls):
         for rows in batches(url):
             seen += rows.num_rows
-            shards = pc.list_element(pc.split_pattern(rows["sample_id"], "/", max_splits=1), 0)
+            shards = _shards(rows)
             rows = rows.append_column("shard", shards)
             rows = rows.append_column("list", pa.array([number] * rows.num_rows, pa.int32()))
             found.append(rows.filter(pc.is_in(shards, wanted)))
@@ -151,10 +170,7 @@ def _write(rows: pa.Table, folder: Folder, made_of: str) -> None:
 def run(
     lists: Sequence[str], digests: list[str], made: artifacts.Made, paths: artifacts.RunPaths
 ) -> dict[str, int]:
-    """Make the lists ready; how many samples of each shard they name. Of no list: nothing is left.
-
-    Ids that are of no shard are told of; UserError where all are.
-    """
+    """Make the lists ready, forget those of before; how many samples of each shard are named."""
     folder = paths.exclude
     if not digests:
         folder.clear()
@@ -169,11 +185,6 @@ def run(
     chunks = tasks.chunks(stems, min(MOST_TASKS, -(-len(stems) // TASK_SHARDS)))
     counts = list(tasks.results(part, chunks, urls, folder, made_of))
     seen, own = counts[0][0], sum(of_these for _, of_these in counts)
-    if seen and not own:
-        raise UserError(
-            f"write.exclude: none of {seen:,} ids in {', '.join(lists)} is of a shard of "
-            "this run; give sample_ids, {shard}/{key}"
-        )
     if own < seen:
         log.warning("write: %d of %d ids to exclude are of no shard of this run", seen - own, seen)
     parts = {stem: facts["rows"] for stem, facts in artifacts.part_facts(folder, stems).items()}

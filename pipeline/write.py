@@ -235,6 +235,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     want = wanted(cfg, made, paths)
     if manifest := want.finished():
         return manifest
+    exclusion.check(cfg.exclude, made)  # before anything that is there is given up
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
     done = want.parts(paths.labels)
     _remove_others(paths, done)

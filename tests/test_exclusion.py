@@ -53,6 +53,7 @@ def test_a_text_has_one_id_a_line_whatever_it_holds(tmp_path):
 
 
 def test_a_table_may_have_reasons(tmp_path):
+    assert read(listing(tmp_path / "none.parquet", [])) == []
     assert read(listing(tmp_path / "a.parquet", ["s/1"])) == [("s/1", "listed in a.parquet")]
     url = listing(tmp_path / "b.parquet", ["s/1", "s/2"], reason=["ugly", None])
     assert read(url) == [("s/1", "ugly"), ("s/2", "listed in b.parquet")]
@@ -63,7 +64,7 @@ def test_a_table_may_have_reasons(tmp_path):
 
 def test_what_is_no_list_of_what_is_removed_is_refused(tmp_path):
     for url in (f"{tmp_path}/none.parquet", f"{tmp_path}/none.txt", f"{tmp_path}/none"):
-        with pytest.raises(UserError, match="is not there|holds no list"):
+        with pytest.raises(UserError, match=r"is not there|holds no list"):
             exclusion.files(url)
     kept = Folder(f"{tmp_path}/kept")
     tables.write(kept.file("0.parquet"), pa.table({"sample_id": ["s/1"]}), made_of="x")
@@ -198,6 +199,7 @@ def test_ids_of_no_sample_are_told_of(tmp_path, paths, ray_session, caplog):
     assert "1 of 2 ids to exclude are of no sample of their shard" in caplog.text
     with pytest.raises(UserError, match=r"none of 1 ids in .*is of a shard of this run"):
         written(paths, listing(tmp_path / "other.parquet", ["other/1"]))
+    assert written(paths, str(tmp_path / "bad.parquet")) == manifest  # nothing was given up
 
 
 @pytest.mark.ray
@@ -207,7 +209,7 @@ def test_a_run_with_excluded_samples_is_sound_until_a_table_says_otherwise(
     root = tmp_path / "run"
     shutil.copytree(finished_run, root)
     paths = artifacts.RunPaths(str(root))
-    ids = list(labels(paths))[::7] + ["00001/bad-cut"]
+    ids = [*list(labels(paths))[::7], "00001/bad-cut"]
     (tmp_path / "bad.txt").write_text("\n".join(ids))
     arguments = ["write", "--root", str(root), "--set", f"write.exclude={tmp_path}/bad.txt"]
     assert cli.invoke(arguments) == 0

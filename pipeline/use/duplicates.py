@@ -65,7 +65,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
     made = artifacts.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
-    stems = sorted(artifacts.part_facts(source, _parts(made, paths)))
+    files = similarity.wanted(made, paths).files[source]
+    stems = [name.removesuffix(".parquet") for name in files]
     chunks = shuffling.cut(stems, lists.MOST_PARTS)
     want = lists.wanted("duplicates", cfg, made, len(chunks), paths)
     manifest = want.finished()
@@ -78,8 +79,3 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
         lines.append(f"{threshold:<9} {removed:>12,} {removed / compared['samples']:>8.2%}")
     lines.append(f"{manifest['samples']:,} over {cfg.threshold} are listed in {want.folder.url}")
     return "\n".join(lines)
-
-
-def _parts(made: artifacts.Made, paths: artifacts.RunPaths) -> list[str]:
-    want = similarity.wanted(made, paths)
-    return [name.removesuffix(".parquet") for name in want.files[want.folder]]

@@ -190,6 +190,6 @@ def test_the_encoder_is_the_runs():
     made_with = {**asdict(embed.Config()), "model": "ViT-B-32", "batch_size": 8}
     found = assign.encoder(embed.Config(actors=3), made_with)
     assert (found.model, found.batch_size, found.actors) == ("ViT-B-32", 8, 3)
-    with pytest.raises(UserError, match="embed.model = 'ViT-L-14', but the run was made with"):
+    with pytest.raises(UserError, match=r"embed.model = 'ViT-L-14', but the run was made with"):
         assign.encoder(embed.Config(model="ViT-L-14"), made_with)
     assert assign.encoder(embed.Config(model="ViT-B-32"), made_with).model == "ViT-B-32"

@@ -1,4 +1,4 @@
-"""Outliers: the quantile is that of the sorted scores, to the last bit; lists are the same however tasks are cut."""
+"""Outliers: the quantile is that of the sorted scores, to the last bit."""
 
 import math
 from fractions import Fraction
