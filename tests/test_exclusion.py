@@ -153,7 +153,7 @@ def test_excluded_samples_stay_rows_and_are_in_no_tar(tmp_path, paths, ray_sessi
     for sample_id, row in before.items():
         if sample_id in ids:
             row |= {"status": "excluded", "error_message": told[ids.index(sample_id)]}
-    assert after == before
+    assert repr(after) == repr(before)  # of which NaN are some
     for stem, left in (("00000", ["d0/000", "d0/004"]), ("00001", ["d1/001", "d1/002", "d1/003"])):
         samples = small_run.read(tmp_path / "run" / "labeled" / f"{stem}.tar")
         assert [sample.key for sample in samples] == left

@@ -77,7 +77,8 @@ def quantile(share: float, made: artifacts.Made, paths: artifacts.RunPaths) -> f
 def part(chunk: Chunk, paths: artifacts.RunPaths, code: str, threshold: float) -> pa.Table:
     """OUTLIERS of some parts."""
     rows = lists.members(list(chunk.stems), paths, ["cluster_id", "outlier_score"], [])
-    rows = rows.filter(pc.greater(rows["outlier_score"].cast(pa.float64()), threshold))
+    over = pa.scalar(threshold, pa.float32())  # as the scores are: 0.3 is not over 0.3
+    rows = rows.filter(pc.greater(rows["outlier_score"], over))
     scores = rows["outlier_score"].to_pylist()
     reasons = [f"{code}: score {score:.4f} over {threshold:.4f}" for score in scores]
     columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["outlier_score"]]

@@ -57,7 +57,7 @@ def test_what_is_over_the_quantile_is_listed_and_a_rerun_finds_it(tmp_path, ray_
         assert outliers.run(outliers.Config(quantile=0.95), paths) == manifest
     assert "outliers: already done" in caplog.text
     with caplog.at_level("INFO"):
-        outliers.run(outliers.Config(score=1.97), paths)
+        outliers.run(outliers.Config(score=1.97), paths)  # there is one of just that
     assert "outliers.score was None, is 1.97" in caplog.text
     assert len(cut_run.listed(paths, "outliers")) == 2
 
