@@ -6,22 +6,27 @@ A run of shards of 10,000 is made below the folder and deleted when it is measur
 around the direction of their cluster, and PLANTED rows of every shard but the first are near-copies
 of rows of the shard before, at cosines spread over COSINES. `ratecluster duplicates --threshold
 0.95` runs as a process with a local Ray, as a user starts it; memory as in `benchmarks.scale`. It
-prints samples/s of the comparison, without Ray's start, how many of the copies are found at each
-threshold of those that are over it, and what else would be removed.
+prints samples/s of the comparison, Ray's start in it, how many of the copies are found at each
+threshold of those that are over it, and what else would be removed. Before that, of one cluster on
+one thread: processor seconds of the comparison beside those of the bare matrix products, which are
+of half of all pairs.
 """
 
 import argparse
 import os
 import shutil
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from benchmarks.scale import DIM, PART_ROWS, measured
 from pipeline import artifacts
+from pipeline.mcr2.threads import one_thread
 from pipeline.store import tables
 from pipeline.use import similarity
 
@@ -78,6 +83,25 @@ def build(samples: int, clusters: int, root: str) -> None:
     paths.clusters.finish("2" * 12, upstream="1" * 12, config={}, sizes=sizes.tolist())
 
 
+def core() -> None:
+    """Print what the comparison takes beside its matrix products."""
+    with one_thread():
+        for rows in (1_000, 3_000, 10_000):
+            x = torch.nn.functional.normalize(torch.randn(rows, DIM), dim=1)
+            rank, half = torch.arange(rows), x.half()
+            began = time.process_time()
+            for start in range(0, rows, 1000):
+                x[start : start + 1000] @ x[: start + 1000].T
+            between = time.process_time()
+            similarity.most_similar_before(half, rank, half, rank)
+            bare, ours = between - began, time.process_time() - between
+            print(
+                f"{rows:,} in a cluster: {rows / ours:,.0f} samples/s of one thread, {bare:.2f} s "
+                f"of bare products, {ours:.2f} s in all",
+                flush=True,
+            )
+
+
 def recall(parts: int, root: str) -> str:
     """Of the pairs planted over each threshold those of which one is found, and all else found."""
     folder = artifacts.RunPaths(root).folder("curation/similarity")
@@ -114,6 +138,7 @@ def main() -> None:
     try:
         build(options.samples, options.clusters, root)
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+        core()
         took = measured("duplicates", root, [])
         manifest = artifacts.RunPaths(root).folder("curation/similarity").manifest()
         print(

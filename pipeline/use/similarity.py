@@ -108,9 +108,11 @@ def most_similar_before(
         own = normalize(x[rows].float(), dim=1)
         for first in range(0, int(before[rows][-1]), TILE[1]):
             others = normalize(y[first : first + TILE[1]].float(), dim=1)
-            cosines = (own @ others.T).div_(GRAIN).round_().mul_(GRAIN)
-            later = torch.arange(first, first + len(others)) >= before[rows, None]
-            found, where = cosines.masked_fill_(later, -torch.inf).max(1)
+            cosines = (own @ others.T).div_(GRAIN).round_()
+            if (stop := first + len(others)) > before[start]:  # not all are before every row
+                cosines[torch.arange(first, stop) >= before[rows, None]] = -torch.inf
+            found, where = cosines.max(1)
+            found *= GRAIN
             better = found > best[rows]
             index[rows][better] = where[better] + first
             best[rows][better] = found[better]
