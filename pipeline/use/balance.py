@@ -116,16 +116,16 @@ def choose(
 ) -> pa.Table:
     """KEPT of the clusters whose numbers the chunk has."""
     clusters = range(int(chunk.stems[0]), int(chunk.stems[-1]) + 1)
-    best, found = None, [KEPT.empty_table()]
+    held: list[pa.Table] = []
     for piece in spilled.pieces(clusters, _columns(cfg)):
-        piece = piece.replace_schema_metadata()
-        both = piece if best is None else pa.concat_tables([best, piece])
-        best = first_of_each(both, cfg.order, cfg.most)
-    if best is not None:
-        for cluster in clusters:
-            rows = best.filter(pc.equal(best["cluster_id"], cluster))
-            found.append(_chosen(rows, cfg, network, eps_sq))
-    return pa.concat_tables(found)
+        held.append(piece.replace_schema_metadata())
+        if sum(rows.num_rows for rows in held) > 2 * GROUP_ROWS:
+            held = [first_of_each(pa.concat_tables(held), cfg.order, cfg.most)]
+    if not held:
+        return KEPT.empty_table()
+    best = first_of_each(pa.concat_tables(held), cfg.order, cfg.most)
+    of_each = [best.filter(pc.equal(best["cluster_id"], cluster)) for cluster in clusters]
+    return pa.concat_tables([_chosen(rows, cfg, network, eps_sq) for rows in of_each])
 
 
 def _columns(cfg: Config) -> list[str]:
@@ -204,6 +204,6 @@ def _choose_all(
     progress.total += sum(len(chunk.stems) for chunk in chunks)
     given = (beside, kept.made_of, progress, paths, cfg, len(sizes))
     spilled = shuffling.all_spilled(spill, chunks, *given)
-    eps_sq = made["clusters"]["config"].get("eps_sq", 0.1)
+    eps_sq = made["clusters"]["config"]["eps_sq"]
     lists.write(kept, groups, choose, progress, spilled, cfg, load_network(paths), eps_sq)
     beside.clear()

@@ -59,7 +59,8 @@ def test_what_is_kept_is_what_the_definition_says(tmp_path, members, how, ray_se
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_candidates_are_the_same_however_parts_are_cut(tmp_path, members, how):
+def test_candidates_are_the_same_however_parts_are_cut(tmp_path, members, how, monkeypatch):
+    monkeypatch.setattr(balance, "GROUP_ROWS", 15)
     cfg = balance.Config(per_cluster=5, how=how)
     paths = cut_run.build(tmp_path, members, parts=6)
     stems = [f"{i:05d}" for i in range(6)]
