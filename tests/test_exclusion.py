@@ -95,11 +95,12 @@ def test_the_digest_is_of_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
-def test_each_shard_has_its_own_whatever_the_tasks(tmp_path, tasks):
+@pytest.mark.parametrize("store", ["", "memory:/"])
+def test_each_shard_has_its_own_whatever_the_tasks(tmp_path, tasks, store):
     ids = [f"{stem}/{i}" for i in range(40) for stem in ("a", "b", "a__b", "zz")] + HOSTILE
     np.random.default_rng(0).shuffle(ids)
     urls = [listing(tmp_path / "1.parquet", ids), listing(tmp_path / "2.parquet", ids[:9])]
-    folder = Folder(f"{tmp_path}/exclude")
+    folder = Folder(f"{store}{tmp_path}/exclude")
     stems = ["a", "b", "a__b", "c"]
     counts = [
         exclusion.part(run.tolist(), urls, folder, "m") for run in np.array_split(stems, tasks)
