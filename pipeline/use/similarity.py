@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 FLOOR = 0.8  # cosines below are of different pictures; far more samples would have them
 THRESHOLDS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
 BLOCK_ROWS = 2**17  # 128 MiB of 512 float16 each
-TILE = (2048, 8192)  # rows and columns of cosines that are formed at once: 64 MiB
+TILE = (1024, 2048)  # rows and columns of cosines that are formed at once: 8 MiB
 GRAIN = 2.0**-20  # cosines are rounded to this: equal vectors have equal ones in any block
 SIMILAR = pa.schema(
     [
@@ -108,7 +108,7 @@ def most_similar_before(
         own = normalize(x[rows].float(), dim=1)
         for first in range(0, int(before[rows][-1]), TILE[1]):
             others = normalize(y[first : first + TILE[1]].float(), dim=1)
-            cosines = (own @ others.T).div_(GRAIN).round_()
+            cosines = (own @ others.T).mul_(1 / GRAIN).round_()
             if (stop := first + len(others)) > before[start]:  # not all are before every row
                 cosines[torch.arange(first, stop) >= before[rows, None]] = -torch.inf
             found, where = cosines.max(1)

@@ -17,7 +17,7 @@ def brute(x: np.ndarray, rank: np.ndarray, y: np.ndarray, other: np.ndarray) -> 
     return cosines.max(1, initial=-np.inf)
 
 
-@pytest.mark.parametrize("tile", [(2048, 8192), (5, 7), (1, 1)])
+@pytest.mark.parametrize("tile", [similarity.TILE, (5, 7), (1, 1)])
 def test_the_largest_cosine_before(monkeypatch, tile):
     monkeypatch.setattr(similarity, "TILE", tile)
     rng = np.random.default_rng(0)
