@@ -31,6 +31,7 @@ SOURCE = [
 TEXTS = [("caption", pa.string()), ("json", pa.string())]  # the sample's own alt text and json
 
 REJECTS = pa.schema([*IDENTITY, ("member", pa.string()), ("reason", pa.string()), *TEXTS])
+EXCLUDED = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 HISTORY = pa.schema(
     [
         ("step", pa.int32()),
@@ -102,7 +103,7 @@ CLUSTERS = pa.schema(
     ]
 )
 LABEL = [  # the columns of a label that are ours, after IDENTITY
-    ("status", pa.string()),  # success | rejected
+    ("status", pa.string()),  # success | rejected | excluded
     ("error_message", pa.string()),
     ("caption", pa.string()),
     *SOURCE,
@@ -208,6 +209,11 @@ class RunPaths:
     def captions(self) -> Folder:
         """Stage caption."""
         return self.folder("captions")
+
+    @property
+    def exclude(self) -> Folder:
+        """Stage write: the samples that are left out, one part per shard that has any."""
+        return self.folder("exclude")
 
     @property
     def labels(self) -> Folder:

@@ -2,8 +2,8 @@
 
 Of the stages' code it shares the meaning of json columns alone.
 
-reads   embeddings/, rejects/, assignments/, labels/ of one stem, each whole but for the embeddings
-        themselves, which come in batches
+reads   embeddings/, rejects/, assignments/, exclude/, labels/ of one stem, each whole but for the
+        embeddings themselves, which come in batches
 
 n samples, d dimensions, k clusters, t named clusters.
 """
@@ -43,6 +43,7 @@ class Run:
     k: int
     captions: list[str | None] | None  # of each cluster
     written: str | None  # fingerprint of the labels
+    excluded: dict[str, int]  # stem -> rows of exclude/, where it has any
 
 
 @dataclass
@@ -76,9 +77,30 @@ def check_rows(facts: dict[str, Any], run: Run) -> Shard:
     if run.written is None or run.captions is None:
         return shard
     shard.labels = _labels(shard, run)
-    if same and rejected is not None and shard.labels is not None:
-        _labels_agree(shard, expected(embedded, assigned, rejected, run), shard.labels)
+    left_out = _excluded(shard, run)
+    if same and rejected is not None and shard.labels is not None and left_out is not None:
+        wanted = expected(embedded, assigned, rejected, run)
+        _labels_agree(shard, _marked(wanted, left_out), shard.labels)
     return shard
+
+
+def _excluded(shard: Shard, run: Run) -> pa.Table | None:
+    """exclude/: as many rows as its manifest says; none where it does not name the shard."""
+    if shard.stem not in run.excluded:
+        return artifacts.EXCLUDED.empty_table()
+    table = _part(shard, run.paths.exclude, artifacts.EXCLUDED, {})
+    if table is not None and table.num_rows != run.excluded[shard.stem]:
+        wanted = run.excluded[shard.stem]
+        shard.found.add(f"exclude/{shard.stem}", f"has {table.num_rows} rows, not {wanted}")
+    return table
+
+
+def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict[str, Any]]:
+    """The labels, those of excluded samples saying so and why."""
+    why = {row["sample_id"]: row["reason"] for row in left_out.to_pylist()}
+    for row in rows:
+        told = why.get(row["sample_id"])
+        yield row if told is None else {**row, "status": "excluded", "error_message": told}
 
 
 def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -> bool:

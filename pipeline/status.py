@@ -74,6 +74,11 @@ def collect(asked: Asked, paths: artifacts.RunPaths) -> list[Row]:
     for stage, room in STAGES.items():
         folder = paths.folder(FOLDERS[stage])
         before = folder.peek()
+        if before and "taken_from" in before:
+            rows.append(_taken(stage, before, made))
+            if rows[-1].state == "done":
+                made[FOLDERS[stage]] = before
+            continue
         try:
             if len(made) < len(rows):
                 raise UserError("what the stage before it leaves is not known")
@@ -90,6 +95,15 @@ def collect(asked: Asked, paths: artifacts.RunPaths) -> list[Row]:
     if row.rerun.startswith("refused"):
         rows[1:] = [replace(later, rerun="not reached: embed is refused") for later in rows[1:]]
     return rows
+
+
+def _taken(stage: str, manifest: dict[str, Any], made: artifacts.Made) -> Row:
+    """A stage of the run that `ratecluster assign` took these clusters from."""
+    last = [facts["fingerprint"] for facts in made.values()][-1:]
+    whose = f"it is of {manifest['taken_from']}"
+    if last == [manifest["upstream"]]:
+        return Row(stage, "done", f"nothing: {whose}", samples=manifest.get("samples"))
+    return Row(stage, "out of date", f"{whose}; run `ratecluster assign` again")
 
 
 def embed_row(asked: Asked, paths: artifacts.RunPaths) -> tuple[Row, dict[str, Any] | None]:

@@ -1,5 +1,7 @@
 """What must hold of a labelled shard: the input's members in order, untouched, and the labels.
 
+Samples that are excluded are not in it.
+
 reads   an input shard and labeled/{stem}.tar, each once onward, a sample at a time; of members
         that exceed a limit pieces of both
 """
@@ -35,6 +37,8 @@ def differences(
             if label is None or label["sample_id"] != f"{label['shard']}/{sample.id}":
                 yield "", f"sample {number} of the input is {sample.id}, its label is not"
                 return
+            if label["status"] == "excluded":
+                continue
             for name, member in _expected(sample):
                 if (found := next(copies, None)) is None or found.tar_name != name:
                     there = "nothing" if found is None else found.name

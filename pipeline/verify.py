@@ -58,7 +58,7 @@ def run(paths: artifacts.RunPaths) -> Findings:
         if not paths.embeddings.names():
             raise UserError(f"{paths.root}: no run is there; give the --root of one")
         return found
-    shards, job = made["embeddings"]["shards"], _job(paths, made)
+    shards, job = made["embeddings"]["shards"], _job(paths, made, found)
     _folders(paths, made, job, found)
     sizes, dims = np.zeros(job.run.k, np.int64), set()
     with StageProgress("verify", len(shards), "shards") as progress:
@@ -147,13 +147,15 @@ def _digest(name: str, manifest: dict[str, Any]) -> str:
         inputs = [[s["shard"][f] for f in ("stem", "size", "version")] for s in manifest["shards"]]
         return config.digest(manifest["config"], inputs)
     if name in ("clusters", "labels"):
-        return config.digest(manifest["config"], manifest["upstream"])
+        lists = manifest.get("exclude", [])  # of labels: what its lists hold
+        return config.digest(manifest["config"], manifest["upstream"], *lists)
     return str(manifest["fingerprint"])
 
 
-def _job(paths: artifacts.RunPaths, made: Manifests) -> Job:
+def _job(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> Job:
     embedded, clustered = made["embeddings"], made.get("clusters", {})
     written = made.get("labels", {})
+    excluded = _manifest(paths, "exclude", found) if written.get("exclude") else None
     facts = Run(
         paths,
         config.digest(embedded["config"]),
@@ -162,6 +164,7 @@ def _job(paths: artifacts.RunPaths, made: Manifests) -> Job:
         len(clustered.get("sizes", ())),
         made.get("captions", {}).get("captions"),
         written.get("fingerprint"),
+        (excluded or {}).get("parts", {}),
     )
     tars = bool(written.get("config", {}).get("shards"))
     return Job(facts, tars, embedded["config"]["max_sample_bytes"])
@@ -179,6 +182,7 @@ def _folders(paths: artifacts.RunPaths, made: Manifests, job: Job, found: Findin
         wanted["assignments"] = parts
     if "labels" in made:
         wanted |= {"labels": parts, "labeled": {f"{s}.tar" for s in stems if job.tars}}
+        wanted["exclude"] = {f"{stem}.parquet" for stem in job.run.excluded}
         missing = {"clusters.parquet", "run.json"} - paths.top.names()
         found.add("", "is missing", sorted(missing))
     for name, files in wanted.items():

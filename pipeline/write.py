@@ -2,7 +2,9 @@
 
 reads   embeddings/, rejects/, assignments/, captions/, and the input shards again
 writes  labels/{stem}.parquet   labels_schema  one row per input sample, failures included
-        labeled/{stem}.tar                     the shard again, labels added to its json
+        labeled/{stem}.tar                     the shard again, labels added to its json, without
+                                               the samples that are excluded
+        exclude/{stem}.parquet  EXCLUDED       those, where there are any
         clusters.parquet        CLUSTERS       one row per cluster
         run.json                               what made this run
         README.md                              how Hugging Face `datasets` reads the tables
@@ -24,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, config, dataset_card, tasks
+from pipeline import artifacts, config, dataset_card, exclusion, tasks
 from pipeline.config import setting
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
@@ -42,6 +44,12 @@ class Config:
     """What is written."""
 
     shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
+    exclude: tuple[str, ...] = setting(
+        (), "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", exclusion.urls_of(self.exclude))
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Job:
     shards: bool
     made_of: str
     max_sample_bytes: int  # read of a sample, as when it was embedded
+    excluded: frozenset[str] = frozenset()  # stems of the shards that have excluded samples
 
 
 def label_rows(stem: str, job: Job) -> pa.Table:
@@ -74,7 +83,10 @@ def label_rows(stem: str, job: Job) -> pa.Table:
         rows.append({**row, **known, "status": "rejected"})
     rows.sort(key=lambda row: row["index"])
     names = artifacts.label_names(job.kinds)
+    excluded = exclusion.reasons(stem, job.paths) if stem in job.excluded else {}
     for row in rows:
+        if row["sample_id"] in excluded:
+            row |= {"status": "excluded", "error_message": excluded[row["sample_id"]]}
         originals = columns.parse(row["json"])
         for name, own in names.items():
             row[own] = columns.value(originals.get(name), job.kinds[name])
@@ -86,10 +98,11 @@ def label_rows(stem: str, job: Job) -> pa.Table:
 def relabel(
     shard: dict[str, Any], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
 ) -> int:
-    """Copy a shard, adding each sample's label to its json; returns the number of samples.
+    """Copy a shard, adding each sample's label to its json; returns the number of samples read.
 
-    `labels` are in the order of the tar. Member bytes, names and order stay as they are. No more
-    than `max_sample_bytes` of a sample are held: what exceeds them is copied in pieces.
+    `labels` are in the order of the tar. Excluded samples are left out; of the others member bytes,
+    names and order stay as they are. No more than `max_sample_bytes` of a sample are held: what
+    exceeds them is copied in pieces.
     """
     count = 0
     stream = storage.open_read(shard["url"], shard["size"], shard["version"])
@@ -101,6 +114,9 @@ def relabel(
                     f"write: sample {count} is {found}, its label is of "
                     f"{label and label['sample_id']}: the shard changed since it was embedded"
                 )
+            count += 1
+            if label["status"] == "excluded":
+                continue
             for name, data in labelled(sample, _json_label(label)):
                 if isinstance(data, bytes):
                     writer.add(name, data)
@@ -108,7 +124,6 @@ def relabel(
                     with storage.open_read(shard["url"]) as again:
                         again.seek(data.offset)
                         writer.add_from(name, again, data.size)
-            count += 1
     return count
 
 
@@ -131,6 +146,7 @@ def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
             table,
             made_of=job.made_of,
             rows=table.num_rows,
+            excluded=pc.sum(pc.equal(table["status"], "excluded")).as_py() or 0,
         )
         counts.append(table.num_rows)
     return counts
@@ -162,7 +178,7 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
                 "cluster_caption": own[0]["caption"] if own else None,
                 "captions": [row["caption"] for row in own],
                 "caption_shares": [row["share"] for row in own],
-                "bits_per_sample": manifest["cluster_bits"][cluster] / size,
+                "bits_per_sample": manifest["cluster_bits"][cluster] / size if size else None,
                 "nearest_clusters": nearest[cluster],
                 "typical_samples": typical[:TYPICAL],
             }
@@ -197,8 +213,8 @@ def versions() -> dict[str, str]:
 
 
 def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
-    """What writing these captions is to leave."""
-    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"])
+    """What writing these captions is to leave; UserError where a list to exclude is not there."""
+    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
     stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
     files = {
         paths.labels: [f"{stem}.parquet" for stem in stems],
@@ -208,6 +224,11 @@ def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> arti
     return artifacts.Wanted("write", paths.labels, made_of, cfg, files)
 
 
+def digests(cfg: Config) -> list[str]:
+    """Of the lists of what is excluded, in their order."""
+    return [exclusion.digest(url) for url in cfg.exclude]
+
+
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
     made = artifacts.upstream(paths, "captions")
@@ -215,6 +236,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     want = wanted(cfg, made, paths)
     if manifest := want.finished():
         return manifest
+    exclusion.check(cfg.exclude, made)  # before anything that is there is given up
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
     done = want.parts(paths.labels)
     _remove_others(paths, done)
@@ -222,12 +244,19 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
-    job = Job(paths, embedded["columns"], captions, cfg.shards, made_of, limit)
+    listed = exclusion.run(cfg.exclude, digests(cfg), made, paths)
+    known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
+    job = Job(paths, *known)
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
             progress.advance(len(chunk), sum(counts))
-    _check_counts(embedded, paths, made_of)
+    excluded = _check_counts(embedded, paths, made_of)
+    if excluded < sum(listed.values()):
+        log.warning(
+            "write: %d of %d ids to exclude are of no sample of their shard",
+            *(sum(listed.values()) - excluded, sum(listed.values())),
+        )
     tables.write(paths.clusters_table, cluster_rows(paths))
     card = dataset_card.text(embedded["samples"], len(clustered["sizes"]))
     storage.write_bytes(paths.top.file("README.md"), card.encode())
@@ -238,13 +267,17 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         upstream=captioned["fingerprint"],
         config=config.facts(cfg),
         labels=embedded["samples"],
+        excluded=excluded,
+        exclude=digests(cfg),
         clusters=len(clustered["sizes"]),
         seconds=round(progress.seconds, 2),
         samples_per_s=progress.samples_per_s,
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
-    log.info("write: %d labels, %.1f s", embedded["samples"], progress.seconds)
+    log.info(
+        "write: %d labels, %d excluded, %.1f s", embedded["samples"], excluded, progress.seconds
+    )
     return paths.labels.manifest()
 
 
@@ -255,13 +288,13 @@ def _remove_others(paths: artifacts.RunPaths, done: set[str]) -> None:
         folder.remove(folder.names() - keep)
 
 
-def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths, made_of: str) -> None:
-    """Labels of every shard = samples in its tar, and they are of this run."""
+def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths, made_of: str) -> int:
+    """Labels of every shard = samples in its tar, and they are of this run; how many excluded."""
     facts = artifacts.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
     for shard in embedded["shards"]:
         stem = shard["shard"]["stem"]
         wanted = {"rows": shard["samples"], "made_of": made_of}
-        if facts.get(stem) != wanted:
-            raise RuntimeError(
-                f"write: {stem}: labels are {facts.get(stem)}, not {wanted}: run again"
-            )
+        found = {name: facts.get(stem, {}).get(name) for name in wanted}
+        if found != wanted:
+            raise RuntimeError(f"write: {stem}: labels are {found}, not {wanted}: run again")
+    return sum(part["excluded"] for part in facts.values())

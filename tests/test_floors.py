@@ -20,6 +20,7 @@ FIRST = {
     "assigning",
     "folding",
     "passes",
+    "exclusion",
     *TASKS,
 }
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
@@ -34,12 +35,13 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "progress": {"config", "errors", "interrupt"},
     "tasks": {"cluster", "progress"},
     "text_encoding": {"cluster", "progress", "vision"},
-    **dict.fromkeys(FIRST - {"artifacts", "folding", "passes"} - TASKS, CORE),
+    **dict.fromkeys(FIRST - {"artifacts", "exclusion", "folding", "passes"} - TASKS, CORE),
     **dict.fromkeys(STAGES, GROUND | FIRST),
     "figures": CORE | {"pictures"},
     "pictures": CORE,
     "folding": {"store"},
     "passes": CORE | {"assigning", "folding", "progress", "tasks"},
+    "exclusion": CORE | {"tasks"},
     "findings": SAYINGS | {"store"},
     "tar_contract": {"artifacts", "store"},
     "row_contract": {"artifacts", "findings", "store"},
@@ -54,7 +56,7 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
     "options": GROUND | FIRST | STAGES | VIEWS,
-    "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run
+    "use": GROUND - {"cluster"} | FIRST | {"options", "pictures", "embed", "write"},
     "cli": GROUND
     | FIRST
     | STAGES

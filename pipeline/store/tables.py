@@ -84,6 +84,15 @@ def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
     return storage.retry(load, url)
 
 
+def batches(url: str, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[pa.Table]:
+    """Those of the columns that the table has, some rows at a time: it is never held whole."""
+    with storage.open_pieces(url) as file, _naming(url):
+        parquet = pq.ParquetFile(file)
+        there = [name for name in columns if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(rows, columns=there):
+            yield pa.Table.from_batches([batch])
+
+
 @contextmanager
 def _naming(url: str) -> Iterator[None]:
     """Bytes that are no Parquet are an error that may pass: a read may have been cut short."""

@@ -95,6 +95,15 @@ def test_a_run_of_rows_is_read_from_its_row_groups_alone(tmp_path, monkeypatch, 
     assert asked == list(range(rows[0] // size, (rows[1] - 1) // size + 1))
 
 
+def test_a_table_comes_some_rows_at_a_time(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, pa.table({"a": range(2500), "b": range(2500), "c": range(2500)}))
+    found = list(tables.batches(url, ["b", "a", "none"], 1000))
+    assert [rows.num_rows for rows in found] == [1000, 1000, 500]
+    assert pa.concat_tables(found)["a"].to_pylist() == list(range(2500))
+    assert set(found[0].column_names) == {"a", "b"}
+
+
 def test_all_columns_but_vectors_have_dictionaries(tmp_path):
     url = str(tmp_path / "t.parquet")
     tables.write(url, table_of().append_column("tops", pa.array([[1, 2]] * 8)))

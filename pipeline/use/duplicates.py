@@ -1,0 +1,81 @@
+"""Command duplicates: near-duplicates within clusters, and what each threshold would remove.
+
+reads   curation/similarity/
+writes  curation/duplicates/{number}.parquet   DUPLICATES   what is to be removed
+
+Of each group one is kept, that farthest from the centre of the cluster (SemDeDup; see
+`similarity`).
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import artifacts
+from pipeline.config import setting
+from pipeline.errors import UserError
+from pipeline.progress import StageProgress
+from pipeline.store import tables
+from pipeline.store.storage import Folder
+from pipeline.use import lists, shuffling, similarity
+from pipeline.use.shuffling import Chunk
+
+DUPLICATES = pa.schema(
+    [
+        *lists.LISTED,
+        ("duplicate_of", pa.string()),  # the most similar one that comes before it
+        ("similarity", pa.float32()),  # their cosine
+        ("threshold", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What counts as a duplicate."""
+
+    threshold: float = setting(0.95, "cosine over which a pair are duplicates: 1 − ε of SemDeDup")
+
+    def __post_init__(self) -> None:
+        if not similarity.FLOOR <= self.threshold < 1:
+            raise UserError(
+                f"--threshold {self.threshold}: give {similarity.FLOOR} or more, below 1"
+            )
+
+
+def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
+    """DUPLICATES of some parts of the similarities."""
+    found = [tables.read(source.file(f"{stem}.parquet")) for stem in chunk.stems]
+    rows = pa.concat_tables([similarity.SIMILAR.empty_table(), *found])
+    rows = rows.filter(pc.greater(rows["similarity"].cast(pa.float64()), threshold))
+    reasons = [
+        f"duplicate: cosine {cosine:.4f} to {other}"
+        for cosine, other in zip(
+            rows["similarity"].to_pylist(), rows["duplicate_of"].to_pylist(), strict=True
+        )
+    ]
+    columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["duplicate_of"]]
+    columns += [rows["similarity"], [threshold] * len(reasons)]
+    return pa.table(dict(zip(DUPLICATES.names, columns, strict=True)), schema=DUPLICATES)
+
+
+def run(cfg: Config, paths: artifacts.RunPaths) -> str:
+    """Compare, then list what is over the threshold; returns the effect of the thresholds."""
+    made = artifacts.upstream(paths, "clusters")
+    compared = similarity.run(made, paths)
+    source = lists.folder(paths, "similarity")
+    files = similarity.wanted(made, paths).files[source]
+    stems = [name.removesuffix(".parquet") for name in files]
+    chunks = shuffling.cut(stems, lists.MOST_PARTS)
+    want = lists.wanted("duplicates", cfg, made, len(chunks), paths)
+    manifest = want.finished()
+    if manifest is None:
+        with StageProgress("duplicates", len(chunks), "parts") as progress:
+            lists.write(want, chunks, part, progress, source, cfg.threshold)
+        manifest = lists.finish(want, made, lists="removed")
+    lines = ["threshold      removed   of all"]
+    for threshold, removed in zip(similarity.THRESHOLDS, compared["removed"], strict=True):
+        lines.append(f"{threshold:<9} {removed:>12,} {removed / compared['samples']:>8.2%}")
+    lines.append(f"{manifest['samples']:,} over {cfg.threshold} are listed in {want.folder.url}")
+    return "\n".join(lines)
