@@ -36,7 +36,7 @@ CHAIN = {  # folder -> facts that its manifest must have, in the order they are 
 FILES = {
     "network": ("network.safetensors", "network.json", "history.parquet", "sample.parquet"),
     "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
-    "captions": ("captions.parquet",),
+    "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
 }
 Manifests = dict[str, dict[str, Any]]
 
