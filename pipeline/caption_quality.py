@@ -1,6 +1,6 @@
 """How good the captions are, for `evaluate`: beside the plain vote, with class names and without.
 
-reads   captions/candidates.parquet, captions/captions.parquet, clusters/prototypes.parquet
+reads   captions/candidates.parquet, clusters/prototypes.parquet
 
 A vocabulary that holds the classes' names can be right by their names alone. So all is ranked a
 second time without the candidates that say one (in either number, or among more words), the members
@@ -92,9 +92,13 @@ def _mean(values: list[float]) -> float | None:
     return round(float(np.mean(values)), 6) if values else None
 
 
-def readable(captioned: dict[str, Any] | None, clustered: dict[str, Any]) -> bool:
-    """Whether there are captions of these clusters."""
-    return captioned is not None and captioned["upstream"] == clustered["fingerprint"]
+def readable(
+    captioned: dict[str, Any] | None, clustered: dict[str, Any], paths: artifacts.RunPaths
+) -> bool:
+    """Whether there are captions of these clusters, and what they were chosen from."""
+    if captioned is None or captioned["upstream"] != clustered["fingerprint"]:
+        return False
+    return "candidates.parquet" in paths.captions.names()
 
 
 def scored(

@@ -171,7 +171,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         return result
     field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
-    with_captions = cfg.captions and caption_quality.readable(captioned, clustered)
+    with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
     samples = read_all(stems, field, cfg.baseline or with_captions, paths)
     if not len(samples.truth):
         raise _no_label(field, embedded)

@@ -133,7 +133,7 @@ def caption_of(answer: bytes) -> str:
         content = json.loads(answer)["choices"][0]["message"]["content"]
         found = OBJECT.findall(content)
         text = json.loads(found[-1])["caption"] if found else content
-        caption = " ".join(text.split()).strip(" \"'`")
+        caption = " ".join(text.split()).strip(" .\"'`")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UnnamedError("the answer holds no caption") from None
     spelt = all(c.isprintable() or c in wording.JOINERS for c in caption)
