@@ -34,8 +34,8 @@ def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
     field, k = SETS[name]
     root, found = str(out / name), {}
     chosen = {"select_k.k": k, "evaluate.label": field}
-    plain = {"evaluate.baseline": "false", "write.shards": "false"}
-    command("run", "--shards", str(data / name), "--root", root, **chosen, **plain)
+    quick = {"evaluate.baseline": "false", "write.shards": "false"}
+    command("run", "--shards", str(data / name), "--root", root, **chosen, **quick)
     for title, alt_texts in VARIANTS.items():
         command("caption", "--root", root, **{"caption.alt_texts": alt_texts})
         command(
@@ -55,19 +55,16 @@ def printed(name: str, found: dict[str, Any]) -> None:
                 "-" if row[key] is None else f"{100 * row[key]:.1f}"
                 for key in ("accuracy", "path_similarity", "text_similarity")
             )
-            print(
-                f"  {row['name']:17} names {row['class_names']:8}  same {same:>5}  WordNet {path:>5} "
-                f"({row['path_known']} of {row['clusters']})  text {text:>5}"
-            )
+            names = f"{row['name']:17} names {row['class_names']:8}"
+            known = f"({row['path_known']} of {row['clusters']})"
+            print(f"  {names}  same {same:>5}  WordNet {path:>5} {known}  text {text:>5}")
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the runs; they are kept"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--only", choices=SETS, action="append", help="sets")
     arguments = parser.parse_args()
     for name in arguments.only or SETS:

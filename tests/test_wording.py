@@ -26,9 +26,9 @@ def test_words(text, words):
     assert wording.words(text) == [unicodedata.normalize("NFKC", word) for word in words]
 
 
-SAME = """flag flags, bus buses, box boxes, dish dishes, horse horses, cherry cherries, glass glasses
-, cookie cookies, wolf wolves, knife knives, potato potatoes, shoe shoes, woman women, pie pies,
-glove gloves, house houses, Sweet_Pepper sweet-peppers"""
+SAME = """flag flags, bus buses, box boxes, dish dishes, horse horses, cherry cherries,
+glass glasses, cookie cookies, wolf wolves, knife knives, potato potatoes, shoe shoes, woman women,
+pie pies, glove gloves, house houses, Sweet_Pepper sweet-peppers"""
 OTHER = "car care, plan plane, cap cape, bus bush, glass glad, pin pine, cat caterpillar"
 
 
