@@ -18,6 +18,7 @@ V candidates, D dimensions, k clusters. Core: `count_ngrams`, `votes`, `table` (
 
 import json
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +112,10 @@ def table(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa
     names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
     rows = []
     for number, chosen in enumerate(places):
-        counted = scores[number]
+        counted = scores[number].toarray().ravel()
         for rank, index in enumerate(chosen):
             facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
-            share = float(counted[0, index] / counted.sum())
+            share = float(counted[index] / counted.sum())
             rows.append({**facts, "share": share, "source": sources[index]})
     return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
 
@@ -147,44 +148,39 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     if manifest := want.finished():
         folding.finished(paths.captions)
         return manifest
-    names = check(cfg, embedded["config"]["model"])
+    names, started = check(cfg, embedded["config"]["model"]), time.monotonic()
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
-    made_of = config.digest(settings, clustered["fingerprint"], names)
-    k, passes = len(clustered["sizes"]), 2 if cfg.alt_texts else 1
-    chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]], MOST_TASKS)
+    voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})
-    named: dict[str, Any] = {}
-    with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
-        counted = _counted(paths, made_of)
-        if not counted:
-            counted = _voted(cfg, names, made, paths, chunks, made_of, progress)
-        table = tables.read(paths.captions.file("voted.parquet"))
-        if cfg.namer:
-            table, named = naming.named(cfg, table, embedded, paths, want.made_of)
+    voted = _standing(paths, voted_of) or _voted(cfg, names, made, paths, want.made_of, voted_of)
+    table = tables.read(paths.captions.file("voted.parquet"))
+    k, named = len(clustered["sizes"]), dict[str, Any]()
+    if cfg.namer:
+        table, named = naming.named(cfg, table, embedded, paths, want.made_of)
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
         want.made_of,
         upstream=clustered["fingerprint"],
         config=config.facts(cfg),
-        candidates=counted["candidates"],
-        from_alt_texts=counted["candidates"] - len(names),
+        candidates=voted["candidates"],
+        from_alt_texts=voted["candidates"] - len(names),
         captions=[best.get(number) for number in range(k)],
-        seconds=round(progress.seconds, 2),
+        seconds=round(time.monotonic() - started, 2),
         **named,
     )
     folding.finished(paths.captions)
     log.info(
         "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
-        *(k, counted["candidates"], counted["candidates"] - len(names), progress.seconds),
+        *(k, voted["candidates"], voted["candidates"] - len(names), time.monotonic() - started),
     )
     return paths.captions.manifest()
 
 
-def _counted(paths: artifacts.RunPaths, made_of: str) -> dict[str, Any] | None:
+def _standing(paths: artifacts.RunPaths, voted_of: str) -> dict[str, Any] | None:
     """The facts of a ranking that stands as it would be made; None where there is none."""
     found = artifacts.part_facts(paths.captions, ["candidates", "voted"])
-    same = [facts for facts in found.values() if facts.get("made_of") == made_of]
+    same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
     return same[0] if len(same) == 2 else None
 
 
@@ -193,33 +189,33 @@ def _voted(
     names: list[str],
     made: artifacts.Made,
     paths: artifacts.RunPaths,
-    chunks: list[Any],
     made_of: str,
-    progress: StageProgress,
+    voted_of: str,
 ) -> dict[str, Any]:
     """Commit the candidates and their ranking by votes and alt texts; returns its facts."""
     k, encoder = len(made["clusters"]["sizes"]), made["embeddings"]["config"]
-    near = candidates.neighbourhood(paths)
-    counts: alt_texts.Counts = [Counter() for _ in range(k)]
-    if cfg.alt_texts:
-        counts = _all_counts(chunks, paths, k, made_of, progress)
-    said = alt_texts.separation(counts, near)
-    known = {name.casefold() for name in names}
-    own = [name for name in said.distinctive(cfg.alt_texts) if name not in known]
-    words = names + own
-    texts, _ = text_encoding.encode(
-        words, cfg.templates, encoder["model"], encoder["pretrained"], cfg.actors
-    )
-    given = (paths, texts, k, cfg.temperature)
-    total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
+    chunks = tasks.chunks([s["shard"]["stem"] for s in made["embeddings"]["shards"]], MOST_TASKS)
+    near, passes = candidates.neighbourhood(paths), 2 if cfg.alt_texts else 1
+    with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
+        counts: alt_texts.Counts = [Counter() for _ in range(k)]
+        if cfg.alt_texts:
+            counts = _all_counts(chunks, paths, k, made_of, progress)
+        said = alt_texts.separation(counts, near)
+        known = {name.casefold() for name in names}
+        own = [name for name in said.distinctive(cfg.alt_texts) if name not in known]
+        words = names + own
+        texts, _ = text_encoding.encode(
+            words, cfg.templates, encoder["model"], encoder["pretrained"], cfg.actors
+        )
+        given = (paths, texts, k, cfg.temperature)
+        total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
     by_texts = said.of(words)
     scores = ranking.combined(total, by_texts, near)
     places = ranking.ranked(scores, [wording.key(word) for word in words], texts)
     rows = candidates.rows(words, len(names), texts, by_texts)
-    facts = {"made_of": made_of, "candidates": len(words)}
+    facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
-    ranks = table(scores, places, rows)
-    tables.write(paths.captions.file("voted.parquet"), ranks, **facts)
+    tables.write(paths.captions.file("voted.parquet"), table(scores, places, rows), **facts)
     return facts
 
 

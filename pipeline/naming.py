@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -98,10 +98,10 @@ def named(
     `embedded` is the manifest of the embeddings. Raises RuntimeError where no cluster is named, or
     none of GIVE_UP one after the other.
     """
-    names, failed, row = _Names(paths, made_of), dict[int, str](), 0
+    names, failed = _Names(paths, made_of), dict[int, str]()
     ask, shown = namer.Namer(cfg), Shown(cfg, voted, embedded, paths)
 
-    def one(number: int) -> bool:
+    def name(number: int) -> bool:
         try:
             names.of[number] = ask(*shown.of(number))
         except namer.UnnamedError as error:
@@ -109,20 +109,15 @@ def named(
         return number in names.of
 
     todo = [number for number in shown.members if number not in names.of]
-    pool = ThreadPoolExecutor(cfg.namer_parallel)
     try:
-        for number, future in [(number, pool.submit(one, number)) for number in todo]:
-            progress.waiting_for([f"the name of cluster {number}"])
-            row = 0 if future.result() else row + 1
-            if row == GIVE_UP or (row == len(todo) and not names.of):
-                raise RuntimeError(
-                    f"caption: {redaction.redacted(cfg.namer)} named none of {row} clusters "
-                    f"({failed[number]}): correct caption.namer, or start its server; run again"
-                )
-            names.save(after_s=COMMIT_S)
+        row = _longest_row(name, todo, names, cfg.namer_parallel)
     finally:
-        pool.shutdown(cancel_futures=True)
         names.save()
+    if row == GIVE_UP or (failed and not names.of):
+        raise RuntimeError(
+            f"caption: {redaction.redacted(cfg.namer)} named none of {row} clusters "
+            f"({failed[max(failed)]}): correct caption.namer, or start its server; run again"
+        )
     best = {r["cluster_id"]: r["caption"] for r in voted.to_pylist() if r["rank"] == 0}
     log.info("caption: %d clusters named by %s", len(names.of), cfg.namer_model)
     if failed:
@@ -132,6 +127,27 @@ def named(
             *(len(failed), _listed(failed), first, best.get(first), failed[first]),
         )
     return with_names(voted, names.of), {"named": len(names.of), "unnamed": sorted(failed)}
+
+
+def _longest_row(name: Callable[[int], bool], todo: list[int], names: _Names, parallel: int) -> int:
+    """Name clusters, some at once; the most that went without a name one after the other.
+
+    Where those are GIVE_UP, the others are not asked for.
+    """
+    row, longest, pool = 0, 0, ThreadPoolExecutor(parallel)
+    with progress.StageProgress("caption", len(todo), "names") as done:
+        try:
+            for number, future in [(number, pool.submit(name, number)) for number in todo]:
+                progress.waiting_for([f"the name of cluster {number}"])
+                row = 0 if future.result() else row + 1
+                longest = max(longest, row)
+                if longest == GIVE_UP:
+                    break
+                names.save(after_s=COMMIT_S)
+                done.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return longest
 
 
 def _listed(clusters: Iterable[int]) -> str:
