@@ -29,7 +29,7 @@ def named(asked: dict[str, Any]) -> str:
     text, *images = asked["messages"][0]["content"]
     told = json.loads(text["text"].partition("\n\n")[2])
     data = base64.b64decode(images[0]["image_url"]["url"].partition(",")[2])
-    hue, strength, _ = Image.open(io.BytesIO(data)).convert("HSV").resize((1, 1)).getpixel((0, 0))
+    hue, strength, _ = Image.open(io.BytesIO(data)).resize((1, 1)).convert("HSV").getpixel((0, 0))
     away = {name: min(abs(hue - at), 256 - abs(hue - at)) for name, at in COLOURS.items()}
     colour = "grey" if strength < 25 else min(away, key=lambda name: away[name])
     return json.dumps({"caption": f"{colour} {[*told['candidates'], 'thing'][0]}"})

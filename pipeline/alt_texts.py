@@ -92,10 +92,10 @@ class Separation:
     def of(self, candidates: Sequence[str]) -> sp.csr_matrix:
         """The scores of candidates, (k, V); 0 for what no text holds."""
         column_of = {name: column for column, name in enumerate(self.names)}
-        places = [column_of.get(name.lower(), -1) for name in candidates]
-        known = [(new, old) for new, old in enumerate(places) if old >= 0]
-        new, old = (np.array(each, np.int64) for each in (zip(*known, strict=True) or ((), ())))
-        pick = sp.csr_matrix((np.ones(len(known)), (old, new)), (len(self.names), len(candidates)))
+        old = np.array([column_of.get(name.lower(), -1) for name in candidates], np.int64)
+        new = np.flatnonzero(old >= 0)
+        shape = (len(self.names), len(candidates))
+        pick = sp.csr_matrix((np.ones(len(new)), (old[new], new)), shape)
         return (self.scores @ pick).tocsr()
 
 

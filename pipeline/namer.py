@@ -4,7 +4,7 @@
 
     {"model": caption.namer_model, "temperature": 0, "max_tokens": 512, "messages": [{
       "role": "user", "content": [
-        {"type": "text", "text": caption.namer_prompt, and as JSON the candidates and alt_texts},
+        {"type": "text", "text": caption.namer_prompt or PROMPT, and as JSON the candidates and alt_texts},
         {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,…"}}, …]}]}
 
 The answer's choices[0].message.content is {"caption": "…"}, or the caption alone. It is data: one
@@ -50,7 +50,9 @@ class Settings:
         "cluster, such as http://localhost:8000; '': none. It is sent pictures and alt texts",
     )
     namer_model: str = setting("", "its name on that server")
-    namer_prompt: str = setting(PROMPT, "what it is asked; candidates and alt texts follow")
+    namer_prompt: str = setting(
+        "", "what it is asked, before candidates and alt texts; '': PROMPT of pipeline/namer.py"
+    )
     namer_key: str = setting("", "environment variable that holds the API key; '': none")
     namer_pictures: int = setting(6, "typical members that it is shown, 24 at most")
     namer_timeout_s: float = setting(120.0, "seconds to wait for its answer", operational=True)
@@ -89,7 +91,7 @@ class Namer:
         """The caption for pictures (data: URIs); raises UnnamedError."""
         told = json.dumps({"candidates": candidates, "alt_texts": alts}, ensure_ascii=False)
         content: list[dict[str, Any]] = [
-            {"type": "text", "text": f"{self.cfg.namer_prompt}\n\n{told}"},
+            {"type": "text", "text": f"{self.cfg.namer_prompt or PROMPT}\n\n{told}"},
             *({"type": "image_url", "image_url": {"url": uri}} for uri in images),
         ]
         asked = {

@@ -80,7 +80,7 @@ def combined(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) ->
 
 def best(scores: sp.csr_matrix) -> list[int | None]:
     """The first of the candidates of largest score of each cluster; None where none is above 0."""
-    return [next(iter(_order(scores, row)), None) for row in range(scores.shape[0])]
+    return [next(iter(_order(scores, row).tolist()), None) for row in range(scores.shape[0])]
 
 
 def ranked(
