@@ -4,7 +4,7 @@
 
     {"model": caption.namer_model, "temperature": 0, "max_tokens": 512, "messages": [{
       "role": "user", "content": [
-        {"type": "text", "text": caption.namer_prompt or PROMPT, and as JSON the candidates and alt_texts},
+        {"type": "text", "text": the prompt, and as JSON the candidates and alt_texts},
         {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,…"}}, …]}]}
 
 The answer's choices[0].message.content is {"caption": "…"}, or the caption alone. It is data: one
