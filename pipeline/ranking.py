@@ -16,6 +16,7 @@ BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × 
 NEIGHBOURS = 5  # clusters that a caption has to tell its own from
 RANKED = 10  # captions kept per cluster
 POOL = 50  # best candidates of a cluster, among which the RANKED are chosen
+LEAST = 0.1  # of the best score: what is less is noise, which would be new, but no caption
 RELEVANCE = 0.7  # λ of the maximal marginal relevance; the rest is novelty
 
 
@@ -88,7 +89,7 @@ def ranked(
 ) -> list[list[int]]:
     """Of each cluster up to RANKED candidates, best first, none of them said before.
 
-    The POOL best by score are taken by maximal marginal relevance (Carbonell and Goldstein 1998):
+    The POOL best by score, of no less than LEAST, are taken by maximal marginal relevance (Carbonell and Goldstein 1998):
     RELEVANCE × score less (1 − RELEVANCE) × the largest cosine to one that was taken, scores over
     the cluster's largest, text vectors (V, D) less their mean, which all texts share. One that
     holds the words of another, or the same in another number, is not taken beside it.
@@ -115,7 +116,7 @@ def _diverse(worth: np.ndarray, keys: list[wording.Key], vectors: np.ndarray) ->
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     relevance = worth / max(worth.max(initial=0), 1e-12)
     nearest = np.full(len(worth), 0.0)  # largest cosine to one that was taken
-    left, taken = list(range(len(worth))), list[int]()
+    left, taken = np.flatnonzero(relevance >= LEAST).tolist(), list[int]()
     while left and len(taken) < RANKED:
         gain = RELEVANCE * relevance[left] - (1 - RELEVANCE) * nearest[left]
         chosen = left[int(gain.argmax())]

@@ -109,6 +109,12 @@ def test_near_synonyms_give_way_to_what_is_new_and_nearly_as_good():
     assert said([1.0, 0.99, 0.1, 0, 0], names, vectors) == ["dog", "hound", "park"]  # much worse
 
 
+def test_what_hardly_counts_is_not_said_for_being_new():
+    assert said([1.0, 0.5, 0.09, 0.11], ["dog", "hound", "mushroom", "puppy"]) == [
+        "dog", "hound", "puppy",
+    ]  # fmt: skip
+
+
 def test_a_direction_that_all_texts_share_changes_nothing():
     rng = np.random.default_rng(3)
     names = [f"word{chr(97 + i)}" for i in range(12)]
