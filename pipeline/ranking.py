@@ -89,10 +89,11 @@ def ranked(
 ) -> list[list[int]]:
     """Of each cluster up to RANKED candidates, best first, none of them said before.
 
-    The POOL best by score, of no less than LEAST, are taken by maximal marginal relevance (Carbonell and Goldstein 1998):
-    RELEVANCE × score less (1 − RELEVANCE) × the largest cosine to one that was taken, scores over
-    the cluster's largest, text vectors (V, D) less their mean, which all texts share. One that
-    holds the words of another, or the same in another number, is not taken beside it.
+    The POOL best by score, of no less than LEAST, are taken by maximal marginal relevance
+    (Carbonell and Goldstein 1998): RELEVANCE × score less (1 − RELEVANCE) × the largest cosine to
+    one that was taken, scores over the cluster's largest, text vectors (V, D) less their mean,
+    which all texts share. One that holds the words of another, or the same in another number, is
+    not taken beside it.
     """
     mean = texts.mean(axis=0, dtype=np.float64).astype(np.float32)
     found = []
