@@ -1,4 +1,4 @@
-"""What a caption is chosen from: CANDIDATES written and read, and which clusters are neighbours.
+"""What captions are chosen from: CANDIDATES and CAPTIONS as tables; which clusters are neighbours.
 
 V candidates, D dimensions, k clusters.
 """
@@ -42,6 +42,19 @@ def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_
         pa.ListArray.from_arrays(ends, pa.array(columns.data, pa.float32())),
     ]
     return pa.table(made, schema=artifacts.candidates_schema(texts.shape[1]))
+
+
+def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
+    """CAPTIONS: of each cluster the candidates (CANDIDATES) at `places`, best first."""
+    names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
+    rows = []
+    for number, chosen in enumerate(places):
+        counted = scores[number].toarray().ravel()
+        for rank, index in enumerate(chosen):
+            facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
+            share = float(counted[index] / counted.sum())
+            rows.append({**facts, "share": share, "source": sources[index]})
+    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
 
 
 def read(paths: artifacts.RunPaths, k: int) -> Candidates:

@@ -12,8 +12,7 @@ Candidates are a vocabulary and the n-grams of the samples' own alt texts that s
 (`alt_texts`). Every member's picture votes for some; what the members' own words say is added, and
 what tells a cluster from its neighbours ranks first (`ranking`). A vision-language model may have
 the last word (`naming`). Ground truth is never read: only the caption (.txt) is.
-V candidates, D dimensions, k clusters. Core: `count_ngrams`, `votes`, `table` (no Ray). Shell:
-`run`.
+V candidates, D dimensions, k clusters. Core: `count_ngrams`, `votes` (no Ray). Shell: `run`.
 """
 
 import json
@@ -105,19 +104,6 @@ def votes(
         x = tables.to_matrix(rows["embedding"])
         total = total + ranking.votes(x, clusters, texts, k, temperature)
     return total
-
-
-def table(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
-    """CAPTIONS: of each cluster the candidates (CANDIDATES) at `places`, best first."""
-    names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
-    rows = []
-    for number, chosen in enumerate(places):
-        counted = scores[number].toarray().ravel()
-        for rank, index in enumerate(chosen):
-            facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
-            share = float(counted[index] / counted.sum())
-            rows.append({**facts, "share": share, "source": sources[index]})
-    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
 
 
 def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
@@ -215,7 +201,9 @@ def _voted(
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
-    tables.write(paths.captions.file("voted.parquet"), table(scores, places, rows), **facts)
+    tables.write(
+        paths.captions.file("voted.parquet"), candidates.ranking_of(scores, places, rows), **facts
+    )
     return facts
 
 

@@ -95,8 +95,7 @@ def named(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """CAPTIONS with the model's names first, and facts: how many were named, which were not.
 
-    `embedded` is the manifest of the embeddings. Raises RuntimeError where no cluster is named, or
-    none of GIVE_UP one after the other.
+    `embedded` is a manifest. RuntimeError where none is named, or none of GIVE_UP in a row.
     """
     names, failed = _Names(paths, made_of), dict[int, str]()
     ask, shown = namer.Namer(cfg), Shown(cfg, voted, embedded, paths)

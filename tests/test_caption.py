@@ -56,7 +56,7 @@ def test_votes_of_other_samples_are_refused(paths):
 def test_the_table_has_the_chosen_with_their_shares_and_sources():
     found = candidates.rows(["a", "b", "c"], 2, np.eye(3, dtype=np.float32), sp.csr_matrix((2, 3)))
     scores = sp.csr_matrix([[1.0, 3, 1], [0, 0, 0]])
-    rows = caption.table(scores, [[1, 2], []], found).to_pylist()
+    rows = candidates.ranking_of(scores, [[1, 2], []], found).to_pylist()
     assert [(r["cluster_id"], r["rank"], r["caption"]) for r in rows] == [(0, 0, "b"), (0, 1, "c")]
     assert [r["share"] for r in rows] == pytest.approx([0.6, 0.2])
     assert [r["source"] for r in rows] == ["vocabulary", "alt text"]
