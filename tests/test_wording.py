@@ -26,6 +26,11 @@ def test_words(text, words):
     assert wording.words(text) == [unicodedata.normalize("NFKC", word) for word in words]
 
 
+def test_ascii_goes_the_same_way():
+    text = "T-shirt's_red -- 'a' B2B, x-'y' 3.5 rock'n'roll\t(co-op)"
+    assert wording.words(text) == wording._pattern().findall(text.lower())
+
+
 SAME = """flag flags, bus buses, box boxes, dish dishes, horse horses, cherry cherries,
 glass glasses, cookie cookies, wolf wolves, knife knives, potato potatoes, shoe shoes, woman women,
 pie pies, glove gloves, house houses, Sweet_Pepper sweet-peppers"""
