@@ -15,7 +15,7 @@ HIRAGANA = "\u3041-\u309f"
 KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff"
 JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian and in Indic scripts
 SPACELESS = re.compile(f"[{HAN}{HIRAGANA}{KATAKANA}]")
-ASCII = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # what `_pattern` finds, 15 times as fast
+ASCII = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # what `_pattern` finds, sooner
 SIBILANTS = ("s", "x", "z", "ch", "sh")
 
 Key = tuple[str, ...]  # of a caption: its words without plural endings, or its characters
@@ -29,7 +29,7 @@ def _pattern() -> re.Pattern[str]:
     """
     marks = (c for c in map(chr, range(0x20000)) if unicodedata.category(c)[0] == "M")
     letter = rf"[^\W_{HAN}{HIRAGANA}{KATAKANA}]"
-    word = f"{letter}[{re.escape(''.join(marks))}{JOINERS}]*"
+    word = f"{letter}+[{re.escape(''.join(marks))}{JOINERS}]*"
     return re.compile(
         f"(?:{word})+(?:['’-](?:{word})+)*|[{HAN}]+|[{HIRAGANA}]+|[{KATAKANA}]+", re.UNICODE
     )
