@@ -70,24 +70,34 @@ class Separation:
     """How well n-grams set clusters apart by the alt texts that hold them."""
 
     names: list[str]  # M n-grams, sorted
-    scores: sp.csr_matrix  # (k, M), 0 to 1; 0 below MIN_SHARE
-    counts: Counts
+    scores: sp.csr_matrix  # (k, M), 0 to 1; 0 below MIN_SHARE, and for fragments of others
 
     def distinctive(self, per_cluster: int) -> list[str]:
-        """The best n-grams of each cluster, all clusters together, sorted; no fragments of others.
-
-        An n-gram that a cluster hardly says but within a longer one gives way to that, as in the
-        C-value of terms (Frantzi et al. 2000).
-        """
+        """The best n-grams of each cluster, all clusters together, sorted."""
         chosen: set[str] = set()
-        for row, counter in enumerate(self.counts):
-            cells = slice(*self.scores.indptr[row : row + 2])
-            scored = zip(self.scores.indices[cells], self.scores.data[cells], strict=True)
-            found = {self.names[i]: score for i, score in scored if score > 0}
-            for fragment in _fragments(found, counter):
-                del found[fragment]
+        for row in range(self.scores.shape[0]):
+            found = self._of_cluster(row)
             chosen.update(sorted(found, key=lambda name: (-found[name], name))[:per_cluster])
         return sorted(chosen)
+
+    def _of_cluster(self, row: int) -> dict[str, float]:
+        """The n-grams of one cluster with a score above 0."""
+        cells = slice(*self.scores.indptr[row : row + 2])
+        scored = zip(self.scores.indices[cells], self.scores.data[cells], strict=True)
+        return {self.names[i]: score for i, score in scored if score > 0}
+
+    def without_fragments(self, counts: Counts) -> "Separation":
+        """Fragments score 0: an n-gram that a cluster hardly says but within a longer one.
+
+        "rainbow" gives way to "rainbow trout", as in the C-value of terms (Frantzi et al. 2000).
+        """
+        scores, column_of = self.scores.copy(), {n: i for i, n in enumerate(self.names)}
+        for row, counter in enumerate(counts):
+            fragments = _fragments(self._of_cluster(row), counter)
+            cells = slice(*scores.indptr[row : row + 2])
+            gone = np.isin(scores.indices[cells], [column_of[name] for name in fragments])
+            scores.data[cells][gone] = 0
+        return Separation(self.names, scores)
 
     def of(self, candidates: Sequence[str]) -> sp.csr_matrix:
         """The scores of candidates, (k, V); 0 for what no text holds."""
@@ -100,7 +110,10 @@ class Separation:
 
 
 def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
-    """`ranking.separation` of the shares of each cluster's texts, where they are no rarity."""
+    """`ranking.separation` of the shares of each cluster's texts, where they are no rarity.
+
+    Without fragments.
+    """
     names = sorted({name for counter in counts for name, n in counter.items() if name and n >= 2})
     column_of = {name: column for column, name in enumerate(names)}
     rows, columns, values = [], [], []
@@ -114,7 +127,7 @@ def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
     shares.sort_indices()
     scores = ranking.separation(shares, near)
     scores.data[shares.data < MIN_SHARE] = 0  # in the same cells
-    return Separation(names, scores, counts)
+    return Separation(names, scores).without_fragments(counts)
 
 
 def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:

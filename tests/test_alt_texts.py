@@ -116,6 +116,13 @@ def test_a_fragment_gives_way_to_the_phrase_it_is_said_in():
     assert "flag" in distinctive(9, [*phrase, "flag", "flag"], ["x"])  # said without it, too
 
 
+def test_a_fragment_in_the_vocabulary_has_no_score_from_the_phrase():
+    counts = counts_of(["rainbow trout"] * 10, ["rainbow"] * 10)
+    found = alt_texts.separation(counts, ranking.neighbourhood(TWO))
+    scores = found.of(["rainbow", "trout", "rainbow trout"]).toarray()
+    assert scores[0].tolist() == [0, 0, pytest.approx(1)] and scores[1, 0] > 0
+
+
 def test_clusters_without_texts_have_no_candidates():
     assert distinctive(5, [], []) == []
     assert distinctive(5, [], ["dog", "dog"]) == ["dog"]
@@ -133,7 +140,7 @@ def test_trimmed_keeps_the_commonest_and_the_number_of_texts(monkeypatch):
 
 
 def test_candidates_have_the_scores_of_what_the_texts_hold():
-    counts = counts_of(["dog", "dog"], ["cat dog", "cat"], ["cat dog"] * 2)
+    counts = counts_of(["dog", "dog"], ["cat dog", "cat"], ["cat dog", "dog cat"])
     found = alt_texts.separation(counts, ranking.neighbourhood(THREE))
     scores = found.of(["Cat", "dog", "fish"]).toarray()
     dog = np.log(1 + 3 / 2) / np.log(4) / 2  # shares 1, one text is a rarity, 1
