@@ -86,8 +86,8 @@ CAPTIONS = pa.schema(
         ("cluster_id", pa.int32()),
         ("rank", pa.int32()),  # 0 is the best caption
         ("caption", pa.string()),
-        ("share", pa.float32()),  # of the cluster's scores, 0 to 1
-        ("source", pa.string()),  # vocabulary | alt text
+        ("share", pa.float32()),  # of the cluster's scores, 0 to 1; 0 where a model named it
+        ("source", pa.string()),  # vocabulary | alt text | model
     ]
 )
 CLUSTERS = pa.schema(
@@ -137,6 +137,19 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
         [
             ("cluster_id", pa.int32()),
             ("vector", tables.vectors(feature_dim, pa.float32())),
+        ]
+    )
+
+
+def candidates_schema(dim: int) -> pa.Schema:
+    """Rows of `captions/candidates.parquet`: all that a caption was chosen from."""
+    return pa.schema(
+        [
+            ("caption", pa.string()),
+            ("source", pa.string()),  # vocabulary | alt text
+            ("vector", tables.vectors(dim)),  # by the text encoder, unit length
+            ("clusters", pa.list_(pa.int32())),  # whose alt texts hold it
+            ("text_scores", pa.list_(pa.float32())),  # how well it sets them apart, 0 to 1
         ]
     )
 

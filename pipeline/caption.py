@@ -1,18 +1,23 @@
 """Stage 4, caption: a ranked list of words for every cluster.
 
 reads   embeddings/, assignments/        all parts, twice
-writes  captions/captions.parquet        CAPTIONS
+        clusters/prototypes.parquet      which clusters are neighbours
+        clusters/exemplars.parquet       and the input shards: what a model that names them is shown
+writes  captions/candidates.parquet      CANDIDATES  what evaluate ranks again without class names
+        captions/voted.parquet           CAPTIONS    as votes and alt texts have it
+        captions/captions.parquet        CAPTIONS    the same, after the names a model has given
         captions/manifest.json
 
 Candidates are a vocabulary and the n-grams of the samples' own alt texts that set a cluster apart
-(class-based tf-idf). Every member's picture gives its votes: its TOP_VOTES largest softmax
-probabilities over all candidates (CPP, Chu et al. 2024); what the members' own words say of a
-candidate is added. Ground truth is never read: only the caption (.txt) is.
-V candidates, D dimensions, k clusters. Core: `alt_texts`, `votes`, `ranked` (no Ray). Shell: `run`.
+(`alt_texts`). Every member's picture votes for some; what the members' own words say is added, and
+what tells a cluster from its neighbours ranks first (`ranking`). A vision-language model may have
+the last word (`naming`). Ground truth is never read: only the caption (.txt) is.
+V candidates, D dimensions, k clusters. Core: `count_ngrams`, `votes` (no Ray). Shell: `run`.
 """
 
 import json
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,46 +25,56 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
-import torch
 
-from pipeline import alt_texts, artifacts, config, folding, tasks, text_encoding
+from pipeline import (
+    alt_texts,
+    artifacts,
+    candidates,
+    config,
+    folding,
+    namer,
+    naming,
+    ranking,
+    tasks,
+    text_encoding,
+    wording,
+)
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.folding import RunningTotal
 from pipeline.progress import StageProgress
 from pipeline.store import tables
-from pipeline.vision import vocabulary
+from pipeline.vision import clip, vocabulary
 
 log = logging.getLogger(__name__)
-TOP_VOTES = 5  # candidates that a member votes for
 MOST_TASKS = 1024
-RANKED = 10  # captions kept per cluster
 CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
-BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
+FILES = ("captions.parquet", "voted.parquet", "candidates.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Where candidate captions come from and how they are compared."""
+class Config(namer.Settings):
+    """Where candidate captions come from, how they are compared, and who may name a cluster."""
 
     vocabulary: tuple[str, ...] = setting(
         (), "imagenet, wordnet, pico-clip or files of one name per line; none: fit to the model"
     )
     templates: tuple[str, ...] = setting(
-        (), "prompts with {} for the candidate, averaged; none: fit to the model"
+        (),
+        "prompts with {} for the candidate, averaged, or open_clip's sets: openai (80 prompts), "
+        "simple (7); none: fit to the model",
     )
     alt_texts: int = setting(20, "candidates per cluster from the samples' own captions; 0: none")
     temperature: float = setting(0.01, "of the softmax over candidates, in cosine units")
     actors: int = setting(0, "text encoder processes; 0: one per GPU, or one", operational=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"caption.temperature = {self.temperature}: give a positive number")
         if self.alt_texts < 0 or self.actors < 0:
             raise UserError("caption.alt_texts and caption.actors: give 0 or more")
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise UserError(f"caption.templates: {template!r} must hold {{}} exactly once")
+        clip.check_templates(self.templates)
 
 
 def check(cfg: Config, model: str) -> list[str]:
@@ -82,43 +97,13 @@ def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_tex
 def votes(
     stems: list[str], paths: artifacts.RunPaths, texts: np.ndarray, k: int, temperature: float
 ) -> sp.csr_matrix:
-    """Summed votes (k, V) of the members of each cluster over some parts; texts (V, D) unit."""
-    candidates = torch.from_numpy(texts)
+    """`ranking.votes` of the members in some parts, summed: (k, V)."""
     total = sp.csr_matrix((k, len(texts)))
     for stem in stems:
         rows, clusters = _joined(stem, paths, ["sample_id", "embedding"])
-        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
-        for start in range(0, len(x), BATCH_ROWS):
-            batch = slice(start, start + BATCH_ROWS)
-            shares = torch.softmax(x[batch] @ candidates.T / temperature, dim=1)
-            top = shares.topk(min(TOP_VOTES, len(texts)), dim=1)
-            own = np.repeat(clusters[batch], top.indices.shape[1])
-            cells = (top.values.double().numpy().ravel(), (own, top.indices.numpy().ravel()))
-            total = total + sp.csr_matrix(cells, shape=total.shape)
+        x = tables.to_matrix(rows["embedding"])
+        total = total + ranking.votes(x, clusters, texts, k, temperature)
     return total
-
-
-def combined(total: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Votes (k, V) as shares of each cluster's, plus `text_scores`: pictures and words agree."""
-    return total / np.maximum(total.sum(axis=1, keepdims=True), 1e-12) + texts
-
-
-def ranked(total: np.ndarray, names: list[str], own: set[str]) -> pa.Table:
-    """CAPTIONS: the RANKED best candidates of each cluster by score; `own` are from alt texts."""
-    rows = []
-    for number, counted in enumerate(total):
-        order = np.argsort(-counted, kind="stable")[:RANKED]
-        for rank, index in enumerate(int(i) for i in order if counted[i] > 0):
-            rows.append(
-                {
-                    "cluster_id": number,
-                    "rank": rank,
-                    "caption": names[index],
-                    "share": float(counted[index] / counted.sum()),
-                    "source": "alt text" if names[index] in own else "vocabulary",
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
 
 
 def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
@@ -134,58 +119,92 @@ def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> arti
     """What captioning these clusters is to leave."""
     names = check(cfg, made["embeddings"]["config"]["model"])
     made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
-    files = {paths.captions: ["captions.parquet"]}
+    files = {paths.captions: FILES}
     return artifacts.Wanted("caption", paths.captions, made_of, cfg, files)
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
-    """Gather candidates, count votes, commit the ranking, then the manifest."""
+    """Rank the candidates, have a model name the clusters if asked to; the manifest last.
+
+    Where only the model's settings have changed, or it was interrupted, nothing is counted again.
+    """
     made = artifacts.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
-    model = embedded["config"]["model"]
     want = wanted(cfg, made, paths)
     if manifest := want.finished():
         folding.finished(paths.captions)
         return manifest
-    names, made_of = check(cfg, model), want.made_of
+    names, started = check(cfg, embedded["config"]["model"]), time.monotonic()
+    settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
+    voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})
-    k = len(clustered["sizes"])
-    chunks = tasks.chunks([s["shard"]["stem"] for s in embedded["shards"]], MOST_TASKS)
-    passes = 2 if cfg.alt_texts else 1
-    with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
-        counts: alt_texts.Counts = [Counter() for _ in range(k)]
-        if cfg.alt_texts:
-            counts = _all_counts(chunks, paths, k, made_of, progress)
-        own = alt_texts.distinctive(counts, cfg.alt_texts)
-        known = {name.casefold() for name in names}
-        candidates = names + [name for name in own if name not in known]
-        texts, _ = text_encoding.encode(
-            candidates, cfg.templates, model, embedded["config"]["pretrained"], cfg.actors
-        )
-        given = (paths, texts, k, cfg.temperature)
-        total = _all_votes(chunks, given, config.digest({}, made_of, candidates), progress)
-    table = ranked(
-        combined(total.toarray(), alt_texts.text_scores(counts, candidates)),
-        candidates,
-        set(own) - known,
-    )
+    voted = _standing(paths, voted_of) or _voted(cfg, names, made, paths, want.made_of, voted_of)
+    table = tables.read(paths.captions.file("voted.parquet"))
+    k, named = len(clustered["sizes"]), dict[str, Any]()
+    if cfg.namer:
+        table, named = naming.named(cfg, table, embedded, paths, want.made_of)
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
-        made_of,
+        want.made_of,
         upstream=clustered["fingerprint"],
         config=config.facts(cfg),
-        candidates=len(candidates),
-        from_alt_texts=len(candidates) - len(names),
+        candidates=voted["candidates"],
+        from_alt_texts=voted["candidates"] - len(names),
         captions=[best.get(number) for number in range(k)],
-        seconds=round(progress.seconds, 2),
+        seconds=round(time.monotonic() - started, 2),
+        **named,
     )
     folding.finished(paths.captions)
     log.info(
         "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
-        *(k, len(candidates), len(candidates) - len(names), progress.seconds),
+        *(k, voted["candidates"], voted["candidates"] - len(names), time.monotonic() - started),
     )
     return paths.captions.manifest()
+
+
+def _standing(paths: artifacts.RunPaths, voted_of: str) -> dict[str, Any] | None:
+    """The facts of a ranking that stands as it would be made; None where there is none."""
+    found = artifacts.part_facts(paths.captions, ["candidates", "voted"])
+    same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
+    return same[0] if len(same) == 2 else None
+
+
+def _voted(
+    cfg: Config,
+    names: list[str],
+    made: artifacts.Made,
+    paths: artifacts.RunPaths,
+    made_of: str,
+    voted_of: str,
+) -> dict[str, Any]:
+    """Commit the candidates and their ranking by votes and alt texts; returns its facts."""
+    k, encoder = len(made["clusters"]["sizes"]), made["embeddings"]["config"]
+    chunks = tasks.chunks([s["shard"]["stem"] for s in made["embeddings"]["shards"]], MOST_TASKS)
+    near, passes = candidates.neighbourhood(paths), 2 if cfg.alt_texts else 1
+    with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
+        counts: alt_texts.Counts = [Counter() for _ in range(k)]
+        if cfg.alt_texts:
+            counts = _all_counts(chunks, paths, k, made_of, progress)
+        said = alt_texts.separation(counts, near)
+        known = {name.casefold() for name in names}
+        own = [name for name in said.distinctive(cfg.alt_texts) if name not in known]
+        words = names + own
+        texts, _ = text_encoding.encode(
+            words, cfg.templates, encoder["model"], encoder["pretrained"], cfg.actors
+        )
+        given = (paths, texts, k, cfg.temperature)
+        total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
+    by_texts = said.of(words)
+    scores = ranking.combined(total, by_texts, near)
+    places = ranking.ranked(scores, [wording.key(word) for word in words], texts)
+    rows = candidates.rows(words, len(names), texts, by_texts)
+    facts = {"made_of": voted_of, "candidates": len(words)}
+    tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
+    tables.write(
+        paths.captions.file("voted.parquet"), candidates.ranking_of(scores, places, rows), **facts
+    )
+    return facts
 
 
 def _all_counts(

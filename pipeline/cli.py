@@ -22,6 +22,7 @@ from pipeline import (
     config,
     embed,
     evaluate,
+    namer,
     pack,
     plan,
     redaction,
@@ -36,6 +37,7 @@ from pipeline.errors import UserError
 from pipeline.options import (
     KINDS,
     Address,
+    CaptionsFrom,
     ConfigFile,
     Overrides,
     Overwrite,
@@ -44,6 +46,7 @@ from pipeline.options import (
     begin,
     owning,
     settings_help,
+    with_captions,
 )
 from pipeline.reasons import printable
 from pipeline.store import storage
@@ -115,7 +118,29 @@ def _add_stage(name: str, stage: Any, help: str) -> None:
 
 _add_stage("train", train, "Embeddings to the network that makes clusters visible.")
 _add_stage("select-k", select_k, "Choose the number of clusters; assign every sample.")
-_add_stage("caption", caption, "Ranked captions for every cluster.")
+
+
+@app.command("caption", epilog=settings_help("caption", "run"))
+def caption_command(
+    root: Root,
+    captions_from: CaptionsFrom = None,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Ranked captions for every cluster.
+
+    Candidates are a vocabulary and n-grams of the samples' alt texts; members vote by CLIP, and
+    what tells a cluster from its neighbours ranks first. With caption.namer a vision-language model
+    behind an OpenAI-compatible server names each cluster once; what it is sent stands at
+    caption.namer below. Interrupted, it goes on from the names it has.
+    """
+    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
+    namer.check(sections["caption"])
+    with owning(paths.root, sections["run"]):
+        caption.run(sections["caption"], paths)
+
+
 _add_stage("write", write, "Labels, labelled shards and the table of clusters.")
 _add_stage("report", report, "One self-contained page to look at.")
 _add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
@@ -184,16 +209,18 @@ def run_command(
     sets: Overrides = None,
     address: Address = None,
     overwrite: Overwrite = False,
+    captions_from: CaptionsFrom = None,
 ) -> None:
     """Every stage in order: embed, train, select-k, caption, write, report.
 
     Evaluates too if evaluate.label names a json field. What is done already is not done again.
     """
-    sections, paths = begin(root, config_file, sets, address)
+    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
     found = list_shards(shards)
     embed.check(sections["embed"])
     train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
+    namer.check(sections["caption"])
     with owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
         if sections["evaluate"].label:

@@ -2,8 +2,9 @@
 
 reads   embeddings/{stem}.parquet   the true class in `json`; the embeddings, for k-means
         assignments/{stem}.parquet  the clusters
-        captions/captions.parquet   to name the clusters, if there are captions
-writes  evaluation.json             scores over all labelled samples, majority class per cluster
+        captions/                   if there are captions: to name the clusters, and to be scored
+writes  evaluation.json             scores over all labelled samples, majority class per cluster,
+                                    how good the captions are (`caption_quality`)
 
 Ground truth is read here only. n labelled samples, D dimensions.
 Core: `label`, `baselines`, `majorities`, `table`. Shell: `run`.
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from pipeline import artifacts, config, metrics
+from pipeline import artifacts, caption_quality, config, metrics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import columns, storage, tables
@@ -39,6 +40,9 @@ class Config:
 
     label: str = setting("", "json field that holds the true class; '': label")
     baseline: bool = setting(True, "score k-means on the same embeddings too")
+    captions: bool = setting(
+        True, "score the captions too, beside the plain vote; reads the encoder's text side again"
+    )
     restarts: int = setting(10, "of k-means; the one of least inertia counts")
     seed: int = setting(0, "of k-means")
 
@@ -53,7 +57,7 @@ class Labelled:
 
     truth: np.ndarray  # (n,) str
     clusters: np.ndarray  # (n,) int
-    embeddings: np.ndarray  # (n, D) float32; D is 0 where no baseline is wanted
+    embeddings: np.ndarray  # (n, D) float32; D is 0 where they are not wanted
     unlabelled: int  # embedded samples without a true class
 
 
@@ -163,23 +167,33 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     made_of = fingerprint(cfg, clustered, captioned)
     result = earlier(paths)
     if result.get("fingerprint") == made_of:
-        log.info("evaluate: already done, %s\n%s", paths.evaluation_json, table(result))
+        log.info("evaluate: already done, %s\n%s", paths.evaluation_json, tables_of(result))
         return result
     field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
-    samples = read_all(stems, field, cfg.baseline, paths)
+    with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
+    samples = read_all(stems, field, cfg.baseline or with_captions, paths)
     if not len(samples.truth):
         raise _no_label(field, embedded)
     captions = _best_captions(paths) if captioned else {}
     result = {"fingerprint": made_of, "clustering": clustered["fingerprint"], "label": field}
     result["config"] = config.facts(cfg)
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
+    if with_captions and captioned:
+        voters = caption_quality.Voters(samples.embeddings, samples.clusters, samples.truth)
+        result["captions"] = caption_quality.scored(voters, embedded, captioned, paths)
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
     paths.top.sweep()
     counts = (len(samples.truth), result["classes"], samples.unlabelled)
-    log.info("evaluate: %d samples of %d classes, %d unlabelled\n%s", *counts, table(result))
+    log.info("evaluate: %d samples of %d classes, %d unlabelled\n%s", *counts, tables_of(result))
     return result
+
+
+def tables_of(result: dict[str, Any]) -> str:
+    """All that is compared, as text."""
+    more = [caption_quality.table(result["captions"])] if "captions" in result else []
+    return "\n".join([table(result), *more])
 
 
 def evaluated(

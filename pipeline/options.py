@@ -1,5 +1,6 @@
 """What commands share: their options, settings from file and `--set`, owning a root."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,23 @@ Address = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="make embeddings again that other settings made")
 ]
+
+CaptionsFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--captions-from",
+        metavar="FILE",
+        help="your own list in place of the vocabulary: a path or URL of a UTF-8 text file, one "
+        "caption per line, # before a remark; the same as --set caption.vocabulary=FILE. Add "
+        "--set caption.alt_texts=0 to have no others",
+    ),
+]
+
+
+def with_captions(sets: list[str] | None, file: str | None) -> list[str]:
+    """The settings, and the one that --captions-from stands for."""
+    own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
+    return [*(sets or ()), *own]
 
 
 def settings_help(*sections: str) -> str:

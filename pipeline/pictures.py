@@ -24,7 +24,9 @@ class Place(NamedTuple):
     size: int
 
 
-def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | None]:
+def thumbnails(
+    places: list[Place], max_pixels: int, side: int, kind: str = "WEBP"
+) -> list[str | None]:
     """Each picture made small, as a data: URI; None where it cannot be read any more.
 
     Read in the order in which they lie in the shards. A shard that cannot be read is tried once.
@@ -35,7 +37,7 @@ def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | No
         if place.url in gone:
             return None
         try:
-            return thumbnail(storage.read_range(*place), max_pixels, side)
+            return thumbnail(storage.read_range(*place), max_pixels, side, kind)
         except images.BadImage as bad:
             gone[f"{place.url} at byte {place.offset}"] = bad.reason
         except Exception as error:  # stores raise anything, and a page without it is still a page
@@ -48,19 +50,19 @@ def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | No
     if missing := sum(uri is None for uri in found.values()):
         url, why = min(gone.items())
         log.warning(
-            "report: %d of %d pictures cannot be read any more and are left blank; first: %r, %r",
+            "%d of %d pictures cannot be read any more and are left blank; first: %r, %r",
             *(missing, len(found), url, why),
         )
     return [found[place] for place in places]
 
 
-def thumbnail(data: bytes, max_pixels: int, side: int) -> str:
-    """An image file as a WebP of at most `side` pixels each way; raises BadImage."""
+def thumbnail(data: bytes, max_pixels: int, side: int, kind: str = "WEBP") -> str:
+    """An image file as a WEBP or JPEG of at most `side` pixels each way; raises BadImage."""
     image = images.decode(data, max_pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "WEBP", quality=QUALITY, method=4)
-    return data_uri("image/webp", out.getvalue())
+    image.save(out, kind, quality=QUALITY, **({"method": 4} if kind == "WEBP" else {}))
+    return data_uri(f"image/{kind.lower()}", out.getvalue())
 
 
 def data_uri(kind: str, data: bytes) -> str:

@@ -28,7 +28,7 @@ NAMES = re.compile(
 SHORTEST = 8  # characters; a shorter value of a variable is no secret, or not worth the confusion
 HIDDEN = "…"
 
-_used: set[str] = set()  # values that URLs of this process have taken from the environment
+_used: set[str] = set()  # values that this process has taken from the environment
 
 
 def resolved(url: str) -> str:
@@ -48,10 +48,23 @@ def resolved(url: str) -> str:
         if name not in PUBLIC and not VARIABLE.fullmatch(value):
             raise _refused(url, f"{name}=, which may be a secret", "…?$NAME")
     if url.startswith(HTTP):
-        query = VARIABLE.sub(lambda match: _value(url, match[1]), query)
-    return USER.sub(lambda user: VARIABLE.sub(lambda m: _value(url, m[1]), user[0]), place) + (
+        query = VARIABLE.sub(lambda match: secret(match[1], url), query)
+    return USER.sub(lambda user: VARIABLE.sub(lambda m: secret(m[1], url), user[0]), place) + (
         mark + query
     )
+
+
+def secret(name: str, wanted_by: str) -> str:
+    """The value of an environment variable, hidden from now on in all that is said of it.
+
+    Raises UserError, naming the URL or the setting that wants it, where it is not set.
+    """
+    if not (value := os.environ.get(name, "")):
+        raise UserError(
+            f"{redacted(wanted_by)}: the environment variable {name} is not set; set it"
+        )
+    _used.add(value)
+    return value
 
 
 def redacted(text: str) -> str:
@@ -92,13 +105,6 @@ def _hidden_query(place: str, query: str) -> str:
 def _hidden(parameter: re.Match[str]) -> str:
     name, value = parameter.groups()
     return f"{name}={value if name in PUBLIC or value.startswith('$') else HIDDEN}"
-
-
-def _value(url: str, name: str) -> str:
-    if not (value := os.environ.get(name, "")):
-        raise UserError(f"{redacted(url)}: the environment variable {name} is not set; set it")
-    _used.add(value)
-    return value
 
 
 def _refused(url: str, what: str, instead: str) -> UserError:

@@ -104,7 +104,7 @@ def timed_for(seconds: float, call: Callable[[], Any]) -> list[float]:
 def encoding(cfg: embed.Config, templates: tuple[str, ...], words: list[str]) -> dict[str, Any]:
     """The text encoder's actor, over as many of the words as TIMED_S allow."""
     began = CLOCK()
-    prompts = templates or clip.templates(cfg.model)
+    prompts = clip.templates(cfg.model, templates)
     encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, prompts)
     encoder({"index": 0, "words": words[:1]})
     load_s, began, vectors = CLOCK() - began, CLOCK(), []

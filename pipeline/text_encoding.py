@@ -25,14 +25,11 @@ class TextEncoder:
         self.templates = templates
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Words to unit vectors (n, D): the mean over the templates, normalised again."""
-        prompts = [t.replace("{}", word) for word in row["words"] for t in self.templates]
-        encoded = self.encoder.encode_texts(prompts, TEXTS_PER_BATCH)
-        mean = encoded.reshape(len(row["words"]), len(self.templates), -1).mean(axis=1)
-        unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        """Words to unit vectors (n, D)."""
+        vectors = self.encoder.encode_words(row["words"], self.templates, TEXTS_PER_BATCH)
         return {
             "index": row["index"],
-            "vectors": unit.astype(np.float32),
+            "vectors": vectors,
             "logit_scale": self.encoder.logit_scale,
         }
 
@@ -42,7 +39,7 @@ def encode(
 ) -> tuple[np.ndarray, float]:
     """All words through a pool of text encoders: (V, D) float32 unit rows, and the logit scale.
 
-    `templates` are prompts with {} for the word, averaged; none: those that fit the model.
+    `templates` as in `clip.templates`, averaged.
     `actors` processes; 0: one per GPU, or one.
     """
     starts = range(0, len(words), TEXTS_PER_CALL)
@@ -51,7 +48,7 @@ def encode(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
         TextEncoder,  # type: ignore[arg-type]
-        fn_constructor_args=(model, pretrained, templates or clip.templates(model)),
+        fn_constructor_args=(model, pretrained, clip.templates(model, templates)),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         ray_remote_args_fn=cluster.actor_limits,

@@ -36,7 +36,7 @@ CHAIN = {  # folder -> facts that its manifest must have, in the order they are 
 FILES = {
     "network": ("network.safetensors", "network.json", "history.parquet", "sample.parquet"),
     "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
-    "captions": ("captions.parquet",),
+    "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
 }
 Manifests = dict[str, dict[str, Any]]
 
@@ -211,7 +211,7 @@ def _tables(
     if "clusters" in made:
         _clusters(paths, made, sizes, found)
     if "captions" in made:
-        _captions(paths, made, found)
+        _captions(paths, made, dim, found)
     if "labels" in made:
         _written(paths, made, found)
 
@@ -264,7 +264,9 @@ def _clusters(
             found.add(place, "is not of every cluster")
 
 
-def _captions(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> None:
+def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
+    _table(paths, "captions/candidates.parquet", artifacts.candidates_schema(dim), found)
+    _table(paths, "captions/voted.parquet", artifacts.CAPTIONS, found)
     rows = _table(paths, "captions/captions.parquet", artifacts.CAPTIONS, found)
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
     said = made["captions"]["captions"]

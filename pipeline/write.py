@@ -22,12 +22,12 @@ from importlib.metadata import version
 from itertools import zip_longest
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import artifacts, config, dataset_card, exclusion, tasks
 from pipeline.config import setting
+from pipeline.mcr2 import assignment
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
@@ -166,7 +166,11 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
     captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     exemplars = tables.read(paths.clusters.file("exemplars.parquet")).to_pylist()
     manifest = paths.clusters.manifest()
-    nearest = nearest_clusters(prototypes)
+    vectors, cluster_of = (
+        tables.to_matrix(prototypes["vector"]),
+        prototypes["cluster_id"].to_numpy(),
+    )
+    nearest = assignment.nearest_clusters(vectors, cluster_of, NEAREST)
     rows = []
     for cluster, size in enumerate(manifest["sizes"]):
         own = [row for row in captions if row["cluster_id"] == cluster]
@@ -184,17 +188,6 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows, schema=artifacts.CLUSTERS)
-
-
-def nearest_clusters(prototypes: pa.Table) -> list[list[int]]:
-    """The NEAREST other clusters of each, by cosine of their nearest prototypes."""
-    vectors = tables.to_matrix(prototypes["vector"])
-    _, first = np.unique(prototypes["cluster_id"].to_numpy(), return_index=True)
-    nearest = np.maximum.reduceat(vectors @ vectors.T, first, axis=1)
-    similarity = np.maximum.reduceat(nearest, first, axis=0)
-    np.fill_diagonal(similarity, -np.inf)
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    return [row[: min(NEAREST, len(first) - 1)].tolist() for row in order]
 
 
 def run_facts(paths: artifacts.RunPaths) -> dict[str, Any]:

@@ -1,16 +1,20 @@
-"""Captions: votes as the formula has them, and no truth among them.
+"""Captions: from all parts, with no truth among them, the same after any interruption.
 
 `small_run` has labels in its json; the word SECRET there must never come out.
 """
 
+import shutil
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
-from pipeline import artifacts, caption
+from pipeline import artifacts, candidates, caption, ranking
 from pipeline.errors import UserError
 from pipeline.store import tables
-from pipeline.vision import clip
+from pipeline.vision import clip, vocabulary
 from tests import interrupting, small_run
+from tests.chat import saying, serving
 
 
 @pytest.fixture
@@ -28,37 +32,18 @@ def paths(tmp_path):
 STEMS = ["00000", "00001"]
 
 
-def oracle(paths, texts: np.ndarray, temperature: float) -> np.ndarray:
-    total = np.zeros((3, len(texts)))
-    for stem in STEMS:
-        rows = tables.read(paths.embeddings.file(f"{stem}.parquet"))
-        clusters = tables.read(paths.assignments.file(f"{stem}.parquet"))["cluster_id"]
-        for x, number in zip(
-            tables.to_matrix(rows["embedding"]), clusters.to_pylist(), strict=True
-        ):
-            logits = texts.astype(np.float64) @ x.astype(np.float64) / temperature
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
-            for index in np.argsort(-shares)[: caption.TOP_VOTES]:
-                total[number, index] += shares[index]
-    return total
-
-
-@pytest.mark.parametrize(("candidates", "temperature"), [(40, 0.1), (40, 1.0), (3, 0.05)])
-def test_votes_are_the_largest_softmax_shares_of_each_member(
-    paths, monkeypatch, candidates, temperature
-):
+def test_votes_are_those_of_the_members_of_all_parts(paths):
     rng = np.random.default_rng(1)
-    texts = rng.normal(size=(candidates, 6)).astype(np.float32)
+    texts = rng.normal(size=(40, 6)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    expected = oracle(paths, texts, temperature)
-    found = caption.votes(STEMS, paths, texts, 3, temperature).toarray()
-    assert found == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr(caption, "BATCH_ROWS", 2)
-    again = caption.votes(STEMS, paths, texts, 3, temperature).toarray()
-    assert again == pytest.approx(found, abs=1e-6)
-    parts = sum(caption.votes([stem], paths, texts, 3, temperature).toarray() for stem in STEMS)
+    found = caption.votes(STEMS, paths, texts, 3, 0.1).toarray()
+    parts = sum(caption.votes([stem], paths, texts, 3, 0.1).toarray() for stem in STEMS)
     assert parts == pytest.approx(found)
+    rows = [tables.read(paths.embeddings.file(f"{stem}.parquet")) for stem in STEMS]
+    own = [tables.read(paths.assignments.file(f"{stem}.parquet"))["cluster_id"] for stem in STEMS]
+    x = np.concatenate([tables.to_matrix(part["embedding"]) for part in rows])
+    clusters = np.concatenate([part.to_numpy() for part in own])
+    assert found == pytest.approx(ranking.votes(x, clusters, texts, 3, 0.1).toarray())
 
 
 def test_votes_of_other_samples_are_refused(paths):
@@ -68,26 +53,13 @@ def test_votes_of_other_samples_are_refused(paths):
         caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), 3, 0.1)
 
 
-def test_combined_adds_shares_of_votes_and_of_texts():
-    total = np.array([[3.0, 1.0], [0.0, 0.0]])
-    texts = np.array([[0.0, 1.0], [0.5, 0.0]])
-    assert caption.combined(total, texts) == pytest.approx(np.array([[0.75, 1.25], [0.5, 0]]))
-
-
-def test_ranked_is_by_score_with_ties_in_the_order_of_candidates():
-    total = np.array([[1.0, 3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], np.ones(4)])
-    rows = caption.ranked(total, ["a", "b", "c", "d"], {"c"}).to_pylist()
-    first = [row for row in rows if row["cluster_id"] == 0]
-    assert [(r["rank"], r["caption"]) for r in first] == [(0, "b"), (1, "a"), (2, "c")]
-    assert [r["share"] for r in first] == pytest.approx([0.6, 0.2, 0.2])
-    assert [r["source"] for r in first] == ["vocabulary", "vocabulary", "alt text"]
-    assert not [row for row in rows if row["cluster_id"] == 1]
-    assert [r["caption"] for r in rows if r["cluster_id"] == 2] == ["a", "b", "c", "d"]
-
-
-def test_no_more_than_ten_are_kept():
-    table = caption.ranked(np.arange(50.0)[None] + 1, [f"n{i}" for i in range(50)], set())
-    assert table["caption"].to_pylist() == [f"n{i}" for i in range(49, 39, -1)]
+def test_the_table_has_the_chosen_with_their_shares_and_sources():
+    found = candidates.rows(["a", "b", "c"], 2, np.eye(3, dtype=np.float32), sp.csr_matrix((2, 3)))
+    scores = sp.csr_matrix([[1.0, 3, 1], [0, 0, 0]])
+    rows = candidates.ranking_of(scores, [[1, 2], []], found).to_pylist()
+    assert [(r["cluster_id"], r["rank"], r["caption"]) for r in rows] == [(0, 0, "b"), (0, 1, "c")]
+    assert [r["share"] for r in rows] == pytest.approx([0.6, 0.2])
+    assert [r["source"] for r in rows] == ["vocabulary", "alt text"]
 
 
 def test_words_are_counted_from_texts_and_never_from_json(paths):
@@ -105,8 +77,9 @@ def test_words_are_counted_from_texts_and_never_from_json(paths):
     [
         ({"temperature": 0.0}, "caption.temperature = 0.0"),
         ({"alt_texts": -1}, "caption.alt_texts"),
-        ({"templates": ("a photo",)}, "'a photo' must hold {} exactly once"),
-        ({"templates": ("{} and {}",)}, "exactly once"),
+        ({"templates": ("a photo",)}, "'a photo' must hold {} exactly once, or be one of open"),
+        ({"templates": ("openai", "{} and {}")}, "exactly once"),
+        ({"namer": "http://localhost"}, "needs caption.namer_model"),
     ],
 )
 def test_settings_that_make_no_sense(settings, said):
@@ -139,8 +112,12 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert manifest["captions"] == [best[0], best[1], best[2]]
     assert "SECRET" not in str(rows) and "secret" not in str(rows)
     sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}
-    assert sources["car"] == "vocabulary" and sources["zorgmobile"] == "alt text"
-    assert manifest["from_alt_texts"] == 1
+    assert sources["zorgmobile"] == "alt text" and manifest["from_alt_texts"] == 1
+    assert set(sources) - {"zorgmobile"} <= set(vocabulary.chosen((), "pico-clip"))
+    found = candidates.read(paths, 3)
+    assert len(found.names) == manifest["candidates"] and found.names[-1] == "zorgmobile"
+    assert found.by_texts.toarray()[:, -1].tolist() == [0, pytest.approx(0.8, abs=0.2), 0]
+    assert found.texts[found.names.index("dog")] == pytest.approx(pico["dog"], abs=1e-3)
     data = (root / "captions" / "captions.parquet").read_bytes()
 
     assert caption.run(caption.Config(alt_texts=5), paths) == manifest
@@ -173,4 +150,30 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
         caption.run(caption.Config(), paths)
     assert len(counted) == 4 - results
     assert table.read_bytes() == expected
-    assert paths.captions.names() == {"captions.parquet", "manifest.json"}
+    assert paths.captions.names() == {*caption.FILES, "manifest.json"}
+
+
+@pytest.mark.ray
+def test_a_model_names_the_clusters_and_nothing_is_counted_again(
+    finished_run, tmp_path, monkeypatch
+):
+    root = tmp_path / "run"
+    shutil.copytree(finished_run, root)
+    paths = artifacts.RunPaths(str(root))
+    before = paths.captions.manifest()
+    voted = (root / "captions" / "voted.parquet").read_bytes()
+    counted = interrupting.after(monkeypatch, 99)
+    with serving(lambda *_: (200, saying('{"caption": "some named things"}'))) as chat:
+        cfg = caption.Config(namer=chat.url, namer_model="tiny")
+        manifest = caption.run(cfg, paths)
+        assert caption.run(cfg, paths) == manifest
+        assert len(chat.asked) == 4 == manifest["named"]
+        caption.run(caption.Config(namer=chat.url, namer_model="other"), paths)
+        assert len(chat.asked) == 8
+    assert counted == [] and manifest["captions"] == ["some named things"] * 4
+    assert (root / "captions" / "voted.parquet").read_bytes() == voted
+    assert paths.captions.names() == {*caption.FILES, "manifest.json"}
+    assert caption.run(caption.Config(), paths)["captions"] == before["captions"]
+    (root / "captions" / "candidates.parquet").unlink()
+    caption.run(caption.Config(), paths)
+    assert counted != [] and paths.captions.names() == {*caption.FILES, "manifest.json"}

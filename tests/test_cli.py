@@ -110,6 +110,35 @@ def test_an_empty_vocabulary(refuse, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "none.txt'"),
+        (b"dog\nca\xff", "none.txt, line 2: not UTF-8"),
+        (b"dog\ncat\x07", "none.txt, line 2: control character"),
+        (b"# no words\n", "none.txt has no words"),
+    ],
+)
+def test_an_own_list_that_cannot_be_used(refuse, tmp_path, data, said):
+    if data is not None:
+        (tmp_path / "none.txt").write_bytes(data)
+    assert said in refuse(*RUN, "--captions-from", "{tmp}/none.txt")
+
+
+def test_captions_from_is_the_setting():
+    own = options.with_captions(["caption.alt_texts=0"], 'my "list" 小.txt')
+    loaded = config.load(options.KINDS, None, own)["caption"]
+    assert loaded.vocabulary == ('my "list" 小.txt',) and loaded.alt_texts == 0
+    assert options.with_captions(None, None) == []
+
+
+@pytest.mark.parametrize("command", [RUN, ("caption", "--root", "{tmp}/run")])
+def test_a_namer_without_its_key(refuse, command):
+    sets = ("caption.namer=http://localhost:1", "caption.namer_model=m", "caption.namer_key=NO_KEY")
+    line = refuse(*command, *(part for each in sets for part in ("--set", each)))
+    assert line == "caption.namer_key: the environment variable NO_KEY is not set; set it"
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[embed\n", "is not valid TOML"),

@@ -7,22 +7,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = {"errors", "reasons", "redaction"}  # which every room may use
-ALONE = SAYINGS | {"metrics", "interrupt", "alt_texts", "dataset_card", "mcr2"}  # of ours nothing
-GROUND = ALONE - {"metrics"} | {"cluster", "config", "store", "vision", "progress"}
+ALONE = SAYINGS | {"metrics", "interrupt", "wording", "dataset_card", "mcr2"}  # of ours nothing
+WORDS = {"wording", "ranking", "alt_texts"}  # each imports those before it
+GROUND = ALONE - {"metrics"} | WORDS | {"cluster", "config", "store", "vision", "progress"}
 CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {
     "artifacts",
+    "candidates",
     "cifar",
     "decoding",
     "sampling",
     "checkpoints",
     "assigning",
     "folding",
+    "namer",
+    "naming",
     "passes",
     "exclusion",
     *TASKS,
 }
+UNLIKE = {"artifacts", "candidates", "exclusion", "folding", "namer", "naming", "passes"}  # listed by name
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 PLANS = {"capacity", "plan"}
@@ -35,11 +40,18 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "progress": {"config", "errors", "interrupt"},
     "tasks": {"cluster", "progress"},
     "text_encoding": {"cluster", "progress", "vision"},
-    **dict.fromkeys(FIRST - {"artifacts", "exclusion", "folding", "passes"} - TASKS, CORE),
+    **dict.fromkeys(FIRST - UNLIKE - TASKS, CORE),
     **dict.fromkeys(STAGES, GROUND | FIRST),
     "figures": CORE | {"pictures"},
     "pictures": CORE,
     "folding": {"store"},
+    "ranking": {"wording"},
+    "alt_texts": {"wording", "ranking"},
+    "candidates": CORE | {"ranking"},
+    "namer": SAYINGS | {"config", "wording"},
+    "naming": CORE | {"folding", "namer", "pictures", "progress", "wording"},
+    "wordnet": {"wording"},
+    "caption_quality": CORE | {"candidates", "ranking", "wording", "wordnet"},  # sees the truth
     "passes": CORE | {"assigning", "folding", "progress", "tasks"},
     "exclusion": CORE | {"tasks"},
     "findings": SAYINGS | {"store"},
@@ -47,7 +59,8 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "row_contract": {"artifacts", "findings", "store"},
     "verify": CORE | {"findings", "progress", "row_contract", "tar_contract", "tasks"},
     **{
-        view: GROUND - {"cluster"} | {"artifacts", "figures", "pictures", "metrics"}
+        view: GROUND - {"cluster"}
+        | {"artifacts", "figures", "pictures", "metrics", "caption_quality"}
         for view in VIEWS
     },
     "status": GROUND | FIRST | STAGES | VIEWS,

@@ -208,6 +208,11 @@ SPOILT = {  # what is done -> what must be said
         gone("clusters/prototypes.parquet"),
         "clusters/prototypes.parquet: is missing",
     ),
+    "candidates gone": (
+        gone("captions/candidates.parquet"),
+        "captions/candidates.parquet: is missing",
+    ),
+    "voted gone": (gone("captions/voted.parquet"), "captions/voted.parquet: is missing"),
     "clusters gone": (gone("clusters.parquet"), "clusters.parquet: is missing"),
     "run.json gone": (gone("run.json"), "run.json: is missing"),
     "part cut": (

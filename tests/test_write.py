@@ -184,18 +184,6 @@ def test_the_table_of_clusters(paths):
     assert rows[1]["typical_samples"] == ["00000/d0/001", "00001/d1/000"]
 
 
-def test_nearest_clusters_are_by_cosine():
-    vectors = [[1, 0], [-0.96, 0.28], [0.8, 0.6], [-1, 0]]  # cluster 0 has two, and is last's
-    table = write.pa.table(
-        {
-            "cluster_id": [0, 0, 1, 2],
-            "vector": tables.from_matrix(write.np.array(vectors), write.pa.float32()),
-        }
-    )
-    assert write.nearest_clusters(table) == [[2, 1], [0, 2], [0, 1]]
-    assert write.nearest_clusters(table.slice(0, 1)) == [[]]
-
-
 # ---- run
 
 

@@ -1,7 +1,8 @@
-"""Make pipeline/assets/wordnet/nouns.txt: the WordNet nouns that can be seen in a picture.
+"""Make pipeline/assets/wordnet/: the nouns that can be seen in a picture; what is a kind of what.
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb unpacked
     python tools/make_wordnet_nouns.py unpacked > pipeline/assets/wordnet/nouns.txt
+    python tools/make_wordnet_nouns.py unpacked kinds | gzip -9n > kinds.txt.gz  # there, too
 
 Reads data.noun, index.noun and cntlist.rev (formats: man 5 wndb, cntlist) of Debian's package, made
 with 1:3.0-37. Prints the list on the standard output and, on the other, how many words each rule
@@ -239,8 +240,20 @@ def select(folder: Path) -> tuple[list[str], Counter[str]]:
     return sorted(kept, key=lambda w: (w.casefold(), w)), dropped
 
 
+def kinds(synsets: dict[str, Synset]) -> Iterator[str]:
+    """A line per meaning, but of single persons and places: its words, and the lines above it."""
+    kept = sorted(offset for offset, s in synsets.items() if not any(s.to("@i")))
+    line_of = {offset: number for number, offset in enumerate(kept)}
+    for offset in kept:
+        above = (str(line_of[up]) for up in synsets[offset].to("@") if up in line_of)
+        yield ",".join(word.lower() for word in synsets[offset].words) + "|" + " ".join(above)
+
+
 def main() -> None:
-    [unpacked] = sys.argv[1:] or sys.exit(__doc__)
+    unpacked, *what = sys.argv[1:] or sys.exit(__doc__)
+    if what == ["kinds"]:
+        print("\n".join(kinds(read_synsets(Path(unpacked) / "usr/share/wordnet/data.noun"))))
+        return
     words, dropped = select(Path(unpacked) / "usr/share/wordnet")
     print("# Nouns that can be seen in a picture, from WordNet 3.0 (Debian wordnet-base 1:3.0-37).")
     print("# WordNet 3.0 Copyright 2006 by Princeton University. Licence: LICENSE.txt beside this.")

@@ -6,6 +6,7 @@ n samples, d dimensions, p prototypes, k clusters.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -35,6 +36,19 @@ def directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
 def nearest(Z: Tensor, table: Tensor) -> Tensor:
     """Index of the prototype of largest cosine, (n,); the first of several."""
     return (Z @ table.T).argmax(dim=1)
+
+
+def nearest_clusters(vectors: np.ndarray, cluster_of: np.ndarray, most: int) -> list[list[int]]:
+    """The nearest other clusters of each, `most` at most, by cosine of their nearest prototypes.
+
+    Prototypes (p, d) are unit rows, `cluster_of` (p,) as in `Prototypes`.
+    """
+    _, first = np.unique(cluster_of, return_index=True)
+    cosines = np.maximum.reduceat(vectors @ vectors.T, first, axis=1)
+    similarity = np.maximum.reduceat(cosines, first, axis=0)
+    np.fill_diagonal(similarity, -np.inf)
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    return [row[: min(most, len(first) - 1)].tolist() for row in order]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pipeline.redaction import resolved
 MAX_CHARACTERS = 200  # of one word or phrase; longer ones are a sign that the file is no word list
 
 _ASSETS = {"wordnet": "wordnet/nouns.txt", "pico-clip": "pico-clip/vocabulary.txt"}
+LINES = re.compile(r"\r\n|\r|\n")
 _JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian, in Indic scripts, in emoji
 
 
@@ -57,8 +58,10 @@ def _text(name: str) -> str:
     except UserError:
         raise
     except UnicodeDecodeError as error:
+        line = len(LINES.split(error.object[: error.start].decode("utf-8-sig")))
         raise UserError(
-            f"vocabulary {name} is not UTF-8 (byte {error.start}); convert it to UTF-8"
+            f"vocabulary {name}, line {line}: not UTF-8 (byte {error.start} of the file); convert "
+            "the file to UTF-8"
         ) from error
     except (OSError, ValueError, ImportError) as error:  # no such file, protocol, or its package
         raise UserError(
@@ -77,7 +80,7 @@ def _read(name: str) -> bytes:
 
 def _parse(name: str, text: str) -> Iterator[str]:
     """Words of a text; runs of white space become one space. Raises UserError naming the line."""
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+    for number, line in enumerate(LINES.split(text), start=1):
         word = " ".join(line.split())
         if not word or word.startswith("#"):
             continue

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -103,3 +104,11 @@ def test_calibrated_confidence_is_the_agreement_of_neighbours(agreement):
 def test_an_agreement_out_of_reach_gives_the_nearest_eta(agreement, eta):
     found = assignment.calibrated(unit(50, 6) @ unit(10, 6, seed=1).T, agreement)
     assert found == pytest.approx(getattr(assignment, eta), rel=0.5)
+
+
+def test_nearest_clusters_are_by_cosine():
+    vectors = np.array([[1, 0], [-0.96, 0.28], [0.8, 0.6], [-1, 0]])  # the first two of one cluster
+    clusters = np.array([0, 0, 1, 2])
+    assert assignment.nearest_clusters(vectors, clusters, 3) == [[2, 1], [0, 2], [0, 1]]
+    assert assignment.nearest_clusters(vectors, clusters, 1) == [[2], [0], [0]]
+    assert assignment.nearest_clusters(vectors[:2], clusters[:2], 3) == [[]]

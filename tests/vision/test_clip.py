@@ -335,3 +335,29 @@ def test_a_compiled_encoder_says_the_same(pico):
     found, expected = embed(compiled, pictures), embed(pico, pictures)
     np.testing.assert_allclose((found * expected).sum(1), 1, atol=1e-4)
     assert not isinstance(compiled._model.visual._compiled_call_impl, type(None))
+
+
+def test_templates_are_prompts_or_sets_of_them():
+    assert clip.templates("pico-clip") == ("{}",)
+    assert clip.templates("ViT-B-32") == ("a photo of a {}.",)
+    assert clip.templates("pico-clip", ["one {}", "two {}"]) == ("one {}", "two {}")
+    both = clip.templates("ViT-B-32", ["a {} here", "openai", "simple"])
+    assert len(both) == 81 and both[0] == "a {} here"  # the simple ones are among the 80
+    assert "a bad photo of a {}." in both and all(p.count("{}") == 1 for p in both)
+    fills = [fill("dog") for fill in open_clip.SIMPLE_IMAGENET_TEMPLATES]
+    simple = clip.templates("ViT-B-32", ["simple"])
+    assert [prompt.replace("{}", "dog") for prompt in simple] == fills and len(fills) == 7
+
+
+def test_templates_that_are_neither_are_refused():
+    clip.check_templates(["openai", "simple", "{}"])
+    for bad in ("opnai", "a photo", "{} {}"):
+        with pytest.raises(UserError, match=r"exactly once, or be one of .*: openai, simple"):
+            clip.check_templates([bad])
+
+
+def test_words_are_the_mean_over_their_prompts(pico):
+    found = pico.encode_words(["dog", "car"], ("{}", "a {} here"), 3)
+    both = [pico.encode_texts([w, f"a {w} here"], 2).mean(axis=0) for w in ("dog", "car")]
+    assert found == pytest.approx(np.stack([v / np.linalg.norm(v) for v in both]), abs=1e-5)
+    assert found.dtype == np.float32

@@ -81,7 +81,8 @@ def test_joiners_stay(words_file):
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
-        (b"dog\n\xff\xfe\n", ["UTF-8", "byte 4"]),
+        (b"dog\n\xff\xfe\n", ["line 2", "UTF-8", "byte 4"]),
+        ("dog\r\ngroßer Hund\r\ncaf\xe9".encode("latin-1"), ["line 2", "UTF-8"]),
         (gzip.compress(b"dog\n"), ["UTF-8"]),
         (b"# only\n\n", ["no words"]),
         (b"", ["no words"]),

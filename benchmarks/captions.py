@@ -1,0 +1,75 @@
+"""How good captions are: ours, those of pictures alone, and the plain top-5 vote of CPP.
+
+    python -m benchmarks.captions --data ../shared/data --out /tmp/captions
+
+One run of the command line for each set (k given, pico-clip, one seed), then caption and evaluate
+again without alt texts. Labels are read by evaluate alone. What `evaluate` prints is explained in
+`pipeline/caption_quality.py`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import cli
+
+SETS = {  # set -> json field of the classes, their number
+    "cifar10-test": ("label", 10),
+    "cifar100-test": ("label", 100),
+    "noto-emoji": ("label", 10),
+}
+VARIANTS = {"pictures and alt texts": 20, "pictures alone": 0}  # caption.alt_texts
+
+
+def command(*arguments: str, **settings: Any) -> None:
+    """`ratecluster` with settings; raises where it fails."""
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    if cli.invoke([*arguments, *sets]):
+        raise RuntimeError(f"ratecluster {arguments[0]} failed")
+
+
+def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
+    """What evaluate says of the captions of a set, for each of VARIANTS."""
+    field, k = SETS[name]
+    root, found = str(out / name), {}
+    chosen = {"select_k.k": k, "evaluate.label": field}
+    quick = {"evaluate.baseline": "false", "write.shards": "false"}
+    command("run", "--shards", str(data / name), "--root", root, **chosen, **quick)
+    for title, alt_texts in VARIANTS.items():
+        command("caption", "--root", root, **{"caption.alt_texts": alt_texts})
+        command(
+            "evaluate", "--root", root, **{"evaluate.label": field, "evaluate.baseline": "false"}
+        )
+        found[title] = json.loads((out / name / "evaluation.json").read_text())["captions"]
+    return found
+
+
+def printed(name: str, found: dict[str, Any]) -> None:
+    """One line for each ranking, names left in and removed."""
+    for title, result in found.items():
+        removed = f"{result['class_names']} of {result['candidates']} candidates say a class's name"
+        print(f"{name}, {title}: {removed}")
+        for row in result["rows"]:
+            same, path, text = (
+                "-" if row[key] is None else f"{100 * row[key]:.1f}"
+                for key in ("accuracy", "path_similarity", "text_similarity")
+            )
+            names = f"{row['name']:17} names {row['class_names']:8}"
+            known = f"({row['path_known']} of {row['clusters']})"
+            print(f"  {names}  same {same:>5}  WordNet {path:>5} {known}  text {text:>5}")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", choices=SETS, action="append", help="sets")
+    arguments = parser.parse_args()
+    for name in arguments.only or SETS:
+        printed(name, measured(arguments.data, arguments.out, name))
+
+
+if __name__ == "__main__":
+    main()
