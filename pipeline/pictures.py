@@ -48,7 +48,7 @@ def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | No
     if missing := sum(uri is None for uri in found.values()):
         url, why = min(gone.items())
         log.warning(
-            "report: %d of %d pictures cannot be read any more and are left blank; first: %r, %r",
+            "%d of %d pictures cannot be read any more and are left blank; first: %r, %r",
             *(missing, len(found), url, why),
         )
     return [found[place] for place in places]

@@ -38,6 +38,7 @@ FILES = {
     "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
     "captions": ("captions.parquet",),
 }
+SPACES = {"clip": "embeddings", "z": "network"}  # of an index -> folder that it is made from
 Manifests = dict[str, dict[str, Any]]
 
 
@@ -210,6 +211,8 @@ def _tables(
         _captions(paths, made, found)
     if "labels" in made:
         _written(paths, made, found)
+    for space in SPACES:
+        _index(paths, made, space, found)
 
 
 def _network(paths: artifacts.RunPaths, dim: int, found: Findings) -> None:
@@ -258,6 +261,19 @@ def _clusters(
         table = read_part(file, schema, place, found)
         if table is not None and set(table["cluster_id"].to_pylist()) != set(range(len(sizes))):
             found.add(place, "is not of every cluster")
+
+
+def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findings) -> None:
+    """An index that search would take is of all that was embedded."""
+    place = f"index/{space}"
+    if (manifest := _manifest(paths, place, found)) is None:
+        return
+    if manifest["upstream"] != made.get(SPACES[space], {}).get("fingerprint"):
+        found.note(f"{place}: is out of date, search refuses it: run `ratecluster index` again")
+        return
+    if (samples := manifest["samples"]) != (embedded := made["embeddings"]["embedded"]):
+        found.add(f"{place}/manifest.json", f"has {samples} samples, {embedded} are embedded")
+    found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
 
 
 def _captions(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> None:
