@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 TOP = 24  # samples on a page
 CLUSTERS = 48  # on a page
+FORBIDDEN = web.HTTPForbidden.status_code
 UPLOAD_BYTES = 10 << 20
 UPLOAD_PIXELS = 64_000_000  # or the run's limit, if that is lower
 HEADERS = {
@@ -70,12 +71,12 @@ class Site:
                 self._refuse_others(request)
                 response = await handler(request)
             except web.HTTPException as error:
-                response = self._page(error.reason, status=error.status)
+                response = self._page(error.reason, error.status, known=error.status != FORBIDDEN)
             except UserError as error:
-                response = self._page("That did not work", status=400, alert=str(error))
+                response = self._page("That did not work", 400, alert=str(error))
             except Exception:
                 log.exception("serve: %s %r failed", request.method, request.path)
-                response = self._page("That failed", status=500, alert="the terminal says why")
+                response = self._page("That failed", 500, alert="the terminal says why")
             response.headers.update(HEADERS)
             return response
 
@@ -92,8 +93,7 @@ class Site:
     async def home(self, request: web.Request) -> web.Response:
         """All clusters, largest first, each by a typical member."""
         last = max(1, -(-len(self.sizes) // CLUSTERS))
-        asked = request.query.get("page", "1")
-        number = min(last, max(1, int(asked))) if asked.isdecimal() and len(asked) < 9 else 1
+        number = page_number(request.query.get("page", ""), last)
         order = sorted(range(len(self.sizes)), key=lambda cluster: -self.sizes[cluster])
         shown = order[(number - 1) * CLUSTERS : number * CLUSTERS]
         hits = await self._work(self.search.most_typical, shown)
@@ -136,13 +136,21 @@ class Site:
         shown: Any = await self._work(pages.pictured, hits, self.search.max_pixels)
         return self._page(title, **{name: shown}, **facts)
 
-    def _page(self, title: str, status: int = 200, **facts: Any) -> web.Response:
-        html = pages.page(title, site=self, **facts)
+    def _page(
+        self, title: str, status: int = 200, known: bool = True, **facts: Any
+    ) -> web.Response:
+        """Who is not known to ask for the run's own user is not told where the run is."""
+        html = pages.page(title, site=self if known else None, **facts)
         return web.Response(text=html, status=status, content_type="text/html", charset="utf-8")
 
     async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, function, *arguments)
+
+
+def page_number(asked: str, last: int) -> int:
+    """The page that is asked for, or the nearest there is; the first for what is no number."""
+    return min(last, max(1, int(asked))) if asked.isdecimal() and len(asked) < 10 else 1
 
 
 def loopback_names(host: str) -> set[str] | None:
@@ -164,19 +172,22 @@ def _hostname(netloc: str) -> str | None:
 
 def run(paths: artifacts.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted; `say` is told the address once it is open."""
-    spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
-    search = Search(paths, spaces)
-    hosts = loopback_names(host)
-    if hosts is None:
-        log.warning("serve: whoever reaches %s sees the run's pictures; there is no password", host)
-    assert search.encoder  # loaded before the first visitor waits
+    with _listening(host, port) as opened:
+        spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
+        search, hosts = Search(paths, spaces), loopback_names(host)
+        assert search.encoder  # loaded before the first visitor waits
+        if hosts is None:
+            log.warning("serve: whoever reaches %s sees the pictures; there is no password", host)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{opened.getsockname()[1]}/  (Ctrl-C ends it)")
+        web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        opened = socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}, port {port}: {error.strerror}; give another --host or --port"
         ) from None
-    shown = f"[{host}]" if ":" in host else host
-    say(f"http://{shown}:{opened.getsockname()[1]}/  (Ctrl-C ends it)")
-    web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)

@@ -58,12 +58,9 @@ def form(data: bytes, space: str | None = None, name: str = "file") -> tuple[byt
     edge = uuid4().hex
     parts = [(f'{name}"; filename="../../etc/passwd', data)]
     parts += [("space", space.encode())] if space is not None else []
-    body = b"".join(
-        f'--{edge}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n'.encode()
-        + value
-        + b"\r\n"
-        for field, value in parts
-    )
+    heads = [f'--{edge}\r\nContent-Disposition: form-data; name="{field}"' for field, _ in parts]
+    pairs = zip(heads, parts, strict=True)
+    body = b"".join(head.encode() + b"\r\n\r\n" + value + b"\r\n" for head, (_, value) in pairs)
     return body + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
 
 
@@ -86,7 +83,7 @@ def test_the_first_page_has_all_clusters_largest_first(request_):
 @pytest.mark.parametrize("asked", ["0", "-1", "99999999999999999999", "x", "%3Cscript%3E", "²"])
 def test_any_page_number_is_a_page(request_, asked):
     status, _, text = request_("GET", f"/?page={quote(asked, safe='%')}")
-    assert status == 200 and "Page 1 of 1" in Page(text).text
+    assert status == 200 and len(shown(text)) == 3
 
 
 def test_a_text_finds_samples(request_):
@@ -222,14 +219,19 @@ def test_forms_of_other_sites_are_refused(request_, searchable, site, status):
     assert request_("POST", "/image", body, **headers)[0] == status
 
 
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True)]
-    + [("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("my-machine", False)],
-)
-def test_what_is_loopback(host, loopback):
-    names = serve.loopback_names(host)
-    assert (names is not None) == loopback and (not names or host in names)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+def test_on_loopback_names_are_known(host):
+    assert host in (serve.loopback_names(host) or ())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "my-machine"])
+def test_on_a_network_any_name_is_taken(host):
+    assert serve.loopback_names(host) is None
+
+
+def test_pages_of_clusters():
+    asked = ["", "0", "1", "2", "7", "8", "²", "-3", "1e3", "9" * 5000]
+    assert [serve.page_number(text, 7) for text in asked] == [1, 1, 1, 2, 7, 7, 1, 1, 1, 1]
 
 
 def test_a_port_that_is_taken_is_told(address, searchable):
@@ -255,37 +257,43 @@ def test_in_a_browser(address, searchable, tmp_path):
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         for scheme, width in (("light", 1200), ("dark", 400)):
             page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-            said, requests = [], []
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("dialog", lambda dialog: said.append(dialog.message))
-            page.on("request", lambda request: requests.append(request.url))
-            page.goto(address)
-            _photograph(page, f"home-{scheme}")
-            page.keyboard.press("Tab")  # past the link to all clusters
-            page.keyboard.press("Tab")
-            page.keyboard.type("a red square")
-            page.keyboard.press("Enter")
-            page.wait_for_selector("text=Most like “a red square”")
-            assert page.locator("img").count() == 24
-            assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
-            _photograph(page, f"text-{scheme}")
-            page.set_input_files("input[type=file]", str(tmp_path / "query.png"))
-            page.select_option("select", "z")
-            page.get_by_role("search", name="By picture").get_by_role("button").click()
-            page.wait_for_selector("text=Most like your picture")
-            assert row["sample_id"] in page.locator("figcaption").first.inner_text()
-            page.goto(f"{address}cluster/0")
-            assert page.locator("h1").inner_text() == fake_run.SCRIPT
-            assert page.evaluate("document.scripts.length") == 0
+            _use(page, address, tmp_path / "query.png", row["sample_id"])
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert said == []
-            assert all(url.startswith((address, "data:")) for url in requests)
             page.close()
         browser.close()
+
+
+def _use(page, address: str, query: Path, sample_id: str) -> None:
+    """Search by text with the keyboard, by picture, look at a cluster with a hostile name."""
+    said, requests = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    _photograph(page, "home")
+    page.keyboard.press("Tab")  # the link to all clusters
+    page.keyboard.press("Tab")
+    page.keyboard.type("a red square")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Most like “a red square”")
+    assert page.locator("img").count() == 24
+    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+    _photograph(page, "text")
+    page.set_input_files("input[type=file]", str(query))
+    page.select_option("select", "z")
+    page.get_by_role("search", name="By picture").get_by_role("button", name="Search").click()
+    page.wait_for_selector("text=Most like your picture")
+    assert sample_id in page.locator("figcaption").first.inner_text()
+    page.goto(f"{address}cluster/0")
+    assert page.locator("h1").inner_text() == fake_run.SCRIPT
+    assert page.evaluate("document.scripts.length") == 0
+    assert said == []
+    assert all(url.startswith((address, "data:")) for url in requests)
 
 
 def _photograph(page, name: str) -> None:
     """For looking at, where a folder for it is named."""
     if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/serve-{name}.png", full_page=True)
+        width = page.viewport_size["width"]
+        page.screenshot(path=f"{folder}/serve-{name}-{width}.png", full_page=True)
