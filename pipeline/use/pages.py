@@ -15,6 +15,7 @@ from pipeline import pictures
 from pipeline.reasons import printable
 from pipeline.use.search import Hit
 
+LONGEST = 120  # characters of a text in a table
 SIDE = 192  # pixels of a thumbnail's longer side
 
 
@@ -22,11 +23,12 @@ def as_table(hits: Sequence[Hit]) -> Table:
     """For a terminal; nothing in it steers the terminal or is taken for markup."""
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    table.add_column("sample", overflow="fold")
+    table.add_column("sample", overflow="fold", no_wrap=True)  # the others give way to it
     table.add_column("cluster", overflow="fold")
-    table.add_column("alt text", overflow="ellipsis", no_wrap=True)
+    table.add_column("alt text", overflow="fold")
     for hit in hits:
-        texts = (hit.sample_id, f"{hit.cluster_id} {hit.cluster_caption}", hit.caption)
+        cluster = f"{hit.cluster_id} {hit.cluster_caption}"
+        texts = (hit.sample_id, cluster[:LONGEST], hit.caption[:LONGEST])
         table.add_row(f"{hit.score:.3f}", *(Text(printable(text)) for text in texts))
     return table
 

@@ -69,7 +69,7 @@ def test_a_text_finds_what_the_model_says(rows, asked):
 def test_the_table_names_samples_and_the_strip_shows_them(asked, tmp_path):
     code, out, _ = asked("--text", "green", "--top", "30")
     assert code == 0 and "\x1b" not in out and "\u202e" not in out
-    assert "00000/key0" in out and "a picture, number 3" in out
+    assert "00000/key0 " in out and "a picture, number 3" in out
     assert out.count("00001/key") == 15
     strip = tmp_path / STRIP
     assert f"pictures: {strip}" in out.replace("\n", "")

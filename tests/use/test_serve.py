@@ -93,6 +93,10 @@ def test_a_text_finds_samples(request_):
     assert len(shown(text)) == 24
 
 
+def test_a_text_may_be_any_bytes(request_):
+    assert request_("GET", "/text?q=%ff%00%ed%a0%80%0d%0aSet-Cookie:x")[0] == 200
+
+
 def test_what_is_asked_comes_back_as_text(request_):
     asked = '"><script>alert(2)</script><img src=x onerror=alert(3)>'
     _, _, text = request_("GET", f"/text?q={quote(asked)}")
