@@ -65,10 +65,15 @@ def search_command(
     """
     if (image is None) == (text is None):
         raise UserError("give either --image or --text")
+    if text is not None and space is Space.Z:
+        raise UserError(
+            "--space z is of pictures alone: the network was trained on embeddings of images, and "
+            "CLIP puts texts elsewhere; look for texts in --space clip"
+        )
     _, paths = begin(root, None, None, None)
     search = Search(paths, [space])
     if text is not None:
-        query = search.of_text(text, space)
+        query = search.of_text(text)
     else:
         query = search.of_image(_picture(str(image)), space, search.max_pixels)
     hits = search.nearest(query, space, top, cluster)

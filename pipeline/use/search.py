@@ -81,15 +81,13 @@ class Search:
         pixels = self.encoder.prepare(picture)
         return np.asarray(self._vectors(self.encoder.encode_images(pixels[None]), space)[0])
 
-    def of_text(self, text: str, space: Space) -> np.ndarray:
-        """The query (d,) for words, as they are: no prompt is put around them."""
+    def of_text(self, text: str) -> np.ndarray:
+        """The query (D,) in space clip for words, as they are: no prompt is put around them.
+
+        None for z: the network was trained on embeddings of images, and CLIP puts texts elsewhere.
+        """
         if not text.strip():
             raise UserError("the text is empty: say what to look for")
-        if space is Space.Z:
-            raise UserError(
-                "space z is of pictures alone: the network was trained on embeddings of images, "
-                "and CLIP puts texts elsewhere; look for texts in space clip"
-            )
         return np.asarray(self.encoder.encode_texts([text], 1)[0])
 
     def nearest(

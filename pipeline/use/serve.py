@@ -103,7 +103,7 @@ class Site:
     async def by_text(self, request: web.Request) -> web.Response:
         """The samples most like some words."""
         words = request.query.get("q", "")
-        query = await self._work(self.search.of_text, words, Space.CLIP)
+        query = await self._work(self.search.of_text, words)
         hits = await self._work(self.search.nearest, query, Space.CLIP, TOP)
         return await self._gallery(f"Most like “{words}”", "hits", hits, query=words)
 
