@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline import artifacts
 from pipeline.errors import UserError
 from pipeline.options import Address, ConfigFile, Overrides, Root, begin, owning, settings_help
 from pipeline.store import storage
@@ -100,7 +99,8 @@ def serve_command(
 
     Needs what search needs. Pictures are read from the input shards. Ctrl-C ends it.
     """
-    serve.run(artifacts.RunPaths(storage.absolute(root)), host, port, typer.echo)
+    _, paths = begin(root, None, None, None)
+    serve.run(paths, host, port, typer.echo)
 
 
 def _picture(url: str) -> bytes:
