@@ -243,6 +243,10 @@ class RunPaths:
         """Stage report."""
         return self.folder("report")
 
+    def index(self, space: str) -> Folder:
+        """Command index: for searching, in one space."""
+        return self.folder(f"index/{space}")
+
     @property
     def clusters_table(self) -> str:
         """One row per cluster."""

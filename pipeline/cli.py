@@ -36,6 +36,7 @@ from pipeline import (
 from pipeline.errors import UserError
 from pipeline.options import (
     KINDS,
+    RUN,
     Address,
     CaptionsFrom,
     ConfigFile,
@@ -146,7 +147,7 @@ _add_stage("report", report, "One self-contained page to look at.")
 _add_stage("evaluate", evaluate, "Accuracy against a json field that holds the truth.")
 
 
-@app.command("status", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+@app.command("status", epilog=settings_help(*RUN))
 def status_command(
     root: Root,
     shards: Annotated[str | None, typer.Option(help="of the run; tells new, changed, gone")] = None,
@@ -166,7 +167,7 @@ def status_command(
     typer.echo((status.as_json if as_json else status.text)(paths.root, owner, rows))
 
 
-@app.command("plan", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+@app.command("plan", epilog=settings_help(*RUN))
 def plan_command(
     shards: Shards,
     config_file: ConfigFile = None,
@@ -201,7 +202,7 @@ def verify_command(root: Root, address: Address = None) -> None:
     typer.echo(f"{root} is sound")
 
 
-@app.command("run", epilog=settings_help(*(name for name in KINDS if name != "shards")))
+@app.command("run", epilog=settings_help(*RUN))
 def run_command(
     shards: Shards,
     root: Root,

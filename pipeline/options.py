@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.interrupt import Interruption
 from pipeline.store import lock, storage
 from pipeline.store.listing import Shard
+from pipeline.use import index
 
 KINDS: dict[str, type] = {
     "shards": pack.Config,
@@ -37,8 +38,10 @@ KINDS: dict[str, type] = {
     "write": write.Config,
     "evaluate": evaluate.Config,
     "report": report.Config,
+    "index": index.Config,
     "run": progress.Config,
 }
+RUN = [name for name in KINDS if name not in ("shards", "index")]  # what `run` goes by
 
 Root = Annotated[str, typer.Option(help="URL of the run's folder: a path, s3://, gs://, hf://")]
 Shards = Annotated[

@@ -38,6 +38,7 @@ FILES = {
     "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
     "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
 }
+SPACES = {"clip": "embeddings", "z": "network"}  # of an index -> folder that it is made from
 Manifests = dict[str, dict[str, Any]]
 
 
@@ -214,6 +215,8 @@ def _tables(
         _captions(paths, made, dim, found)
     if "labels" in made:
         _written(paths, made, found)
+    for space in SPACES:
+        _index(paths, made, space, found)
 
 
 def _network(paths: artifacts.RunPaths, dim: int, found: Findings) -> None:
@@ -264,9 +267,26 @@ def _clusters(
             found.add(place, "is not of every cluster")
 
 
+<<<<<<< HEAD
 def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
     _table(paths, "captions/candidates.parquet", artifacts.candidates_schema(dim), found)
     _table(paths, "captions/voted.parquet", artifacts.CAPTIONS, found)
+=======
+def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findings) -> None:
+    """An index that search would take is of all that was embedded."""
+    place = f"index/{space}"
+    if (manifest := _manifest(paths, place, found)) is None:
+        return
+    if manifest["upstream"] != made.get(SPACES[space], {}).get("fingerprint"):
+        found.note(f"{place}: is out of date, search refuses it: run `ratecluster index` again")
+        return
+    if (samples := manifest["samples"]) != (embedded := made["embeddings"]["embedded"]):
+        found.add(f"{place}/manifest.json", f"has {samples} samples, {embedded} are embedded")
+    found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
+
+
+def _captions(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> None:
+>>>>>>> search
     rows = _table(paths, "captions/captions.parquet", artifacts.CAPTIONS, found)
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
     said = made["captions"]["captions"]

@@ -181,7 +181,7 @@ def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, mo
     section = command.replace("-", "_")
     sections = [section, "run"] if section != "shards" else [section]
     if command in ("run", "status"):
-        sections = [name for name in options.KINDS if name != "shards"]
+        sections = [name for name in options.KINDS if name not in ("shards", "index")]
     rows = config.describe({name: options.KINDS[name] for name in sections})
     assert rows
     for name, default, help in rows:

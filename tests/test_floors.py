@@ -27,7 +27,7 @@ FIRST = {
     "exclusion",
     *TASKS,
 }
-UNLIKE = {"artifacts", "candidates", "exclusion", "folding", "namer", "naming", "passes"}  # listed by name
+UNLIKE = {"artifacts", "candidates", "exclusion", "folding", "namer", "naming", "passes"}  # below
 STAGES = {"pack", "embed", "train", "select_k", "caption", "write"}
 VIEWS = {"evaluate", "report"}  # the only rooms that may see ground truth
 PLANS = {"capacity", "plan"}
@@ -68,8 +68,13 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "trial": CORE | FIRST | STAGES | {"rehearsing"},
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
+<<<<<<< HEAD
     "options": GROUND | FIRST | STAGES | VIEWS,
     "use": GROUND - {"cluster"} | FIRST | {"options", "pictures", "embed", "write"},
+=======
+    "options": GROUND | FIRST | STAGES | VIEWS | {"use"},  # for its settings
+    "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run
+>>>>>>> search
     "cli": GROUND
     | FIRST
     | STAGES
@@ -97,6 +102,16 @@ def test_imports_only_from_floors_below(path):
     rooms = {n.split(".")[1] for n in names if n.startswith("pipeline.")} - {room}
     assert rooms <= FLOORS[room], f"{room} may not import {rooms - FLOORS[room]}"
     assert room in RAY or not any(n.split(".")[0] == "ray" for n in names), f"{room} imports ray"
+
+
+def test_only_the_commands_of_use_know_the_options():
+    """Since options know the settings of use."""
+    users = [
+        p.name
+        for p in MODULES
+        if p.parent.name == "use" and any("options" in n for n in imports(p))
+    ]
+    assert users == ["commands.py"]
 
 
 def test_ground_truth_stays_upstairs():

@@ -573,3 +573,15 @@ def test_a_large_member_that_is_cut_off_is_left_out(tmp_path):
     with tarfile.open(target) as tar:
         assert tar.getnames() == ["d0/000.jpg", "d0/000.json", "d0/001.json"]
     assert list(tar_contract.differences(shard_at(source), str(target), labels, 1000)) == []
+
+
+def test_an_index_is_of_all_that_was_embedded(paths):
+    paths.index("z").finish("i", upstream="other", samples=1, files=["a.lists"])
+    found = verify.run(paths)
+    assert found.lines == [] and "index/z: is out of date" in "\n".join(found.notes)
+    paths.index("z").clear()
+    upstream = paths.embeddings.manifest()["fingerprint"]
+    paths.index("clip").finish("i", upstream=upstream, samples=1, files=["a.lists"])
+    text = said(paths)
+    assert "index/clip/manifest.json: has 1 samples, 120 are embedded" in text
+    assert "index/clip: a.lists: is missing" in text

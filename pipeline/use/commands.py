@@ -2,10 +2,11 @@
 
 import typer
 
-from pipeline.use import curating, exporting
+from pipeline.use import curating, exporting, searching
 
 
 def add(app: typer.Typer) -> None:
     """Put them beside the stages' commands."""
+    searching.add(app)
     curating.add(app)
     exporting.add(app)

@@ -135,3 +135,16 @@ def test_a_read_that_is_cut_short_is_tried_again_and_damage_names_the_file(tmp_p
     for read in (tables.read, tables.facts):
         with pytest.raises(OSError, match=f"{url} cannot be read .* delete it"):
             read(url)
+
+
+@pytest.mark.parametrize(
+    "rows", [[0], [2999], [5, 3, 3, 2048], [1023, 1024, 1025], [2100, 7, 2999, 1023]]
+)
+def test_rows_are_taken_by_number_in_the_order_given(tmp_path, rows):
+    x = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float16)
+    table = pa.table({"n": range(3000), "x": tables.from_matrix(x)})
+    url = str(tmp_path / "t.parquet")
+    tables.write(url, table)
+    found = tables.take(url, ["x", "n"], np.array(rows))
+    assert found["n"].to_pylist() == rows
+    assert np.array_equal(tables.to_matrix(found["x"]), x[rows])
