@@ -248,9 +248,10 @@ def _clusters(
     exemplars = _table(paths, "clusters/exemplars.parquet", artifacts.EXEMPLARS, found)
     if [row["k"] for row in curve] != list(range(1, len(curve) + 1)):
         found.add("clusters/curve.parquet", "is not of every k from 1")
-    odd = {row["cluster_id"] for row in exemplars} ^ {c for c, n in enumerate(said["sizes"]) if n}
-    if odd:
-        found.add("clusters/exemplars.parquet", f"is not of every cluster: {sorted(odd)}")
+    wanted = {(c, kind) for c, n in enumerate(said["sizes"]) if n for kind in artifacts.KINDS}
+    if odd := {(row["cluster_id"], row["kind"]) for row in exemplars} ^ wanted:
+        listed = sorted({cluster for cluster, _ in odd})
+        found.add("clusters/exemplars.parquet", f"is not of every kind and cluster: {listed}")
     place = "clusters/prototypes.parquet"
     if (file := open_part(paths.top.file(place), place, found)) is not None:
         kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
