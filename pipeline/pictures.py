@@ -24,43 +24,79 @@ class Place(NamedTuple):
     size: int
 
 
-def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | None]:
-    """Each picture made small, as a data: URI; None where it cannot be read any more.
+class Reader:
+    """Pictures made small, at most `side` pixels each way, and how many could not be read."""
 
-    Read in the order in which they lie in the shards. A shard that cannot be read is tried once.
-    """
-    gone: dict[str, str] = {}  # URL, or URL and offset -> why
+    def __init__(self, max_pixels: int, side: int) -> None:
+        self.max_pixels, self.side = max_pixels, side
+        self.asked, self.missing = 0, 0
+        self._gone: dict[str, str] = {}  # URL, or URL and offset -> why
 
-    def load(place: Place) -> str | None:
-        if place.url in gone:
+    def images(self, places: list[Place]) -> list[bytes | None]:
+        """Each as a WebP; None where it cannot be read any more.
+
+        Read in the order in which they lie in the shards. A shard that cannot be read is tried
+        once.
+        """
+        order = sorted(set(places))
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip(order, pool.map(self._load, order), strict=True))
+        self.asked += len(found)
+        self.missing += sum(image is None for image in found.values())
+        return [found[place] for place in places]
+
+    def _load(self, place: Place) -> bytes | None:
+        if place.url in self._gone:
             return None
         try:
-            return thumbnail(storage.read_range(*place), max_pixels, side)
+            return thumbnail(storage.read_range(*place), self.max_pixels, self.side)
         except images.BadImage as bad:
-            gone[f"{place.url} at byte {place.offset}"] = bad.reason
+            self._gone[f"{place.url} at byte {place.offset}"] = bad.reason
         except Exception as error:  # stores raise anything, and a page without it is still a page
-            gone[place.url] = f"{type(error).__name__}: {error}"
+            self._gone[place.url] = f"{type(error).__name__}: {error}"
         return None
 
-    order = sorted(set(places))
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(order, pool.map(load, order), strict=True))
-    if missing := sum(uri is None for uri in found.values()):
-        url, why = min(gone.items())
-        log.warning(
-            "report: %d of %d pictures cannot be read any more and are left blank; first: %r, %r",
-            *(missing, len(found), url, why),
-        )
-    return [found[place] for place in places]
+    def tell_missing(self) -> int:
+        """How many could not be read: in one warning, if any."""
+        if self.missing:
+            url, why = min(self._gone.items())
+            log.warning(
+                "%d of %d pictures cannot be read any more and are left blank; first: %r, %r",
+                *(self.missing, self.asked, url, why),
+            )
+        return self.missing
 
 
-def thumbnail(data: bytes, max_pixels: int, side: int) -> str:
+def thumbnails(places: list[Place], max_pixels: int, side: int) -> list[str | None]:
+    """Each picture made small, as a data: URI; None where it cannot be read any more."""
+    reader = Reader(max_pixels, side)
+    found = reader.images(places)
+    reader.tell_missing()
+    return [data_uri("image/webp", image) if image else None for image in found]
+
+
+def thumbnail(data: bytes, max_pixels: int, side: int) -> bytes:
     """An image file as a WebP of at most `side` pixels each way; raises BadImage."""
     image = images.decode(data, max_pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _webp(image)
+
+
+def strip(found: list[bytes | None], tiles: int, side: int) -> bytes:
+    """Pictures one below the other, each in the middle of a square tile, as one WebP."""
+    whole = Image.new("RGBA", (side, side * tiles))
+    for tile, data in enumerate(found):
+        if data:
+            image = Image.open(io.BytesIO(data))
+            left, top = (side - image.width) // 2, (side - image.height) // 2
+            whole.paste(image, (left, tile * side + top))
+    return _webp(whole)
+
+
+def _webp(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "WEBP", quality=QUALITY, method=4)
-    return data_uri("image/webp", out.getvalue())
+    return out.getvalue()
 
 
 def data_uri(kind: str, data: bytes) -> str:

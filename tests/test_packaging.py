@@ -17,7 +17,8 @@ def test_a_wheel_has_every_asset(tmp_path):
     (wheel,) = tmp_path.glob("ratecluster-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assets = [p for p in (ROOT / "pipeline" / "assets").rglob("*") if p.is_file()]
-    configs = [*(ROOT / "jobs" / "configs").glob("*.toml"), *(ROOT / "pipeline").glob("*.html")]
+    page = [p for p in (ROOT / "pipeline" / "page").iterdir() if p.suffix != ".py"]
+    configs = [*(ROOT / "jobs" / "configs").glob("*.toml"), *page]
     wanted = {str(p.relative_to(ROOT)) for p in (*assets, *configs) if "__pycache__" not in p.parts}
     assert len(wanted) > 20
     assert wanted <= names, wanted - names

@@ -293,7 +293,8 @@ def test_the_tables_of_a_run_agree_with_each_other(selected):
     )
     found = clusters_of(paths)
     counts = {"typical": 24, "borderline": 12, "odd": 12}
-    assert exemplars["kind"].to_pylist() == [kind for kind in counts for _ in range(5 * counts[kind])]
+    kinds = [kind for kind, count in counts.items() for _ in range(5 * count)]
+    assert exemplars["kind"].to_pylist() == kinds
     ranks = [rank for count in counts.values() for _ in range(5) for rank in range(count)]
     assert exemplars["rank"].to_pylist() == ranks
     pairs = zip(
