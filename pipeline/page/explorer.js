@@ -69,7 +69,7 @@
       element("td", "n", number(group.size)),
       element("td", "n", `${number((100 * group.size) / data.samples, 1)} %`),
       element("td", "n", number(group.bits / Math.max(1, group.size), 1)),
-      ...heads.slice(5).map(() => element("td", "long", element("span", "soft", plural(group.ids.length, "cluster")))),
+      ...heads.slice(5).map((_, i) => element("td", "long soft", i ? "" : plural(group.ids.length, "cluster"))),
     );
     return row;
   };

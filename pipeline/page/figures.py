@@ -48,11 +48,14 @@ def coding_length(run: Run, curve: pa.Table) -> Chart:
     shown = np.unique([*thinned(len(k), POINTS), min(chosen["k"], len(k)) - 1])
     listed = np.unique([*thinned(len(k), LINES), min(chosen["k"], len(k)) - 1])
     names = ("k", "k_best", "k_low", "k_high", "flat_from", "flat_to")
+    flat = (
+        f"From {chosen['flat_from']:,} to {chosen['flat_to']:,} clusters the bits are as few, to "
+    )
+    flat += "0.5 % of what clustering saves: the smallest of these is taken unless k is given."
     return {
         "title": "Coding length",
         "text": f"Fewest bits at {chosen['k_best']:,}, in 90 % of resamples at {chosen['k_low']:,} "
-        f"to {chosen['k_high']:,}. From {chosen['flat_from']:,} to {chosen['flat_to']:,} clusters "
-        "the bits are as few, to 0.5 % of what clustering saves: the smallest of these is taken.",
+        f"to {chosen['k_high']:,}. {flat}",
         "alt": f"Bits per sample for 1 to {len(k):,} clusters, with the band that holds 90 % of "
         f"resamples. Chosen: {chosen['k']:,} clusters, {bits[min(chosen['k'], len(k)) - 1]:.1f} "
         f"bits per sample; one cluster takes {bits[0]:.1f}.",

@@ -9,9 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline import artifacts, pictures
 from pipeline.config import setting
 from pipeline.errors import UserError
@@ -21,7 +18,7 @@ from pipeline.store.storage import Folder
 
 PAGE_BYTES = 14_500_000  # of the page at most, where texts are of usual length
 FIXED_BYTES = 1_800_000  # ECharts and what does not grow with the clusters
-CLUSTER_BYTES = 9_500  # texts of a cluster with its gallery
+CLUSTER_BYTES = 11_500  # texts of a cluster with its gallery
 AT_ONCE = 64  # clusters whose pictures are held while strips are made
 TEXT_BYTES = 80  # of a member's caption, and of its name
 MOST_SIDE = 256  # pixels: a strip of all exemplars then fits into a WebP
@@ -104,15 +101,15 @@ def _add_members(shown: list[Row], cfg: Config, paths: artifacts.RunPaths) -> No
             f"{paths.root}: clusters/ is of an earlier version: delete clusters/manifest.json and "
             "run `ratecluster select-k` and what follows it again"
         )
-    by_cluster: dict[int, list[Row]] = defaultdict(list)
-    for member in _first(table, cfg).to_pylist():
-        by_cluster[member["cluster_id"]].append(member)
+    table = table.sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
+    ranked: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for member in table.to_pylist():
+        ranked[member["cluster_id"], member["kind"]].append(member)
     for row in shown:
         seen: set[str] = set()
         row["galleries"], row["members"] = [], []
-        for kind in artifacts.KINDS:
-            of_kind = [m for m in by_cluster[row["id"]] if m["kind"] == kind]
-            own = [m for m in of_kind if m["sample_id"] not in seen]
+        for kind, count in cfg.counts.items():
+            own = [m for m in ranked[row["id"], kind] if m["sample_id"] not in seen][:count]
             seen |= {m["sample_id"] for m in own}
             for member in own:
                 member["text"] = cut(member["caption"] or member["key"], TEXT_BYTES)
@@ -120,15 +117,6 @@ def _add_members(shown: list[Row], cfg: Config, paths: artifacts.RunPaths) -> No
             row["members"] += own
             if own:
                 row["galleries"].append({"kind": kind, "members": own})
-
-
-def _first(table: pa.Table, cfg: Config) -> pa.Table:
-    """As many of each kind as are shown, in the order of their ranks."""
-    kinds = [
-        table.filter(pc.and_(pc.equal(table["kind"], kind), pc.less(table["rank"], count)))
-        for kind, count in cfg.counts.items()
-    ]
-    return pa.concat_tables(kinds).sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
 
 
 def cut(text: Any, size: int) -> str:

@@ -80,8 +80,11 @@ def heat(x: np.ndarray) -> np.ndarray:
 def contrast(percent: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
     """Mean |cosine| of two different rows of one cluster, and of two of different clusters."""
     same = cluster[:, None] == cluster
-    within = same & ~np.eye(len(cluster), dtype=bool)
-    return tuple(float(percent[m].mean()) / 100 if m.any() else 0.0 for m in (within, ~same))  # type: ignore[return-value]
+
+    def mean(pairs: np.ndarray) -> float:
+        return float(percent[pairs].mean()) / 100 if pairs.any() else 0.0
+
+    return mean(same & ~np.eye(len(cluster), dtype=bool)), mean(~same)
 
 
 def singular_values(x: np.ndarray) -> np.ndarray:

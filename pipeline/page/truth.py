@@ -17,7 +17,7 @@ def confusion(evaluation: Row, clusters: list[Row]) -> Chart:
     others = f" {left:,} samples of smaller classes and clusters are not in it." if left else ""
     return {
         "title": "Classes against clusters",
-        "text": "The darker, the larger a class's share of a cluster. Clusters stand by their "
+        "text": "The stronger, the larger a class's share of a cluster. Clusters stand by their "
         f"commonest class.{others}",
         "alt": f"Heat map of {len(rows):,} true classes against {len(head) - 1:,} clusters",
         "table": {"head": head, "rows": rows},
