@@ -10,6 +10,7 @@ const report = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { charts: given, clusters } = data;
   const k = clusters.length;
+  const MOST_NAMES = 40; // on the map
   const reduced = matchMedia("(prefers-reduced-motion: reduce)");
   const drawn = new Map(); // name -> { chart, option }
   let groups = clusters.map((cluster, id) => ({ ids: [id], size: cluster.size, color: null }));
@@ -148,6 +149,14 @@ const report = (() => {
     return { order, lines };
   })();
 
+  /** Leaves whose names have room in the part of the tree that is seen. */
+  const leaves = () => {
+    const chart = drawn.get("tree");
+    const { start = 0, end = 100 } = chart.getOption()?.dataZoom?.[0] ?? {};
+    const every = Math.max(1, Math.ceil((k * (end - start) * 17) / 100 / (chart.getHeight() - 56)));
+    return shape.order.map((_, y) => y).filter((y) => y % every === 0);
+  };
+
   const tree = () => {
     const inside = new Map(); // a cluster -> its group at the cut
     for (const group of groups) for (const id of group.ids) inside.set(id, group);
@@ -161,7 +170,7 @@ const report = (() => {
       dataZoom: [{ type: "inside", id: "zoom", yAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseWheel: "shift", filterMode: "none", minValueSpan: Math.min(4, k) }],
       xAxis: axis({ type: "log", inverse: true, min: 1, max: k, name: "clusters left", axisLabel: { customValues: [...new Set([...powers(k), k])], formatter: (v) => number(v) } }),
       yAxis: axis({ inverse: true, min: -0.6, max: k - 0.4, axisLine: { show: false },
-        axisLabel: { customValues: shape.order.map((_, y) => y), margin: 12, color: css("ink"), formatter: (y) => short(clusters[shape.order[Math.round(y)]]?.name ?? "", narrow ? 12 : 20) } }),
+        axisLabel: { customValues: leaves(), margin: 12, color: css("ink"), formatter: (y) => short(clusters[shape.order[Math.round(y)]]?.name ?? "", narrow ? 12 : 20) } }),
       series: [
         {
           type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, animation: false,
@@ -190,6 +199,7 @@ const report = (() => {
       for (const id of group.ids)
         points.push({ value: given.map[id], id, group, symbolSize: Math.max(6, Math.min(70, 150 * Math.sqrt(clusters[id].size / data.samples))), itemStyle: { color: color(group) } });
     points.sort((a, b) => clusters[b.id].size - clusters[a.id].size || a.id - b.id);
+    for (const point of points.slice(MOST_NAMES)) point.label = { show: false };
     const wheel = { type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, filterMode: "none" };
     const bare = { type: "value", show: false, scale: true, boundaryGap: ["14%", "14%"] };
     return base({
@@ -199,7 +209,7 @@ const report = (() => {
       yAxis: bare,
       series: [{
         type: "scatter", data: points, itemStyle: { opacity: 0.72, borderColor: css("paper"), borderWidth: 1 },
-        label: { show: true, position: "top", distance: 3, formatter: (point) => short(clusters[point.data.id].name, 18), color: css("ink"), fontSize: 11.5, textBorderColor: css("paper"), textBorderWidth: 2 },
+        label: { show: true, position: "top", distance: 3, formatter: (point) => short(clusters[point.data.id].name, 18), minMargin: 5, color: css("ink"), fontSize: 11.5, textBorderColor: css("paper"), textBorderWidth: 2 },
         labelLayout: { hideOverlap: true },
         emphasis: { focus: "none", itemStyle: { opacity: 1 } },
         tooltip: { formatter: ({ data: { id, group } }) =>
@@ -223,7 +233,7 @@ const report = (() => {
       xAxis: hidden,
       yAxis: { ...hidden, inverse: true },
       visualMap: { show: false, min: 0, max: 1, dimension: 2, inRange: { color: [css("paper"), css("wash"), css("accent"), css("ink")] } },
-      series: [{ type: "heatmap", data: cells, progressive: 0, emphasis: { disabled: true } }],
+      series: [{ type: "heatmap", data: cells, progressiveThreshold: Infinity, emphasis: { disabled: true } }],
     });
   };
 
@@ -233,7 +243,7 @@ const report = (() => {
     return base({
       animation: false,
       tooltip: { trigger: "axis", formatter: (found) => tip(`singular value ${found[0].value[0]}`, ...found.slice(0, 8).map((p) => `${named(p.seriesName)}: ${number(p.value[1], 3)}`)) },
-      xAxis: axis({ name: "singular value", min: 1, max: Math.max(...lines.map(([, values]) => values.length)), minInterval: 1 }),
+      xAxis: axis({ name: "singular value", min: 1, max: Math.max(...lines.map(([, values]) => values.length)), minInterval: 1, axisLabel: { showMaxLabel: false } }),
       yAxis: upright("share of the largest", { min: 0, max: 1 }),
       series: lines.map(([id, values]) => {
         const all = id === "";
@@ -326,7 +336,10 @@ const report = (() => {
       width = place.clientWidth;
     }).observe(place);
     if (name === "map") chart.on("click", ({ data: { id } }) => report.goto(id));
-    if (name === "tree") chart.on("click", ({ data: { merge } }) => merge && report.cutAt(merge[0]));
+    if (name === "tree") {
+      chart.on("click", ({ data: { merge } }) => merge && report.cutAt(merge[0]));
+      chart.on("datazoom", () => chart.setOption({ yAxis: { axisLabel: { customValues: leaves() } } }));
+    }
   };
 
   document.documentElement.classList.add("on");

@@ -32,7 +32,7 @@ def test_pictures_are_in_the_page_while_it_is_small(paths):
 
 
 def test_beyond_they_are_tiles_of_strips_beside_it(paths, monkeypatch):
-    monkeypatch.setattr(galleries, "CLUSTER_BYTES", 4_200_000)
+    monkeypatch.setattr(galleries, "CLUSTER_BYTES", 4_230_000)
     rows, (_, strips) = shown(paths, gallery=4, edges=1, thumbnail=48)
     assert strips == [f"{row['id']}.webp" for row in rows if row["members"][0]["tile"] is not None]
     assert galleries.folder(paths).names() == set(strips) and strips
