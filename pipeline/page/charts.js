@@ -233,7 +233,7 @@ const report = (() => {
       xAxis: hidden,
       yAxis: { ...hidden, inverse: true },
       visualMap: { show: false, min: 0, max: 1, dimension: 2, inRange: { color: [css("paper"), css("wash"), css("accent"), css("ink")] } },
-      series: [{ type: "heatmap", data: cells, progressiveThreshold: Infinity, emphasis: { disabled: true } }],
+      series: [{ type: "heatmap", data: cells, emphasis: { disabled: true } }],
     });
   };
 

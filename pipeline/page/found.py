@@ -70,16 +70,15 @@ def stages(run: Run, paths: artifacts.RunPaths) -> list[Row]:
         "caption": run.captioned,
         "write": run.written,
     }
-    samples = {"train": None, "select_k": run.embedded["embedded"]}
-    samples |= {"caption": run.embedded["embedded"]}
+    steps = tables.read(paths.network.file("history.parquet"), ["samples_per_s"])
+    known = {"train": float(np.median(steps["samples_per_s"].to_numpy()))}
     rows = []
     for name, manifest in named.items():
         if manifest:
-            done = samples.get(name, run.embedded["samples"])
-            speed = manifest.get("samples_per_s") or (done or 0) / max(manifest["seconds"], 1e-9)
-            rows.append({"name": name, **manifest, "samples": done, "samples_per_s": speed})
-    steps = tables.read(paths.network.file("history.parquet"), ["samples_per_s"])
-    rows[1]["samples_per_s"] = float(np.median(steps["samples_per_s"].to_numpy()))
+            done = run.embedded["embedded" if name in ("select_k", "caption") else "samples"]
+            speed = manifest.get("samples_per_s") or done / max(manifest["seconds"], 1e-9)
+            facts = {"samples": done, "samples_per_s": known.get(name, speed)}
+            rows.append({"name": name, **manifest, **facts})
     return rows
 
 
