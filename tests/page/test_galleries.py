@@ -32,10 +32,14 @@ def test_pictures_are_in_the_page_while_it_is_small(paths):
 
 
 def test_beyond_they_are_tiles_of_strips_beside_it(paths, monkeypatch):
-    monkeypatch.setattr(galleries, "CLUSTER_BYTES", 4_230_000)
-    rows, (_, strips) = shown(paths, gallery=4, edges=1, thumbnail=48)
-    assert strips == [f"{row['id']}.webp" for row in rows if row["members"][0]["tile"] is not None]
-    assert galleries.folder(paths).names() == set(strips) and strips
+    settings = {"gallery": 4, "edges": 1, "thumbnail": 48}
+    rows, _ = shown(paths, **settings)
+    first = sum(len(member["picture"]) for member in rows[0]["members"])
+    room = galleries.FIXED_BYTES + 3 * galleries.CLUSTER_BYTES + first
+    monkeypatch.setattr(galleries, "PAGE_BYTES", room)  # for the first cluster alone
+    rows, (_, strips) = shown(paths, **settings)
+    assert [row["members"][0]["tile"] for row in rows] == [None, 0, 0]
+    assert strips == ["1.webp", "0.webp"] and galleries.folder(paths).names() == set(strips)
     last = rows[-1]  # of red things
     assert [m["tile"] for m in last["members"]] == list(range(6))
     assert {m["picture"] for m in last["members"]} == {"galleries/0.webp"}
