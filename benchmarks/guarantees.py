@@ -37,7 +37,8 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import artifacts, caption, config, embed, options, report, train, write
+from pipeline import artifacts, caption, config, embed, options, train, write
+from pipeline.page import found
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
@@ -193,7 +194,7 @@ def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
         manifest = {**folder.manifest(), "upstream": last}
         last = config.fingerprint(cfg[name], last, *more)
         folder.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
-    made_of = config.fingerprint(cfg["report"], report.collect(paths).fingerprints)
+    made_of = config.fingerprint(cfg["report"], found.collect(paths).fingerprints)
     paths.report.finish(made_of, missing_pictures=0)
 
 

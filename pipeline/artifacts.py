@@ -59,11 +59,14 @@ TREE = pa.schema(
         ("bits_saved", pa.float64()),  # negative where merging costs bits
     ]
 )
+KINDS = ("typical", "borderline", "odd")  # least outlier_score, least margin, most outlier_score
 EXEMPLARS = pa.schema(
     [
         ("cluster_id", pa.int32()),
-        ("rank", pa.int32()),  # 0 is the most typical member
+        ("kind", pa.string()),  # of KINDS; a member may be of several
+        ("rank", pa.int32()),  # of its kind, from 0
         ("outlier_score", pa.float32()),
+        ("margin", pa.float32()),
         *IDENTITY[:3],
         *SOURCE[:3],
         ("caption", pa.string()),

@@ -1,4 +1,4 @@
-"""Every sample of a part to its cluster, and the most typical samples of each.
+"""Every sample of a part to its cluster, and samples that show what each cluster is.
 
 reads   network/…, embeddings/{stem}.parquet
 writes  assignments/{stem}.parquet       ASSIGNMENTS
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -21,7 +22,12 @@ from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 
-TYPICAL = 24  # members of each cluster kept as exemplars
+KEPT = {"typical": 24, "borderline": 12, "odd": 12}  # exemplars of each kind and cluster
+BY = {  # what the exemplars of a kind are ranked by, first
+    "typical": ("outlier_score", "ascending"),
+    "borderline": ("margin", "ascending"),
+    "odd": ("outlier_score", "descending"),
+}
 MEMBER = ["sample_id", "shard", "key", "image_member", "tar_offset", "tar_size", "caption"]
 BATCH_ROWS = 4096  # through the network at once
 
@@ -64,7 +70,7 @@ class Assigner:
 def assign_part(
     source: str, target: str, assigner: Assigner
 ) -> tuple[coding_rate.Statistics, pa.Table]:
-    """Commit one part of the assignments; returns the clusters' statistics, its typical members."""
+    """Commit one part of the assignments; returns the clusters' statistics, and exemplars."""
     total = coding_rate.no_statistics(*assigner.shape)
     found, members = [], []
     wanted = [*MEMBER, "embedding"]
@@ -75,7 +81,7 @@ def assign_part(
         members.append(rows.select(MEMBER))
     table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
-    return total, _typical(table, members)
+    return total, _exemplars(table, members)
 
 
 def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
@@ -93,26 +99,33 @@ def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
     )
 
 
-def _typical(table: pa.Table, members: list[pa.Table]) -> pa.Table:
-    """EXEMPLARS of one part, or of several tables of them joined."""
+def _exemplars(table: pa.Table, members: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of one part, every kind from all of its rows."""
     if not members:
         return artifacts.EXEMPLARS.empty_table()
     scored = pa.concat_tables(members)
-    for name in ("cluster_id", "outlier_score"):
+    for name in ("cluster_id", "outlier_score", "margin"):
         scored = scored.append_column(name, table[name])
-    return most_typical(scored)
+    return pa.concat_tables([ranked(scored, kind) for kind in artifacts.KINDS])
 
 
-def most_typical(scored: pa.Table) -> pa.Table:
-    """EXEMPLARS: the TYPICAL rows of least outlier_score of each cluster; ties by sample_id."""
-    order = [(name, "ascending") for name in ("cluster_id", "outlier_score", "sample_id")]
-    scored = scored.sort_by(order)
+def joined(exemplars: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of several parts, from those of each."""
+    whole = pa.concat_tables(exemplars)
+    kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in artifacts.KINDS]
+    return pa.concat_tables(map(ranked, kinds, artifacts.KINDS))
+
+
+def ranked(scored: pa.Table, kind: str) -> pa.Table:
+    """EXEMPLARS of one kind: the first KEPT rows of each cluster; ties by sample_id."""
+    ascending = [(name, "ascending") for name in ("cluster_id", "sample_id")]
+    scored = scored.sort_by([ascending[0], BY[kind], ascending[1]])
     clusters = scored["cluster_id"].to_numpy()
     starts = np.searchsorted(clusters, clusters)  # first row of each row's cluster
     rank = np.arange(len(clusters)) - starts
-    columns = {name: scored[name] for name in artifacts.EXEMPLARS.names if name != "rank"}
-    ranked = pa.table({**columns, "rank": rank.astype(np.int32)})
-    return ranked.filter(rank < TYPICAL).select(artifacts.EXEMPLARS.names).cast(artifacts.EXEMPLARS)
+    ours = {"kind": pa.array([kind] * len(rank), pa.string()), "rank": rank.astype(np.int32)}
+    columns = {n: ours[n] if n in ours else scored[n] for n in artifacts.EXEMPLARS.names}
+    return pa.table(columns, schema=artifacts.EXEMPLARS).filter(rank < KEPT[kind])
 
 
 Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, maps an array
@@ -121,15 +134,15 @@ Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, m
 def assign_parts(
     stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
 ) -> tuple[Sums, pa.Table]:
-    """`assign_part` of several shards: summed statistics, the most typical of all of them."""
+    """`assign_part` of several shards: summed statistics, the exemplars of all of them."""
     total = coding_rate.no_statistics(*assigner.shape)
-    typical = artifacts.EXEMPLARS.empty_table()
+    best = artifacts.EXEMPLARS.empty_table()
     for name in (f"{stem}.parquet" for stem in stems):
         source, target = paths.embeddings.file(name), paths.assignments.file(name)
-        more, members = assign_part(source, target, assigner)
+        more, exemplars = assign_part(source, target, assigner)
         coding_rate.add(total, more)
-        typical = most_typical(pa.concat_tables([typical, members]))
-    return arrays(total), typical
+        best = joined([best, exemplars])
+    return arrays(total), best
 
 
 def arrays(total: coding_rate.Statistics) -> Sums:

@@ -1,10 +1,11 @@
 """Command evaluate: how well the clusters agree with true classes, beside k-means.
 
 reads   embeddings/{stem}.parquet   the true class in `json`; the embeddings, for k-means
-        assignments/{stem}.parquet  the clusters
+        assignments/{stem}.parquet  the clusters, and how sure they are
         captions/                   if there are captions: to name the clusters, and to be scored
 writes  evaluation.json             scores over all labelled samples, majority class per cluster,
-                                    how good the captions are (`caption_quality`)
+                                    classes against clusters, accuracy by confidence, how good the
+                                    captions are (`caption_quality`)
 
 Ground truth is read here only. n labelled samples, D dimensions.
 Core: `label`, `baselines`, `majorities`, `table`. Shell: `run`.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from pipeline import artifacts, caption_quality, config, metrics
+from pipeline import artifacts, caption_quality, config, confusion, metrics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import columns, storage, tables
@@ -57,6 +58,7 @@ class Labelled:
 
     truth: np.ndarray  # (n,) str
     clusters: np.ndarray  # (n,) int
+    confidence: np.ndarray  # (n,) float32
     embeddings: np.ndarray  # (n, D) float32; D is 0 where they are not wanted
     unlabelled: int  # embedded samples without a true class
 
@@ -73,14 +75,16 @@ def read_part(stem: str, field: str, vectors: bool, paths: artifacts.RunPaths) -
     """The labelled samples of one shard."""
     wanted = ["sample_id", "json", *(["embedding"] if vectors else [])]
     rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
-    assigned = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id"])
+    assigned = tables.read(
+        paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id", "confidence"]
+    )
     if not rows["sample_id"].equals(assigned["sample_id"]):
         raise RuntimeError(f"evaluate: {stem}: embeddings and assignments hold different samples")
     truth = np.array([label(text, field) for text in rows["json"].to_pylist()], dtype=object)
     keep = np.array([value is not None for value in truth], dtype=bool)
     x = tables.to_matrix(rows["embedding"]) if vectors else np.zeros((len(keep), 0))
-    clusters = assigned["cluster_id"].to_numpy()
-    return Labelled(truth[keep], clusters[keep], x[keep].astype(np.float32), int((~keep).sum()))
+    clusters, sure = (assigned[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))
+    return Labelled(truth[keep], clusters, sure, x[keep].astype(np.float32), int((~keep).sum()))
 
 
 def read_all(stems: list[str], field: str, vectors: bool, paths: artifacts.RunPaths) -> Labelled:
@@ -90,6 +94,7 @@ def read_all(stems: list[str], field: str, vectors: bool, paths: artifacts.RunPa
     return Labelled(
         np.concatenate([part.truth for part in parts]),
         np.concatenate([part.clusters for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
         sum(part.unlabelled for part in parts),
     )
@@ -214,6 +219,10 @@ def evaluated(
         "baseline": f"{method}, best of {cfg.restarts}" if cfg.baseline else None,
         "rows": rows,
         "clusters": majorities(samples, sizes, captions),
+        "confusion": confusion.counts(samples.truth, samples.clusters),
+        "by_confidence": confusion.by_confidence(
+            samples.truth, samples.clusters, samples.confidence
+        ),
     }
 
 

@@ -21,7 +21,7 @@ from pipeline.assigning import (
     Sums,
     arrays,
     assign_parts,
-    most_typical,
+    joined,
     part_features,
 )
 from pipeline.folding import Arrays, RunningTotal
@@ -88,9 +88,9 @@ def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> cod
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     found = tasks.results(assign_parts, left, paths, assigner)
-    for chunk, (more, typical) in zip(left, found, strict=True):
+    for chunk, (more, exemplars) in zip(left, found, strict=True):
         _add(total, more)
-        best = most_typical(pa.concat_tables([best, typical]))
+        best = joined([best, exemplars])
         running.advance(lambda best=best: {**_named(total), "exemplars": _written(best)})  # type: ignore[misc]
         progress.advance(len(chunk), int(more[0].sum()))
     tables.write(paths.clusters.file("exemplars.parquet"), best)

@@ -5,7 +5,7 @@ reads   network/…                        network and landmarks, from train
 writes  clusters/curve.parquet           CURVE       bits for every k, with a band
         clusters/tree.parquet            TREE        every merge of the clusters, k to one
         clusters/prototypes.parquet      prototypes_schema
-        clusters/exemplars.parquet       EXEMPLARS   typical members of each cluster
+        clusters/exemplars.parquet       EXEMPLARS   typical, borderline and odd members
         assignments/{stem}.parquet       ASSIGNMENTS one row per embedded sample
         clusters/manifest.json           names k
 

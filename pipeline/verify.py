@@ -255,9 +255,10 @@ def _clusters(
     exemplars = _table(paths, "clusters/exemplars.parquet", artifacts.EXEMPLARS, found)
     if [row["k"] for row in curve] != list(range(1, len(curve) + 1)):
         found.add("clusters/curve.parquet", "is not of every k from 1")
-    odd = {row["cluster_id"] for row in exemplars} ^ {c for c, n in enumerate(said["sizes"]) if n}
-    if odd:
-        found.add("clusters/exemplars.parquet", f"is not of every cluster: {sorted(odd)}")
+    wanted = {(c, kind) for c, n in enumerate(said["sizes"]) if n for kind in artifacts.KINDS}
+    if odd := {(row["cluster_id"], row["kind"]) for row in exemplars} ^ wanted:
+        listed = sorted({cluster for cluster, _ in odd})
+        found.add("clusters/exemplars.parquet", f"is not of every kind and cluster: {listed}")
     place = "clusters/prototypes.parquet"
     if (file := open_part(paths.top.file(place), place, found)) is not None:
         kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
@@ -267,11 +268,6 @@ def _clusters(
             found.add(place, "is not of every cluster")
 
 
-<<<<<<< HEAD
-def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
-    _table(paths, "captions/candidates.parquet", artifacts.candidates_schema(dim), found)
-    _table(paths, "captions/voted.parquet", artifacts.CAPTIONS, found)
-=======
 def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findings) -> None:
     """An index that search would take is of all that was embedded."""
     place = f"index/{space}"
@@ -285,8 +281,9 @@ def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findin
     found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
 
 
-def _captions(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> None:
->>>>>>> search
+def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
+    _table(paths, "captions/candidates.parquet", artifacts.candidates_schema(dim), found)
+    _table(paths, "captions/voted.parquet", artifacts.CAPTIONS, found)
     rows = _table(paths, "captions/captions.parquet", artifacts.CAPTIONS, found)
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
     said = made["captions"]["captions"]

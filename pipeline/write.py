@@ -164,7 +164,10 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
     """CLUSTERS: size, captions, tightness, neighbours and typical members of each cluster."""
     prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
     captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
-    exemplars = tables.read(paths.clusters.file("exemplars.parquet")).to_pylist()
+    exemplars = tables.read(
+        paths.clusters.file("exemplars.parquet"), ["cluster_id", "kind", "sample_id"]
+    )
+    exemplars = exemplars.filter(pc.equal(exemplars["kind"], "typical")).to_pylist()
     manifest = paths.clusters.manifest()
     vectors, cluster_of = (
         tables.to_matrix(prototypes["vector"]),

@@ -23,6 +23,7 @@ COLOURS = {"red": (220, 40, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
 STEMS = ("00000", "00001")
 PER_SHARD = 15
 DIM = 8
+FEATURES = 6
 WRONG = "00001/key3"  # its class is red, its cluster that of blue
 UNLABELLED = "00000/key7"
 
@@ -168,6 +169,12 @@ def _network(paths: artifacts.RunPaths) -> None:
     ]
     table = pa.Table.from_pylist(history, schema=artifacts.HISTORY)
     tables.write(paths.network.file("history.parquet"), table)
+    parts = [tables.read(paths.embeddings.file(f"{stem}.parquet")) for stem in STEMS]
+    x = np.concatenate([tables.to_matrix(part["embedding"]) for part in parts])
+    ids = [name for part in parts for name in part["sample_id"].to_pylist()]
+    columns = [ids, tables.from_matrix(x), tables.from_matrix(x[:, :FEATURES], pa.float32())]
+    schema = artifacts.sample_schema(DIM, FEATURES)
+    tables.write(paths.network.file("sample.parquet"), pa.table(columns, schema=schema))
     paths.network.finish(
         "network-1",
         upstream=paths.embeddings.manifest()["fingerprint"],
@@ -186,19 +193,30 @@ def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
     ]
     table = pa.Table.from_pylist(curve, schema=artifacts.CURVE)
     tables.write(paths.clusters.file("curve.parquet"), table)
+    orders = {"typical": ("outlier_score", 1), "borderline": ("margin", 1)}
+    orders["odd"] = ("outlier_score", -1)
     exemplars = []
-    for cluster in range(3):
-        members = [row for row in rows if row["cluster_id"] == cluster]
-        members.sort(key=lambda row: (row["outlier_score"], row["sample_id"]))
-        exemplars += [{**row, "rank": rank} for rank, row in enumerate(members)]
+    for kind, (score, sign) in orders.items():
+        for cluster in range(3):
+            members = [row for row in rows if row["cluster_id"] == cluster]
+            members.sort(key=lambda row: (sign * row[score], row["sample_id"]))
+            exemplars += [{**row, "kind": kind, "rank": rank} for rank, row in enumerate(members)]
     table = pa.Table.from_pylist(exemplars, schema=artifacts.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
+    merges = [{"k": 2, "kept": 0, "merged": 2, "bits_saved": -300.0}]
+    merges += [{"k": 1, "kept": 0, "merged": 1, "bits_saved": -900.0}]
+    table = pa.Table.from_pylist(merges, schema=artifacts.TREE)
+    tables.write(paths.clusters.file("tree.parquet"), table)
+    vectors = tables.from_matrix(np.eye(3, FEATURES), pa.float32())
+    table = pa.table([[0, 1, 2], vectors], schema=artifacts.prototypes_schema(FEATURES))
+    tables.write(paths.clusters.file("prototypes.parquet"), table)
     paths.clusters.finish(
         "clusters-1",
         upstream="network-1",
         config={"k": 0, "seed": 0},
         samples=30,
         sizes=[9, 10, 11],
+        cluster_bits=[112.5, 135.0, 159.5],
         k=3,
         k_best=3,
         k_low=3,

@@ -114,7 +114,11 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
     table = pa.Table.from_arrays(found, schema=schema)
     tables.write(paths.clusters.file("prototypes.parquet"), table)
     ids = pa.concat_tables(parts).to_pylist()
-    exemplars = [{**row, "rank": rank} for rank, row in enumerate(ids)]
+    exemplars = [
+        {**row, "kind": kind, "rank": rank}
+        for kind in artifacts.KINDS
+        for rank, row in enumerate(ids)
+    ]
     table = pa.Table.from_pylist(exemplars, schema=artifacts.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     bits = [10.0 * size for size in sizes]

@@ -106,14 +106,15 @@ def test_an_empty_part_has_an_empty_table(run):
 
 
 def scored(rows):
-    """Rows (cluster, outlier score, sample id) with the other columns of EXEMPLARS."""
-    clusters, scores, ids = zip(*rows, strict=True)
+    """Rows (cluster, outlier score, margin, sample id) with the other columns of EXEMPLARS."""
+    clusters, scores, margins, ids = zip(*rows, strict=True)
     fixed = {"shard": "0", "key": "k", "image_member": "m", "tar_offset": 0, "tar_size": 1}
     names = [f for f in artifacts.EXEMPLARS if f.name in fixed]
     return pa.table(
         {
             "cluster_id": pa.array(clusters, pa.int32()),
             "outlier_score": pa.array(scores, pa.float32()),
+            "margin": pa.array(margins, pa.float32()),
             "sample_id": pa.array(ids),
             "caption": pa.array([None] * len(rows), pa.string()),
             **{f.name: pa.array([fixed[f.name]] * len(rows), f.type) for f in names},
@@ -121,28 +122,41 @@ def scored(rows):
     )
 
 
-def test_the_most_typical_are_of_least_score_then_of_least_name(monkeypatch):
-    monkeypatch.setattr(assigning, "TYPICAL", 2)
-    rows = [(1, 0.5, "a"), (0, 0.2, "c"), (0, 0.2, "b"), (0, 0.1, "d"), (2, 0.9, "e")]
-    best = assigning.most_typical(scored(rows))
+def exemplars(rows):
+    return pa.concat_tables([assigning.ranked(scored(rows), kind) for kind in artifacts.KINDS])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("typical", [(0, 0, "d"), (0, 1, "b"), (1, 0, "a"), (2, 0, "e")]),
+        ("borderline", [(0, 0, "c"), (0, 1, "d"), (1, 0, "a"), (2, 0, "e")]),
+        ("odd", [(0, 0, "b"), (0, 1, "c"), (1, 0, "a"), (2, 0, "e")]),
+    ],
+)
+def test_each_kind_goes_by_its_score_then_by_name(monkeypatch, kind, expected):
+    monkeypatch.setitem(assigning.KEPT, kind, 2)
+    rows = [(1, 0.5, 0, "a"), (0, 0.2, 0.1, "c"), (0, 0.2, 0.9, "b"), (0, 0.1, 0.3, "d")]
+    best = assigning.ranked(scored([*rows, (2, 0.9, 1, "e")]), kind)
     assert best.schema.equals(artifacts.EXEMPLARS)
+    assert set(best["kind"].to_pylist()) == {kind}
     found = zip(*(best[n].to_pylist() for n in ("cluster_id", "rank", "sample_id")), strict=True)
-    assert list(found) == [(0, 0, "d"), (0, 1, "b"), (1, 0, "a"), (2, 0, "e")]
+    assert list(found) == expected
 
 
 @pytest.mark.parametrize("cuts", [[1, 2, 3], [100], [40, 41, 199], list(range(10, 200, 10))])
-def test_chunks_do_not_change_the_most_typical(monkeypatch, cuts):
-    monkeypatch.setattr(assigning, "TYPICAL", 5)
+def test_chunks_do_not_change_the_exemplars(monkeypatch, cuts):
+    for kind, count in {"typical": 5, "borderline": 3, "odd": 4}.items():
+        monkeypatch.setitem(assigning.KEPT, kind, count)
     rng = np.random.default_rng(0)
     rows = [
-        (int(c), int(s) / 20, f"{i:03d}")  # many ties
-        for i, (c, s) in enumerate(rng.integers(0, (4, 20), (200, 2)))
+        (int(c), int(s) / 20, int(m) / 10, f"{i:03d}")  # many ties
+        for i, (c, s, m) in enumerate(rng.integers(0, (4, 20, 10), (200, 3)))
     ]
-    whole = assigning.most_typical(scored(rows))
-    assert whole.num_rows == 4 * 5
-    pieces = np.split(np.arange(200), cuts)
+    whole = exemplars(rows)
+    assert whole.num_rows == 4 * (5 + 3 + 4)
     best = artifacts.EXEMPLARS.empty_table()
-    for piece in reversed(pieces):
-        more = assigning.most_typical(scored([rows[i] for i in piece]))
-        best = assigning.most_typical(pa.concat_tables([best, more]))
+    for piece in reversed(np.split(np.arange(200), cuts)):
+        more = exemplars([rows[i] for i in piece])
+        best = assigning.joined([best, more])
     assert best.equals(whole)

@@ -17,7 +17,9 @@ def test_a_wheel_has_every_asset(tmp_path):
     (wheel,) = tmp_path.glob("ratecluster-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assets = [p for p in (ROOT / "pipeline" / "assets").rglob("*") if p.is_file()]
-    configs = [*(ROOT / "jobs" / "configs").glob("*.toml"), *(ROOT / "pipeline").rglob("*.html")]
+    pages = [p for p in (ROOT / "pipeline" / "page").iterdir() if p.suffix != ".py"]
+    pages += (ROOT / "pipeline" / "use").glob("*.html")
+    configs = [*(ROOT / "jobs" / "configs").glob("*.toml"), *pages]
     wanted = {str(p.relative_to(ROOT)) for p in (*assets, *configs) if "__pycache__" not in p.parts}
     assert len(wanted) > 20
     assert wanted <= names, wanted - names

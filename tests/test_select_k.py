@@ -292,7 +292,11 @@ def test_the_tables_of_a_run_agree_with_each_other(selected):
         np.linalg.norm(tables.to_matrix(prototypes["vector"]), axis=1), 1, rtol=1e-6
     )
     found = clusters_of(paths)
-    assert exemplars["rank"].to_pylist() == list(range(24)) * 5
+    counts = {"typical": 24, "borderline": 12, "odd": 12}
+    kinds = [kind for kind, count in counts.items() for _ in range(5 * count)]
+    assert exemplars["kind"].to_pylist() == kinds
+    ranks = [rank for count in counts.values() for _ in range(5) for rank in range(count)]
+    assert exemplars["rank"].to_pylist() == ranks
     pairs = zip(
         exemplars["sample_id"].to_pylist(), exemplars["cluster_id"].to_pylist(), strict=True
     )

@@ -374,7 +374,7 @@ SPOILT = {  # what is done -> what must be said
     ),
     "exemplars": (
         edit("clusters/exemplars.parquet", lambda r: [x for x in r if x["cluster_id"]]),
-        "exemplars.parquet: is not of every cluster: [0]",
+        "exemplars.parquet: is not of every kind and cluster: [0]",
     ),
     "clusters' sizes": (put("clusters.parquet", size=1), "clusters.parquet: is not what sizes"),
     "clusters' captions": (

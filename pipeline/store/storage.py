@@ -72,7 +72,8 @@ def commit(url: str) -> Iterator[IO[bytes]]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
     else:
-        temporary = Path(tempfile.gettempdir()) / f"ratecluster-{uuid4().hex}"
+        name = f"ratecluster-{uuid4().hex}{Path(path).suffix}"  # of which stores guess the type
+        temporary = Path(tempfile.gettempdir()) / name
     try:
         with temporary.open("wb") as file:
             yield file

@@ -62,6 +62,14 @@ def test_a_large_file_goes_up_in_parts(slow_s3, folder):
     assert uploads(slow_s3) == []
 
 
+def test_a_page_is_put_as_one(slow_s3, folder):
+    """A browser shows what is text/html, and downloads what has no type."""
+    key = folder.file("index.html").removeprefix("s3://bucket/")
+    storage.write_bytes(folder.file("index.html"), b"<!doctype html>")
+    head = client(slow_s3.url).head_object(Bucket="bucket", Key=key)
+    assert head["ContentType"] == "text/html"
+
+
 def test_an_upload_that_fails_leaves_nothing(slow_s3, folder, impatient, monkeypatch):
     monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda size, chunksize: 5 << 20)
     slow_s3.refuses = lambda kind, number: kind == "PART" and number > 1
