@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import config
+from pipeline import config, console
 from pipeline.errors import UserError
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
@@ -297,7 +297,7 @@ class Wanted:
         if reason:
             log.info("%s: made again, %s", self.stage, reason)
         elif manifest:
-            log.info("%s: already done, %s", self.stage, self.folder.url)
+            console.standing(log, self.stage, self.folder.url)
         return None if reason else manifest
 
     def parts(self, folder: Folder) -> set[str]:

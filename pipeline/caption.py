@@ -22,7 +22,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from pipeline import alt_texts, artifacts, config, folding, tasks, text_encoding
+from pipeline import alt_texts, artifacts, config, console, folding, tasks, text_encoding
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.folding import RunningTotal
@@ -181,10 +181,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     folding.finished(paths.captions)
-    log.info(
-        "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
-        *(k, len(candidates), len(candidates) - len(names), progress.seconds),
-    )
+    alone = f"{len(candidates):,} candidates ({len(candidates) - len(names):,} from alt texts)"
+    console.finished(log, "caption", progress.seconds, f"{k:,} clusters", alone)
     return paths.captions.manifest()
 
 

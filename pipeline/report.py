@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from pipeline import artifacts, config, figures, pictures
+from pipeline import artifacts, config, console, figures, pictures
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import storage, tables
@@ -257,5 +257,5 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
     )
     storage.write_bytes(url, page.encode())
     paths.report.finish(want.made_of, config=config.facts(cfg), missing_pictures=missing)
-    log.info("report: %d clusters, %.1f s: %s", len(rows), time.monotonic() - started, url)
+    console.finished(log, "report", time.monotonic() - started, f"{len(rows):,} clusters")
     return url

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, config, tasks
+from pipeline import artifacts, config, console, tasks
 from pipeline.config import setting
 from pipeline.progress import StageProgress
 from pipeline.store import columns, storage, tables
@@ -241,7 +241,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
-    log.info("write: %d labels, %.1f s", embedded["samples"], progress.seconds)
+    console.finished(log, "write", progress.seconds, f"{embedded['samples']:,} labels")
     return paths.labels.manifest()
 
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SAYINGS = {"errors", "reasons", "redaction"}  # which every room may use
 ALONE = SAYINGS | {"metrics", "interrupt", "alt_texts", "mcr2"}  # import nothing of ours
-GROUND = ALONE - {"metrics"} | {"cluster", "config", "store", "vision", "progress"}
-CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
+GROUND = ALONE - {"metrics"} | {"cluster", "config", "console", "store", "vision", "progress"}
+CORE = SAYINGS | {"artifacts", "config", "console", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {
     "artifacts",
@@ -30,8 +30,9 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     **dict.fromkeys(("config", "store", "vision"), SAYINGS),
     "redaction": {"errors"},
     "cluster": {"errors"},
-    "artifacts": {"config", "errors", "store"},
-    "progress": {"config", "errors", "interrupt"},
+    "console": {"reasons", "redaction"},
+    "artifacts": {"config", "console", "errors", "store"},
+    "progress": {"config", "console", "errors", "interrupt"},
     "tasks": {"cluster", "progress"},
     "text_encoding": {"cluster", "progress", "vision"},
     **dict.fromkeys(FIRST - {"artifacts", "folding", "passes"} - TASKS, CORE),
@@ -53,13 +54,17 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "trial": CORE | FIRST | STAGES | {"rehearsing"},
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
-    "options": GROUND | FIRST | STAGES | VIEWS,
+    "init": CORE | {"embed"},
+    "manual": {"cluster", "config", "console"},
+    "options": GROUND | FIRST | {"manual"},
     "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run
-    "cli": GROUND
+    "commands": GROUND
     | FIRST
     | STAGES
     | VIEWS
-    | {"status", "verify", "capacity", "plan", "options", "use"},
+    | {"init", "status", "verify", "capacity", "plan", "manual", "options", "use"},
+    "cli": SAYINGS | {"commands", "console"},  # the door
+    "__main__": {"cli", "use"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]
