@@ -20,7 +20,7 @@ from pipeline import redaction
 from pipeline.reasons import printable
 
 NOISY = ("ray", "open_clip", "root", "httpx", "botocore")
-STAGE = 9  # columns for the name of a stage
+STAGE = 10  # columns for the name of a stage
 
 
 @dataclass

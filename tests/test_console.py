@@ -100,7 +100,9 @@ def test_on_a_terminal_a_bar_lives_and_every_stage_leaves_one_line():
 
 
 def test_on_a_narrow_terminal_the_bar_stays_on_one_line():
-    assert screen(said(columns=40))[4] == "✓ embed     2,000 samples · 4 rejected ·"[:40] or True
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said(columns=40))
+    bars = [line for line in re.split(r"[\r\n]", text) if "shards" in line]
+    assert bars and all(len(line) <= 40 for line in bars)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_examples_are_commands_that_there_are(command, capfd):
     for words in found:
         parsed(words)
         assert not command or words[1] == command
-        sets = [value for name, value in zip(words, words[1:], strict=False) if name == "--set"]
+        sets = [value for name, value in pairwise(words) if name == "--set"]
         config.load(options.KINDS, None, sets)
 
 
