@@ -11,14 +11,18 @@ from collections.abc import Sequence
 
 import typer
 
-from pipeline import console, redaction
-from pipeline.commands import app
+from pipeline import commands, console, redaction
 from pipeline.errors import UserError
+from pipeline.manual import App
+from pipeline.options import KINDS
 from pipeline.reasons import printable
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
 SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
+
+app = App(KINDS, help=commands.ABOUT)
+commands.add(app)
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

@@ -58,12 +58,12 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "manual": {"cluster", "config", "console"},
     "options": GROUND | FIRST | {"manual"},
     "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run
+    "river": GROUND | FIRST | STAGES | VIEWS | {"manual", "options"},
     "commands": GROUND
     | FIRST
     | STAGES
-    | VIEWS
-    | {"init", "status", "verify", "capacity", "plan", "manual", "options", "use"},
-    "cli": SAYINGS | {"commands", "console"},  # the door
+    | {"river", "init", "status", "verify", "capacity", "plan", "manual", "options", "use"},
+    "cli": SAYINGS | {"commands", "console", "manual", "options"},  # the door
     "__main__": {"cli", "use"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
