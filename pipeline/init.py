@@ -7,7 +7,6 @@ What the shard holds comes from the web: in the file it stands in comments, one 
 printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
 """
 
-import io
 import os
 import shlex
 from collections import Counter
@@ -20,11 +19,11 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
-from pipeline import embed
+from pipeline import embed, pack
 from pipeline.errors import UserError
 from pipeline.reasons import printable
+from pipeline.redaction import redacted
 from pipeline.store import columns, storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import MissingImage, Sample, ShardReader
@@ -46,7 +45,6 @@ class Seen:
     suffixes: dict[str, int]  # of images
     reasons: dict[str, int]  # why samples have no image that can be read
     image_bytes: int  # median
-    largest_pixels: int
     sides: tuple[int, int]  # median width and height
     captions: int
     columns: dict[str, str]  # of the json -> bool, int, float, str or json
@@ -60,12 +58,13 @@ class Seen:
 def look(samples: Iterable[Sample]) -> dict[str, Any]:
     """What a shard's samples have, from the headers of their images."""
     suffixes, reasons = Counter[str](), Counter[str]()
-    sizes, sides, texts = [], [], []
+    sizes, sides, kinds = [], [], dict[str, str]()
     count = captions = 0
     for sample in samples:
         count += 1
-        captions += bool(sample.caption())
-        texts.append(sample.json_text())
+        text = sample.json_text()
+        captions += bool(sample.caption() or columns.parse(text).get("caption"))
+        columns.merge(kinds, columns.kinds([text]))
         try:
             image = sample.image()
         except MissingImage as missing:
@@ -76,29 +75,18 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
             continue
         suffixes[image.suffix.rpartition(".")[2]] += 1
         sizes.append(image.size)
-        if side := _sides(image.data):
-            sides.append(side)
-    kinds = columns.kinds(texts)
+        width, height = pack.dimensions(image.data)
+        if width and height:
+            sides.append((width, height))
     return {
         "samples": count,
         "suffixes": dict(suffixes.most_common()),
         "reasons": dict(reasons.most_common()),
         "image_bytes": int(median(sizes or [0])),
-        "largest_pixels": max((w * h for w, h in sides), default=0),
         "sides": tuple(int(median(each)) for each in zip(*sides or [(0, 0)], strict=True)),
-        "captions": captions or sum("caption" in columns.parse(text) for text in texts),
+        "captions": captions,
         "columns": kinds,
     }
-
-
-def _sides(data: bytes) -> tuple[int, int] | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except MemoryError:
-        raise
-    except Exception:  # what Pillow raises for a broken header depends on the format
-        return None
 
 
 def toml(seen: Seen, shards: str, out: str) -> str:
@@ -108,7 +96,7 @@ def toml(seen: Seen, shards: str, out: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: printable(str(value)),
+        finalize=lambda value: printable(redacted(str(value))),
     )
     template = environment.from_string(
         resources.files("pipeline").joinpath("init.toml").read_text()
@@ -127,7 +115,6 @@ def toml(seen: Seen, shards: str, out: str) -> str:
             "reasons": _counted(seen.reasons),
             "named": ", ".join(names),
             "small": max(seen.sides) <= SMALL_SIDE,
-            "max_pixels": embed.Config.max_image_pixels,
             "lost": sum(seen.reasons.values()) / seen.samples,
             "max_lost": embed.Config.max_reject_fraction,
             "many": MANY,

@@ -156,7 +156,7 @@ def sample(picture: Picture, key: str) -> tuple[dict[str, Any], list[tuple[str, 
         caption = _caption(picture.content, picture.source)
     else:
         suffix, data, caption = "png", _png(picture.content), None
-    width, height = _dimensions(data)
+    width, height = dimensions(data)
     record = {
         "key": key,
         "caption": caption,
@@ -189,7 +189,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _dimensions(data: bytes) -> tuple[int | None, int | None]:
+def dimensions(data: bytes) -> tuple[int | None, int | None]:
     """Width and height from the header of an image; None twice if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:

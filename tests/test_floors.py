@@ -54,7 +54,7 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "trial": CORE | FIRST | STAGES | {"rehearsing"},
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
-    "init": CORE | {"embed"},
+    "init": CORE | {"embed", "pack"},
     "manual": {"cluster", "config", "console"},
     "options": GROUND | FIRST | {"manual"},
     "use": GROUND - {"cluster"} | FIRST | {"options", "pictures"},  # of a finished run

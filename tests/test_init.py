@@ -49,7 +49,7 @@ def test_what_is_seen_is_what_there_is(shards, capfd, tmp_path):
     assert seen["shard_bytes"] == 2 * (shards / "00000.tar").stat().st_size
     assert seen["samples"] == 5 and seen["suffixes"] == {"png": 3, "jpg": 1}
     assert seen["reasons"] == {"missing_image": 1}
-    assert seen["sides"] == [300, 200] and seen["largest_pixels"] == 500 * 400
+    assert seen["sides"] == [300, 200]
     assert seen["captions"] == 2
     kinds = {'x\n[embed]\nmodel = "evil"': "int", "url": "str", "\x1b[2J": "float"}
     assert seen["columns"] == kinds
@@ -93,19 +93,16 @@ def test_settings_follow_from_the_machine_and_the_shards(tmp_path):
     assert (with_gpus["embed"].model, with_gpus["embed"].batch_size) == ("ViT-L-14", 256)
     assert (with_gpus["train"].workers, with_gpus["train"].batch_size) == (4, 4096)
     assert with_gpus["caption"].alt_texts == 20
-    lossy = loaded(tmp_path, seen(reasons={"missing_image": 6_000}, largest_pixels=10**9))
+    lossy = loaded(tmp_path, seen(reasons={"missing_image": 6_000}))
     assert lossy["embed"].max_reject_fraction == 1.0
 
 
 def test_what_it_suggests_in_comments_can_be_switched_on(tmp_path):
-    text = init.toml(seen(gpus=2, captions=1, largest_pixels=10**9), "s", "c.toml")
-    text += init.toml(seen(), "s", "c.toml").replace("\n[", "\n# [")
-    on = re.findall(r"^# (\w+) = (.+)$", text, re.MULTILINE)
-    assert {name for name, _ in on} >= {"threads", "k", "label", "max_image_pixels", "words"}
-    both = init.toml(seen(captions=1, largest_pixels=10**9), "s", "c.toml")
-    twice = both.replace('model = "pico-clip"\n', "").replace("batch_size = 64", "# batch", 1)
-    (tmp_path / "c.toml").write_text(re.sub(r"^# (\w+ = )", r"\1", twice, flags=re.MULTILINE))
-    assert config.load(options.KINDS, str(tmp_path / "c.toml"))["select_k"].k == 50
+    text = init.toml(seen(captions=1), "s", "c.toml").replace('model = "pico-clip"\n', "")
+    (tmp_path / "c.toml").write_text(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    sections = config.load(options.KINDS, str(tmp_path / "c.toml"))
+    assert sections["embed"].model == "ViT-B-32" and sections["select_k"].k == 50
+    assert sections["evaluate"].label == "label" and sections["train"].words == 0
 
 
 def test_a_file_that_is_there_is_left_alone(tmp_path, shards, capfd):
