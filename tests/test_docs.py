@@ -74,17 +74,17 @@ def test_every_column_has_a_meaning():
 
 
 def command_lines(page: Path) -> list[str]:
-    """Of code blocks: fenced, or indented as in README; lines that go on are joined."""
+    """Of code blocks, fenced or indented; lines that go on are joined."""
     source = page.read_text().replace("\\\n", " ")
-    lines = [line.strip().removeprefix("$ ") for line in source.splitlines()]
+    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", source, re.MULTILINE | re.DOTALL))
+    indented = [line for line in source.splitlines() if line.startswith("    ")]
+    lines = [line.strip().removeprefix("$ ") for line in (*fenced.splitlines(), *indented)]
     return [line for line in lines if line.startswith("ratecluster ") or JOB in line]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_command_lines_are_of_commands_that_there_are(page):
     for line in command_lines(page):
-        if "…" in line or "COMMAND" in line:
-            continue
         words = shlex.split(line.partition("  #")[0])
         if JOB in line:
             module, *given = words[words.index("-m") + 1 :]
@@ -98,8 +98,8 @@ def test_command_lines_are_of_commands_that_there_are(page):
 
 
 def test_there_are_command_lines():
-    assert sum(len(command_lines(page)) for page in PAGES) > 30
-    assert len(command_lines(DOCS / "tutorial.md")) == 10
+    assert sum(len(command_lines(page)) for page in PAGES) > 25
+    assert len(command_lines(DOCS / "tutorial.md")) == 9
 
 
 @pytest.mark.slow
