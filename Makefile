@@ -27,7 +27,7 @@ demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the
 		--config jobs/configs/demo.toml
 
 docs: $(VENV)/.dev ## build the documentation: site/index.html
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ class Formatter(redaction.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
-class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class Handler(logging.StreamHandler):
     """Log records on stderr, above the live bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,6 +1,7 @@
 """The documentation builds without a warning, fetches nothing, and names what there is."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -29,9 +30,9 @@ def site(tmp_path_factory) -> Path:
     """The whole site, built as CI does."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
-    assert done.returncode == 0 and not said, done.stdout + done.stderr
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # material's word on its own future
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
     return folder
 
 
