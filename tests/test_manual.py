@@ -161,6 +161,25 @@ def test_the_script_of_a_shell_asks_us(shell, tmp_path):
     assert any("_RATECLUSTER_COMPLETE" in text for text in written)
 
 
+BASH = """
+eval "$(ratecluster --show-completion bash)"
+COMP_WORDS=(ratecluster run --set write.)
+COMP_CWORD=3
+$(complete -p ratecluster | sed 's/.*-F \\([^ ]*\\) .*/\\1/') ratecluster
+echo "${COMPREPLY[@]}"
+"""
+
+
+def test_a_real_bash_completes(tmp_path):
+    script = tmp_path / "ratecluster"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
+    script.chmod(0o755)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    env["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+    done = subprocess.run(["bash", "-c", BASH], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "write.shards=\n", done.stderr
+
+
 # ---- how soon
 
 LOADED = """
