@@ -6,7 +6,7 @@ DEMO := demo-run
 
 FUZZ_S := 300
 
-.PHONY: help demo test test-gpu audit fuzz chaos format clean
+.PHONY: help demo docs test test-gpu audit fuzz chaos format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,9 @@ $(VENV)/.dev: pyproject.toml
 demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the report
 	$(BIN)/ratecluster run --shards pipeline/assets/noto-emoji --root $(DEMO) \
 		--config jobs/configs/demo.toml
+
+docs: $(VENV)/.dev ## build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import config
+from pipeline import config, console
 from pipeline.errors import UserError
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
@@ -26,21 +26,31 @@ SOURCE = [
     ("tar_offset", pa.int64()),  # where its bytes begin in the tar
     ("tar_size", pa.int64()),  # bytes
     ("image_width", pa.int32()),  # pixels, upright
-    ("image_height", pa.int32()),
+    ("image_height", pa.int32()),  # pixels, upright
 ]
-TEXTS = [("caption", pa.string()), ("json", pa.string())]  # the sample's own alt text and json
+TEXTS = [
+    ("caption", pa.string()),  # the sample's own: its .txt, else the `caption` of its json
+    ("json", pa.string()),  # the sample's own, as it stands in the tar
+]
 
-REJECTS = pa.schema([*IDENTITY, ("member", pa.string()), ("reason", pa.string()), *TEXTS])
+REJECTS = pa.schema(
+    [
+        *IDENTITY,
+        ("member", pa.string()),  # name of the file in the tar that is to blame
+        ("reason", pa.string()),  # a code, and detail after a colon
+        *TEXTS,
+    ]
+)
 EXCLUDED = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 HISTORY = pa.schema(
     [
-        ("step", pa.int32()),
-        ("loss", pa.float64()),
+        ("step", pa.int32()),  # of training, from 0
+        ("loss", pa.float64()),  # what is minimised, nats
         ("expansion", pa.float64()),  # R(Z), nats
         ("compression", pa.float64()),  # R_c(Z, Π), nats
         ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
-        ("gradient_norm", pa.float64()),
-        ("samples_per_s", pa.float64()),
+        ("gradient_norm", pa.float64()),  # over all weights
+        ("samples_per_s", pa.float64()),  # trained on
     ]
 )
 CURVE = pa.schema(
@@ -62,7 +72,7 @@ TREE = pa.schema(
 KINDS = ("typical", "borderline", "odd")  # least outlier_score, least margin, most outlier_score
 EXEMPLARS = pa.schema(
     [
-        ("cluster_id", pa.int32()),
+        ("cluster_id", pa.int32()),  # 0 is the largest cluster
         ("kind", pa.string()),  # of KINDS; a member may be of several
         ("rank", pa.int32()),  # of its kind, from 0
         ("outlier_score", pa.float32()),
@@ -80,15 +90,15 @@ ASSIGNMENTS = pa.schema(
         ("confidence", pa.float32()),  # share of its cluster, 0 to 1
         ("margin", pa.float32()),  # confidence less the best other share
         ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
-        ("top_clusters", pa.list_(pa.int32())),
-        ("top_shares", pa.list_(pa.float32())),
+        ("top_clusters", pa.list_(pa.int32())),  # the likeliest clusters, most likely first
+        ("top_shares", pa.list_(pa.float32())),  # their shares, 0 to 1
     ]
 )
 CAPTIONS = pa.schema(
     [
         ("cluster_id", pa.int32()),
         ("rank", pa.int32()),  # 0 is the best caption
-        ("caption", pa.string()),
+        ("caption", pa.string()),  # a word or phrase for the cluster
         ("share", pa.float32()),  # of the cluster's scores, 0 to 1; 0 where a model named it
         ("source", pa.string()),  # vocabulary | alt text | model
     ]
@@ -96,18 +106,18 @@ CAPTIONS = pa.schema(
 CLUSTERS = pa.schema(
     [
         ("cluster_id", pa.int32()),
-        ("size", pa.int64()),
-        ("cluster_caption", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("caption_shares", pa.list_(pa.float32())),
+        ("size", pa.int64()),  # samples
+        ("cluster_caption", pa.string()),  # its best caption
+        ("captions", pa.list_(pa.string())),  # best first
+        ("caption_shares", pa.list_(pa.float32())),  # of the cluster's scores, 0 to 1
         ("bits_per_sample", pa.float64()),  # coding length of its features over its size
-        ("nearest_clusters", pa.list_(pa.int32())),
-        ("typical_samples", pa.list_(pa.string())),
+        ("nearest_clusters", pa.list_(pa.int32())),  # nearest first
+        ("typical_samples", pa.list_(pa.string())),  # sample_ids, most typical first
     ]
 )
 LABEL = [  # the columns of a label that are ours, after IDENTITY
     ("status", pa.string()),  # success | rejected | excluded
-    ("error_message", pa.string()),
+    ("error_message", pa.string()),  # why it was rejected or excluded
     ("caption", pa.string()),
     *SOURCE,
     ("cluster_id", pa.int32()),
@@ -120,7 +130,8 @@ IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confiden
 
 def embeddings_schema(dim: int) -> pa.Schema:
     """Rows of `embeddings/{stem}.parquet`: one per readable sample."""
-    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, ("embedding", tables.vectors(dim))])
+    vector = ("embedding", tables.vectors(dim))  # of the image, L2-normalised
+    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, vector])
 
 
 def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
@@ -129,7 +140,7 @@ def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
         [
             ("sample_id", pa.string()),
             ("embedding", tables.vectors(input_dim)),
-            ("feature", tables.vectors(feature_dim, pa.float32())),
+            ("feature", tables.vectors(feature_dim, pa.float32())),  # z, what the network made
         ]
     )
 
@@ -139,7 +150,7 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
     return pa.schema(
         [
             ("cluster_id", pa.int32()),
-            ("vector", tables.vectors(feature_dim, pa.float32())),
+            ("vector", tables.vectors(feature_dim, pa.float32())),  # a prototype, unit norm
         ]
     )
 
@@ -327,7 +338,7 @@ class Wanted:
         if reason:
             log.info("%s: made again, %s", self.stage, reason)
         elif manifest:
-            log.info("%s: already done, %s", self.stage, self.folder.url)
+            console.standing(log, self.stage, self.folder.url)
         return None if reason else manifest
 
     def parts(self, folder: Folder) -> set[str]:

@@ -31,6 +31,7 @@ from pipeline import (
     artifacts,
     candidates,
     config,
+    console,
     folding,
     namer,
     naming,
@@ -156,10 +157,9 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         **named,
     )
     folding.finished(paths.captions)
-    log.info(
-        "caption: %d clusters, %d candidates (%d from alt texts), %.1f s",
-        *(k, voted["candidates"], voted["candidates"] - len(names), time.monotonic() - started),
-    )
+    words = voted["candidates"]
+    alone = f"{words:,} candidates ({words - len(names):,} from alt texts)"
+    console.finished(log, "caption", time.monotonic() - started, f"{k:,} clusters", alone)
     return paths.captions.manifest()
 
 

@@ -29,7 +29,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 
-from pipeline import artifacts, cluster, config
+from pipeline import artifacts, cluster, config, console
 from pipeline.config import setting
 from pipeline.decoding import Batch, Limits, Prepare, Row, batches
 from pipeline.errors import UserError
@@ -361,7 +361,7 @@ def run(
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
     if before := finished(cfg, shards, paths):
-        log.info("embed: already done, %s", paths.embeddings.url)
+        console.standing(log, "embed", paths.embeddings.url)
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
@@ -393,10 +393,8 @@ def run(
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
     load = {"samples_per_s": speed, **balance(took)}
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
-    log.info(
-        "embed: %d samples of %d shards, %d rejected, %.1f s",
-        *(manifest["samples"], len(done), manifest["rejected"], progress.seconds),
-    )
+    counts = (f"{manifest['samples']:,} samples", f"{manifest['rejected']:,} rejected")
+    console.finished(log, "embed", progress.seconds, *counts, f"{speed:,.0f} samples/s")
     _report_balance(load, cfg, manifest["precisions"])
     return paths.embeddings.manifest()
 

@@ -14,6 +14,7 @@ Core: `label`, `baselines`, `majorities`, `table`. Shell: `run`.
 import json
 import logging
 import math
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from pipeline import artifacts, caption_quality, config, confusion, metrics
+from pipeline import artifacts, caption_quality, config, confusion, console, metrics
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import columns, storage, tables
@@ -165,14 +166,15 @@ def check(cfg: Config, paths: artifacts.RunPaths) -> str:
 
 
 def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
-    """Score the run's clusters and the baselines, commit evaluation.json, log the table."""
+    """Score the run's clusters and the baselines, commit evaluation.json."""
+    started = time.monotonic()
     made = artifacts.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     captioned = paths.captions.peek()
     made_of = fingerprint(cfg, clustered, captioned)
     result = earlier(paths)
     if result.get("fingerprint") == made_of:
-        log.info("evaluate: already done, %s\n%s", paths.evaluation_json, tables_of(result))
+        console.standing(log, "evaluate", paths.evaluation_json)
         return result
     field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
@@ -190,8 +192,10 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
     paths.top.sweep()
-    counts = (len(samples.truth), result["classes"], samples.unlabelled)
-    log.info("evaluate: %d samples of %d classes, %d unlabelled\n%s", *counts, tables_of(result))
+    console.finished(
+        *(log, "evaluate", time.monotonic() - started, f"{len(samples.truth):,} samples"),
+        *(f"{result['classes']:,} classes", f"{samples.unlabelled:,} unlabelled"),
+    )
     return result
 
 

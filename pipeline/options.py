@@ -1,66 +1,97 @@
 """What commands share: their options, settings from file and `--set`, owning a root."""
 
+import ast
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline import (
-    artifacts,
-    caption,
-    cluster,
-    config,
-    embed,
-    evaluate,
-    pack,
-    progress,
-    report,
-    select_k,
-    train,
-    write,
-)
+from pipeline import artifacts, cluster, config, progress
 from pipeline.errors import UserError
 from pipeline.interrupt import Interruption
 from pipeline.store import lock, storage
 from pipeline.store.listing import Shard
-from pipeline.use import index
 
-KINDS: dict[str, type] = {
-    "shards": pack.Config,
-    "embed": embed.Config,
-    "train": train.Config,
-    "select_k": select_k.Config,
-    "caption": caption.Config,
-    "write": write.Config,
-    "evaluate": evaluate.Config,
-    "report": report.Config,
-    "index": index.Config,
-    "run": progress.Config,
+ROOMS = {  # section -> the module that has its Config
+    "shards": "pack",
+    "embed": "embed",
+    "train": "train",
+    "select_k": "select_k",
+    "caption": "caption",
+    "write": "write",
+    "evaluate": "evaluate",
+    "report": "page.galleries",
+    "index": "use.index",
+    "run": "progress",
 }
-RUN = [name for name in KINDS if name not in ("shards", "index")]  # what `run` goes by
+ALONE = ("shards", "index")  # sections that `run` does not go by
 
-Root = Annotated[str, typer.Option(help="URL of the run's folder: a path, s3://, gs://, hf://")]
+
+class _Kinds(Mapping[str, type]):
+    """Section -> its Config; a room is entered when its own is asked for."""
+
+    def __getitem__(self, section: str) -> type:
+        kind: type = import_module(f"pipeline.{ROOMS[section]}").Config
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ROOMS)
+
+    def __len__(self) -> int:
+        return len(ROOMS)
+
+
+KINDS = _Kinds()
+
+
+def completed(incomplete: str) -> list[str]:
+    """`section.key=` for --set: as the source has them, since entering a room takes seconds."""
+    names = []
+    for section, room in ROOMS.items():
+        source = Path(__file__).parent.joinpath(*room.split(".")).with_suffix(".py")
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        (kind,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
+        fields = (n.target for n in kind.body if isinstance(n, ast.AnnAssign))
+        names += [f"{section}.{field.id}=" for field in fields if isinstance(field, ast.Name)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Root = Annotated[
+    str, typer.Option(metavar="URL", help="the run's folder: a path, s3://, gs://, hf://")
+]
 Shards = Annotated[
-    str, typer.Option(help="brace pattern, glob, folder or list file (.txt) of webdataset tars")
+    str,
+    typer.Option(
+        metavar="SHARDS", help="folder, glob, brace pattern or list file (.txt) of webdataset tars"
+    ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="TOML file, one table per stage; see jobs/configs/")
+    str | None,
+    typer.Option("--config", metavar="FILE", help="TOML, a table per stage; see ratecluster init"),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="a setting; any number of times"),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="a setting; any number of times",
+        autocompletion=completed,
+    ),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray")
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray"
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="make embeddings again that other settings made")
 ]
-
 CaptionsFrom = Annotated[
     str | None,
     typer.Option(
@@ -77,14 +108,6 @@ def with_captions(sets: list[str] | None, file: str | None) -> list[str]:
     """The settings, and the one that --captions-from stands for."""
     own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
     return [*(sets or ()), *own]
-
-
-def settings_help(*sections: str) -> str:
-    """What may be set, with defaults and units, for the end of --help."""
-    rows = config.describe({name: KINDS[name] for name in sections})
-    width = max(len(name) for name, _, _ in rows)
-    head = "\b\nSettings, for --set section.key=value or the TOML file [default]:"
-    return "\n".join([head, *(f"  {n:<{width}}  {help} [{default}]" for n, default, help in rows)])
 
 
 def begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:

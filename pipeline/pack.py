@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import cifar, tasks
+from pipeline import cifar, console, tasks
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.store import storage
@@ -156,7 +156,7 @@ def sample(picture: Picture, key: str) -> tuple[dict[str, Any], list[tuple[str, 
         caption = _caption(picture.content, picture.source)
     else:
         suffix, data, caption = "png", _png(picture.content), None
-    width, height = _dimensions(data)
+    width, height = dimensions(data)
     record = {
         "key": key,
         "caption": caption,
@@ -189,7 +189,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _dimensions(data: bytes) -> tuple[int | None, int | None]:
+def dimensions(data: bytes) -> tuple[int | None, int | None]:
     """Width and height from the header of an image; None twice if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -245,6 +245,6 @@ def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, i
     log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
     packed = sum(tasks.results(pack_shard, missing, out))
     seconds = time.perf_counter() - started
-    log.info("shards: %d of %d made in %.1f s, in %s", len(missing), len(shards), seconds, out)
+    console.finished(log, "shards", seconds, f"{len(missing):,} of {len(shards):,} made", out)
     counts = {"shards": len(shards), "shards_made": len(missing), "samples": len(pictures)}
     return {**counts, "samples_packed": packed, "files_left_out": left_out}

@@ -6,12 +6,12 @@ writes  nothing
 `trial` measures on this machine, `capacity` carries that over.
 """
 
-import json
 import math
 import tempfile
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline import capacity, trial
 from pipeline.capacity import GB, Plan, Reckoning, Target
@@ -148,9 +148,9 @@ def text(plan: Plan) -> str:
     return "\n".join("\n".join(wrap.wrap(printable(line))) for line in lines)
 
 
-def as_json(plan: Plan) -> str:
+def facts(plan: Plan) -> dict[str, Any]:
     """For a script: the same."""
-    return json.dumps(asdict(plan), indent=1)
+    return asdict(plan)
 
 
 def duration(seconds: float) -> str:

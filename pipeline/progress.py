@@ -6,7 +6,6 @@ it waited for. What moves is `advance` and `waiting_for`.
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -15,9 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 
+from pipeline import console
 from pipeline.config import setting
 from pipeline.errors import UserError
 from pipeline.interrupt import Interruption
@@ -90,15 +90,15 @@ class StageProgress:
         self._task = TaskID(0)
 
     def __enter__(self) -> "StageProgress":
-        console = Console(file=sys.stderr)
-        if console.is_terminal:
+        if terminal := console.terminal():
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[s]}"),
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(None, table_column=Column(ratio=1)),
+                TextColumn("{task.fields[s]}", markup=False),
             )
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(self.stage, total=self.total, s="")
+            self._bar = Progress(*columns, console=terminal, transient=True, expand=True)
+            self._task = self._bar.add_task(self.stage, total=self.total, s="starting")
             self._bar.start()
         _process.stage = self
         self._interruption.__enter__()
@@ -155,7 +155,8 @@ class StageProgress:
         self.samples += samples
         self.rejected += rejected
         if self._bar:
-            self._bar.update(self._task, completed=self.units, s=self.status())
+            s = self.status().replace(", ", " · ")
+            self._bar.update(self._task, completed=self.units, total=self.total, s=s)
         elif time.monotonic() - self.printed > EVERY_S:
             self.printed = time.monotonic()
             log.info("%s: %s", self.stage, self.status())

@@ -14,10 +14,10 @@ class Reason(str, Enum):
     UNSAFE_NAME = "unsafe_name"  # absolute, with `..` or NUL
     LINK = "link"  # a symbolic or hard link
     SPECIAL_FILE = "special_file"  # a device, a pipe, or of a type that tar does not know
-    SPARSE_FILE = "sparse_file"
+    SPARSE_FILE = "sparse_file"  # a file with holes
     SAMPLE_TOO_LARGE = "sample_too_large"  # its files exceed embed.max_sample_bytes
     CUT_OFF = "cut_off"  # the shard is damaged inside it
-    MISSING_IMAGE = "missing_image"
+    MISSING_IMAGE = "missing_image"  # none of its files is an image
     AMBIGUOUS_IMAGE = "ambiguous_image"  # several images, none of which is `key.suffix`
     EMPTY = "empty"  # an image of no bytes
     NOT_AN_IMAGE = "not_an_image"  # its first bytes are of none of the six formats

@@ -27,7 +27,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config, console
 from pipeline.page import figures, found, galleries, truth
 from pipeline.page.found import Row, Run, collect
 from pipeline.page.galleries import Config

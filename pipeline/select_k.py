@@ -27,7 +27,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, config, folding
+from pipeline import artifacts, config, console, folding
 from pipeline.assigning import Assigner, load_network
 from pipeline.config import setting
 from pipeline.errors import UserError
@@ -315,11 +315,11 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         **facts,
     )
     folding.finished(paths.clusters)
-    log.info(
-        "select_k: k = %d (fewest bits at %d, band %d to %d, flat from %d to %d), %d samples, "
-        "%.1f s",
-        *(choice.k, choice.k_best, choice.k_low, choice.k_high, choice.flat_from, choice.flat_to),
-        *(sizes.sum(), progress.seconds),
+    console.finished(
+        *(log, "select_k", progress.seconds, f"k = {choice.k}"),
+        f"fewest bits at {choice.k_best} (band {choice.k_low} to {choice.k_high})",
+        f"flat from {choice.flat_from} to {choice.flat_to}",
+        f"{sizes.sum():,} samples",
     )
     return paths.clusters.manifest()
 

@@ -8,7 +8,6 @@ fingerprint follows from the settings and the one before, so that of the last st
 the first has run.
 """
 
-import json
 import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -247,10 +246,9 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
+def facts(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> dict[str, Any]:
     """For a script: the same."""
-    found = {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
-    return json.dumps(found, indent=1)
+    return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
 
 
 def _held(owner: dict[str, Any] | None) -> str:

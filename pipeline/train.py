@@ -36,7 +36,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline import artifacts, cluster, config, text_encoding
+from pipeline import artifacts, cluster, config, console, text_encoding
 from pipeline.checkpoints import Checkpoints, State
 from pipeline.config import setting
 from pipeline.errors import UserError
@@ -483,10 +483,9 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     Checkpoints(paths, made_of).drop()
-    log.info(
-        "train: %d steps, kept the network of step %d (neighbour information %.3f, %.3f at first), "
-        "%.1f s",
-        *(history.num_rows, kept["step"], kept["information"], looks[0]["information"]),
-        progress.seconds,
+    console.finished(
+        *(log, "train", progress.seconds, f"{history.num_rows:,} steps"),
+        f"kept the network of step {kept['step']:,}",
+        f"neighbour information {kept['information']:.3f} ({looks[0]['information']:.3f} at first)",
     )
     return paths.network.manifest()

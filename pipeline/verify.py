@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
-from pipeline import artifacts, config, row_contract, tar_contract, tasks
+from pipeline import artifacts, config, console, row_contract, tar_contract, tasks
 from pipeline.errors import UserError
 from pipeline.findings import Findings, open_part, read_part
 from pipeline.progress import StageProgress
@@ -71,7 +71,7 @@ def run(paths: artifacts.RunPaths) -> Findings:
     if len(dims) > 1:
         found.add("embeddings", f"have several lengths: {sorted(dims)}")
     _tables(paths, made, sizes, max(dims, default=1), found)
-    log.info("verify: %d shards, %.1f s", len(shards), progress.seconds)
+    console.finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
     return found
 
 

@@ -25,7 +25,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, config, dataset_card, exclusion, tasks
+from pipeline import artifacts, config, console, dataset_card, exclusion, tasks
 from pipeline.config import setting
 from pipeline.mcr2 import assignment
 from pipeline.progress import StageProgress
@@ -271,9 +271,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
-    log.info(
-        "write: %d labels, %d excluded, %.1f s", embedded["samples"], excluded, progress.seconds
-    )
+    counts = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
+    console.finished(log, "write", progress.seconds, *counts)
     return paths.labels.manifest()
 
 

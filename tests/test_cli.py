@@ -174,10 +174,9 @@ def test_the_first_stage_that_is_missing_is_named(refuse, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["shards", "embed", "run", "status", *STAGES])
-def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
+def test_help_lists_the_settings_with_defaults(command, capfd):
     assert cli.invoke([command, "--help"]) == 0
-    lines = [line.strip() for line in capfd.readouterr().out.splitlines()]
+    said = " ".join(capfd.readouterr().out.split()).replace("- ", "-")  # of words that were cut
     section = command.replace("-", "_")
     sections = [section, "run"] if section != "shards" else [section]
     if command in ("run", "status"):
@@ -185,7 +184,7 @@ def test_help_lists_the_settings_with_defaults_each_on_a_line(command, capfd, mo
     rows = config.describe({name: options.KINDS[name] for name in sections})
     assert rows
     for name, default, help in rows:
-        assert any(re.fullmatch(rf"{name} +{re.escape(f'{help} [{default}]')}", x) for x in lines)
+        assert f" {name} {help} [{default}]".replace("- ", "-") in said
 
 
 def test_no_command_is_help(capfd):

@@ -99,12 +99,18 @@ def test_report_and_facts_are_there(finished_run):
 
 
 def test_again_does_nothing_and_elsewhere_gives_the_same_bytes(
-    finished_run, tiny_shards, tmp_path, caplog
+    finished_run, tiny_shards, tmp_path, caplog, capfd
 ):
     before = files(finished_run)
     with caplog.at_level("INFO"):
-        assert cli.invoke(run_arguments(tiny_shards, finished_run)) == 0
+        assert cli.invoke([*run_arguments(tiny_shards, finished_run), "--json"]) == 0
     assert caplog.text.count("already done") == 7
     assert files(finished_run) == before
+    said = json.loads(capfd.readouterr().out)
+    assert (said["samples"], said["embedded"], said["rejected"]) == (2 * TINY + 3, 2 * TINY, 3)
+    assert said["k"] == 4 == len(said["clusters"])
+    assert sum(cluster["size"] for cluster in said["clusters"]) == 2 * TINY
+    assert said["evaluation"][0]["name"] == "ratecluster"
+    assert said["report"] == str(finished_run / "report" / "index.html")
     assert cli.invoke(run_arguments(tiny_shards, tmp_path)) == 0
     assert files(tmp_path) == before

@@ -10,8 +10,8 @@ SAYINGS = {"errors", "reasons", "redaction"}  # which every room may use
 JUDGES = {"metrics", "confusion"}  # which compare with ground truth
 ALONE = SAYINGS | JUDGES | {"interrupt", "wording", "dataset_card", "mcr2"}  # import nothing of ours
 WORDS = {"wording", "ranking", "alt_texts"}  # each imports those before it
-GROUND = ALONE - JUDGES | WORDS | {"cluster", "config", "store", "vision", "progress"}
-CORE = SAYINGS | {"artifacts", "config", "mcr2", "store", "vision"}
+GROUND = ALONE - JUDGES | WORDS | {"cluster", "config", "console", "store", "vision", "progress"}
+CORE = SAYINGS | {"artifacts", "config", "console", "mcr2", "store", "vision"}
 TASKS = {"tasks", "text_encoding"}  # of the first floor: what more rooms than one do on Ray
 FIRST = {
     "artifacts",
@@ -37,8 +37,9 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     **dict.fromkeys(("config", "store", "vision"), SAYINGS),
     "redaction": {"errors"},
     "cluster": {"errors"},
-    "artifacts": {"config", "errors", "store"},
-    "progress": {"config", "errors", "interrupt"},
+    "console": {"reasons", "redaction"},
+    "artifacts": {"config", "console", "errors", "store"},
+    "progress": {"config", "console", "errors", "interrupt"},
     "tasks": {"cluster", "progress"},
     "text_encoding": {"cluster", "progress", "vision"},
     **dict.fromkeys(FIRST - UNLIKE - TASKS, CORE),
@@ -66,13 +67,17 @@ FLOORS = {  # room -> the rooms it may import; a room not named here fails the t
     "trial": CORE | FIRST | STAGES | {"rehearsing"},
     "capacity": SAYINGS | {"config", "store", "trial"} | FIRST | STAGES,
     "plan": SAYINGS | {"capacity", "config", "store", "trial"},
-    "options": GROUND | FIRST | STAGES | VIEWS | {"use"},  # for its settings
-    "use": GROUND - {"cluster"} | FIRST | {"options", "pictures", "embed", "write"},
-    "cli": GROUND
+    "init": CORE | {"embed", "pack"},
+    "manual": {"cluster", "config", "console"},
+    "options": GROUND | FIRST | {"manual"},
+    "use": GROUND - {"cluster"} | FIRST | {"manual", "options", "pictures", "embed", "write"},
+    "river": GROUND | FIRST | STAGES | VIEWS | {"manual", "options"},
+    "commands": GROUND
     | FIRST
     | STAGES
-    | VIEWS
-    | {"status", "verify", "capacity", "plan", "options", "use"},
+    | {"river", "init", "status", "verify", "capacity", "plan", "manual", "options", "use"},
+    "cli": SAYINGS | {"commands", "console", "manual", "options"},  # the door
+    "__main__": {"cli", "use"},
 }
 RAY = {"cluster", "embed", "train", *TASKS}  # the only rooms with a door to Ray
 MODULES = [p for p in (ROOT / "pipeline").rglob("*.py") if p.name != "__init__.py"]

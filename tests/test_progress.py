@@ -1,6 +1,5 @@
 """Progress: counts, and a plain line now and then where there is no terminal."""
 
-import io
 import logging
 import signal
 import threading
@@ -15,10 +14,9 @@ from pipeline.progress import StageProgress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time in seconds, which the test sets; no terminal."""
+    """The time in seconds, which the test sets."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     return now
 
 

@@ -1,0 +1,180 @@
+"""Hook of mkdocs: the reference pages are made from the code while the documentation is built.
+
+commands    the manual pages of the command line
+files       folders, tables and columns, with the comments beside them in `artifacts.py`
+settings    every section and key with unit and default
+pitfalls    the section of that name in README.md
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from pipeline import artifacts, cli, config, options
+from pipeline.reasons import Reason
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = "\n<!-- made by tools/docs_hook.py -->\n"
+TABLES = {  # file -> its schema, and what that is called in artifacts.py
+    "labels/{stem}.parquet": (artifacts.labels_schema({}), "LABEL"),
+    "clusters.parquet": (artifacts.CLUSTERS, "CLUSTERS"),
+    "embeddings/{stem}.parquet": (artifacts.embeddings_schema(512), "embeddings_schema"),
+    "rejects/{stem}.parquet": (artifacts.REJECTS, "REJECTS"),
+    "assignments/{stem}.parquet": (artifacts.ASSIGNMENTS, "ASSIGNMENTS"),
+    "captions/captions.parquet": (artifacts.CAPTIONS, "CAPTIONS"),
+    "clusters/curve.parquet": (artifacts.CURVE, "CURVE"),
+    "clusters/tree.parquet": (artifacts.TREE, "TREE"),
+    "clusters/prototypes.parquet": (artifacts.prototypes_schema(128), "prototypes_schema"),
+    "clusters/exemplars.parquet": (artifacts.EXEMPLARS, "EXEMPLARS"),
+    "network/history.parquet": (artifacts.HISTORY, "HISTORY"),
+    "network/sample.parquet": (artifacts.sample_schema(512, 128), "sample_schema"),
+}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave pages out of the navigation that nobody has written."""
+    there = {path.relative_to(config.docs_dir).as_posix() for path in _pages(config.docs_dir)}
+    config.nav = _kept(config.nav, there | PAGES.keys())
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+def _pages(folder: str) -> list[Path]:
+    return list(Path(folder).rglob("*.md"))
+
+
+def _kept(entry: Any, there: set[str]) -> Any:
+    """The navigation without files that are not there; None where nothing is left."""
+    if isinstance(entry, list):
+        return [kept for each in entry if (kept := _kept(each, there)) is not None]
+    if isinstance(entry, dict):
+        ((title, below),) = entry.items()
+        kept = _kept(below, there)
+        return {title: kept} if kept else None
+    return entry if entry in there else None
+
+
+def commands() -> str:
+    """Every command's manual page."""
+    group: Any = typer.main.get_command(cli.app)
+    context = group.make_context("ratecluster", ["status"], resilient_parsing=True)
+    context.max_content_width = 80
+    parts = ["# Commands", WRITTEN, _block(group.get_help(context))]
+    for name, command in group.commands.items():
+        own = command.make_context(name, [], parent=context, resilient_parsing=True)
+        parts += [f"## ratecluster {name}", _block(command.get_help(own))]
+    return "\n\n".join(parts)
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text}\n```"
+
+
+def settings() -> str:
+    """A table for every section."""
+    parts = ["# Settings", WRITTEN]
+    parts.append(
+        "In a TOML file, one table per section, for `--config`; or as `--set section.key=value`, "
+        "which wins. `ratecluster init` writes such a file for your shards."
+    )
+    for section, kind in options.KINDS.items():
+        rows = config.describe({section: kind})
+        lines = [f"| `{name}` | {_cell(help)} | `{default}` |" for name, default, help in rows]
+        parts += [
+            f"## {section}",
+            "\n".join(["| setting | meaning | default |", "|---|---|---|", *lines]),
+        ]
+    return "\n\n".join(parts)
+
+
+def files() -> str:
+    """Every folder of a run, every table's columns, every reason."""
+    parts = ["# Files and columns", WRITTEN, "## Folders of a run", _folders()]
+    parts.append(
+        "`{stem}` is the name of the input shard without its suffix. A folder is finished when it "
+        "has a `manifest.json`, which is written last and says what it was made from. Parts carry "
+        "facts of their own in the footer of the Parquet file."
+    )
+    meanings = _comments((ROOT / "pipeline" / "artifacts.py").read_text(encoding="utf-8"))
+    for place, (schema, name) in TABLES.items():
+        every = {
+            column: said for own in reversed(meanings.values()) for column, said in own.items()
+        }
+        said = every | meanings[name]
+        rows = [f"| `{f.name}` | `{_type(f.type)}` | {_cell(said[f.name])} |" for f in schema]
+        parts += [f"## {place}", "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])]
+        if place.startswith("labels/"):
+            parts.append(
+                "After these comes every column of the samples' json, under its own name, or "
+                "`input_…` where that is taken; of one type in all parts."
+            )
+    parts += ["## Reasons for rejecting a sample", _reasons()]
+    return "\n\n".join(parts)
+
+
+def _folders() -> str:
+    named = [n for n in vars(artifacts.RunPaths).items() if isinstance(n[1], property)]
+    paths = artifacts.RunPaths("my-run")
+    rows = []
+    for name, value in named:
+        place = getattr(paths, name)
+        place = place if isinstance(place, str) else f"{place.url}/"
+        rows.append(f"| `{place}` | {_cell((value.__doc__ or '').strip())} |")
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _reasons() -> str:
+    source = (ROOT / "pipeline" / "reasons.py").read_text(encoding="utf-8")
+    said = dict(re.findall(r'^    \w+ = "(\w+)"(?:  # (.+))?$', source, re.MULTILINE))
+    rows = [f"| `{reason.value}` | {_cell(said[reason.value])} |" for reason in Reason]
+    return "\n".join(["| code | the sample |", "|---|---|", *rows])
+
+
+def _comments(source: str) -> dict[str, dict[str, str]]:
+    """For every schema of a module, or function that makes one: column -> the comment beside it."""
+    lines, found = source.splitlines(), {}
+    for top in ast.parse(source).body:
+        name = top.name if isinstance(top, ast.FunctionDef) else ast.unparse(top).split(" = ")[0]
+        pairs = [n for n in ast.walk(top) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
+        said = {
+            str(pair.elts[0].value): lines[pair.lineno - 1].partition("  # ")[2]
+            for pair in pairs
+            if isinstance(pair.elts[0], ast.Constant)
+        }
+        found[name] = {column: comment for column, comment in said.items() if comment}
+    return found
+
+
+def _type(kind: pa.DataType) -> str:
+    return str(kind).replace("halffloat", "float16").replace("fixed_size_list", "list")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("{", "&#123;")
+
+
+def pitfalls() -> str:
+    """README's section, with its links made whole."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## Pitfalls\n")[1].split("\n## ")[0]
+    return f"# Pitfalls\n{WRITTEN}\n" + re.sub(r"\[([^]]+)\]\((?!http)[^)]+\)", r"`\1`", section)
+
+
+PAGES = {
+    "reference/commands.md": commands,
+    "reference/files.md": files,
+    "reference/settings.md": settings,
+    "pitfalls.md": pitfalls,
+}
