@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import pyarrow as pa
@@ -126,6 +127,13 @@ LABEL = [  # the columns of a label that are ours, after IDENTITY
 ]
 # The columns of a label that go under "ratecluster" into the json of a labelled shard.
 IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
+
+
+class Space(str, Enum):
+    """Where samples are compared."""
+
+    CLIP = "clip"
+    Z = "z"
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

@@ -94,6 +94,11 @@ def as_json(asked: bool) -> None:
     _manner.json = _manner.json or asked
 
 
+def wants_json() -> bool:
+    """Whether the result will be JSON."""
+    return _manner.json
+
+
 def terminal() -> Console | None:
     """Where a live bar may be shown."""
     return _manner.terminal

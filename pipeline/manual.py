@@ -19,6 +19,7 @@ from pipeline import cluster, config, console
 BLOCK = re.compile(r"^(\w[\w ]*):\n((?:[ ]+\S.*\n?|\n(?=[ ]))+)", re.MULTILINE)
 FIRST = ("Reads", "Writes")  # blocks before the options
 LAST = ("Settings", "Environment", "Exit codes", "Examples")
+APART = ("shards", "index")  # sections that `run` does not go by
 EXIT_CODES = """\
 0  everything asked for was done, or was done already
 1  it failed or was interrupted: the same command again goes on
@@ -76,7 +77,7 @@ class _Manual:
 
     def settings(self, sections: list[str]) -> list[tuple[str, str]]:
         if sections == ["all"]:
-            sections = [name for name in self.kinds if name != "shards"]
+            sections = [name for name in self.kinds if name not in APART]
         rows = config.describe({name: self.kinds[name] for name in sections})
         return [(name, f"{help} [{default}]") for name, default, help in rows]
 

@@ -29,7 +29,6 @@ ROOMS = {  # section -> the module that has its Config
     "index": "use.index",
     "run": "progress",
 }
-ALONE = ("shards", "index")  # sections that `run` does not go by
 
 
 class _Kinds(Mapping[str, type]):

@@ -180,7 +180,6 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
     shown, facts = context(cfg, made, paths)
     storage.write_bytes(url, render(shown).encode())
     paths.report.finish(want.made_of, config=config.facts(cfg), **facts)
-    log.info(
-        "report: %d clusters, %.1f s: %s", len(shown["clusters"]), time.monotonic() - started, url
-    )
+    clusters = f"{len(shown['clusters']):,} clusters"
+    console.finished(log, "report", time.monotonic() - started, clusters)
     return url

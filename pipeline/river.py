@@ -9,6 +9,7 @@ from pipeline import (
     console,
     embed,
     evaluate,
+    namer,
     report,
     select_k,
     train,
@@ -17,6 +18,7 @@ from pipeline import (
 from pipeline.manual import App
 from pipeline.options import (
     Address,
+    CaptionsFrom,
     ConfigFile,
     Overrides,
     Overwrite,
@@ -24,6 +26,7 @@ from pipeline.options import (
     Shards,
     begin,
     owning,
+    with_captions,
 )
 from pipeline.reasons import printable
 from pipeline.store.listing import list_shards
@@ -61,6 +64,37 @@ def embed_command(
     with owning(paths.root, sections["run"], found):
         made = embed.run(sections["embed"], found, paths, overwrite)
     console.answer("", stage_facts("embed", made, paths))
+
+
+def caption_command(
+    root: Root,
+    captions_from: CaptionsFrom = None,
+    config_file: ConfigFile = None,
+    sets: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Ranked captions for every cluster.
+
+    Candidates are a vocabulary and n-grams of the samples' alt texts; members vote by CLIP, and
+    what tells a cluster from its neighbours ranks first. With caption.namer a vision-language
+    model behind an OpenAI-compatible server names each cluster once; what it is sent stands at
+    caption.namer below. Interrupted, it goes on from the names it has.
+
+    Reads:
+      {root}/embeddings/, assignments/, clusters/; for caption.namer the input shards, too
+    Writes:
+      {root}/captions/captions.parquet   a row per cluster and rank
+    Settings:
+      caption, run
+    Examples:
+      ratecluster caption --root my-run
+      ratecluster caption --root my-run --captions-from my-words.txt
+    """
+    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
+    namer.check(sections["caption"])
+    with owning(paths.root, sections["run"]):
+        made = caption.run(sections["caption"], paths)
+    console.answer("", stage_facts("caption", made, paths))
 
 
 def _stage(section: str, room: Any, shown: Callable[[Any], str]) -> Callable[..., None]:
@@ -117,20 +151,6 @@ Examples:
   ratecluster select-k --root my-run
   ratecluster select-k --root my-run --set select_k.k_min=20 --set select_k.k_max=200
 """
-CAPTION = """Ranked captions for every cluster.
-
-By the votes of the members' pictures over a vocabulary, and by what their own captions say.
-
-Reads:
-  {root}/embeddings/, {root}/assignments/
-Writes:
-  {root}/captions/captions.parquet   a row per cluster and rank
-Settings:
-  caption, run
-Examples:
-  ratecluster caption --root my-run
-  ratecluster caption --root my-run --set caption.vocabulary=my-words.txt
-"""
 WRITE = """Labels, labelled shards and the table of clusters.
 
 Reads:
@@ -176,12 +196,11 @@ Examples:
 STAGES = {
     "train": (train, TRAIN),
     "select-k": (select_k, SELECT_K),
-    "caption": (caption, CAPTION),
     "write": (write, WRITE),
     "report": (report, REPORT),
     "evaluate": (evaluate, EVALUATE),
 }
-SHOWN = {"report": lambda made: made["report"], "evaluate": lambda made: evaluate.table(made)}
+SHOWN = {"report": lambda made: made["report"], "evaluate": lambda made: evaluate.tables_of(made)}
 
 
 def run_command(
@@ -191,6 +210,7 @@ def run_command(
     sets: Overrides = None,
     address: Address = None,
     overwrite: Overwrite = False,
+    captions_from: CaptionsFrom = None,
 ) -> None:
     """Every stage in order, from shards to labels and report.
 
@@ -211,11 +231,12 @@ def run_command(
       ratecluster run --shards my-shards --root my-run --config ratecluster.toml
       ratecluster run --shards my-shards --root my-run --quiet --json > summary.json
     """
-    sections, paths = begin(root, config_file, sets, address)
+    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
     found = list_shards(shards)
     embed.check(sections["embed"])
     train.check(sections["train"], sections["embed"].model)  # before days of embedding
     caption.check(sections["caption"], sections["embed"].model)
+    namer.check(sections["caption"])
     scores = None
     with owning(paths.root, sections["run"], found):
         embed.run(sections["embed"], found, paths, overwrite)
@@ -229,7 +250,7 @@ def run_command(
     facts = {"root": paths.root, **summary(paths), "report": page}
     if scores:
         facts["evaluation"] = scores["rows"]
-    table = [evaluate.table(scores)] if scores else []
+    table = [evaluate.tables_of(scores)] if scores else []
     console.answer("\n".join([summary_text(facts), *table, f"report: {page}"]), facts)
 
 
@@ -268,6 +289,8 @@ def add(app: App) -> None:
     """Put them in, in the order in which the river flows."""
     app.command("embed")(embed_command)
     for name, (room, page) in STAGES.items():
+        if name == "write":
+            app.command("caption")(caption_command)
         app.command(name, help=page)(_stage(name.replace("-", "_"), room, SHOWN.get(name, _silent)))
     app.command("run")(run_command)
 

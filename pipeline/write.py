@@ -121,7 +121,7 @@ def relabel(
                 if isinstance(data, bytes):
                     writer.add(name, data)
                 else:
-                    with storage.open_read(shard["url"]) as again:
+                    with storage.open_read(shard["url"], shard["size"], shard["version"]) as again:
                         again.seek(data.offset)
                         writer.add_from(name, again, data.size)
     return count
@@ -271,8 +271,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
-    counts = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
-    console.finished(log, "write", progress.seconds, *counts)
+    said = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
+    console.finished(log, "write", progress.seconds, *said)
     return paths.labels.manifest()
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SAYINGS = {"errors", "reasons", "redaction"}  # which every room may use
 JUDGES = {"metrics", "confusion"}  # which compare with ground truth
-ALONE = SAYINGS | JUDGES | {"interrupt", "wording", "dataset_card", "mcr2"}  # import nothing of ours
+ALONE = SAYINGS | JUDGES | {"interrupt", "wording", "dataset_card", "mcr2"}  # of ours nothing
 WORDS = {"wording", "ranking", "alt_texts"}  # each imports those before it
 GROUND = ALONE - JUDGES | WORDS | {"cluster", "config", "console", "store", "vision", "progress"}
 CORE = SAYINGS | {"artifacts", "config", "console", "mcr2", "store", "vision"}

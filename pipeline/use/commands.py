@@ -1,11 +1,10 @@
 """The commands for finished runs."""
 
-import typer
-
+from pipeline.manual import App
 from pipeline.use import curating, exporting, searching
 
 
-def add(app: typer.Typer) -> None:
+def add(app: App) -> None:
     """Put them beside the stages' commands."""
     searching.add(app)
     curating.add(app)

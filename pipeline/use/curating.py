@@ -1,10 +1,11 @@
-"""The commands that list samples to leave out, and the one for new shards."""
+"""The commands that list samples to leave out, and the one for new shards; manual pages."""
 
 from typing import Annotated
 
 import typer
 
-from pipeline import artifacts
+from pipeline import artifacts, console
+from pipeline.manual import App
 from pipeline.options import (
     Address,
     ConfigFile,
@@ -14,7 +15,6 @@ from pipeline.options import (
     Shards,
     begin,
     owning,
-    settings_help,
 )
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
@@ -23,24 +23,18 @@ from pipeline.use import assign, balance, duplicates, outliers
 UNEXPLAINED = 0.999  # quantile of the run's outlier_score
 
 
-def add(app: typer.Typer) -> None:
-    """Put them beside the stages' commands."""
-    for command in (duplicates_command, outliers_command, balance_command):
-        name = command.__name__.removesuffix("_command")
-        app.command(name, epilog=settings_help("run"))(command)
-    app.command("assign", epilog=settings_help("embed", "write", "run"))(assign_command)
-
-
 def _say(what: str, found: dict[str, int], paths: artifacts.RunPaths, name: str) -> None:
     share = found["samples"] / max(found["of"], 1)
     listed = f"{paths.root}/curation/{name}"
-    typer.echo(f"{found['samples']:,} of {found['of']:,} samples ({share:.2%}) {what}: {listed}")
+    said = f"{found['samples']:,} of {found['of']:,} samples ({share:.2%}) {what}: {listed}"
+    console.answer(said, {"root": paths.root, "list": listed, **found})
 
 
 def duplicates_command(
     root: Root,
     threshold: Annotated[
-        float, typer.Option(help="cosine over which a pair are duplicates, 0.8 to 1")
+        float,
+        typer.Option(metavar="COSINE", help="cosine over which a pair are duplicates, 0.8 to 1"),
     ] = 0.95,
     sets: Overrides = None,
     address: Address = None,
@@ -50,25 +44,35 @@ def duplicates_command(
     Members of a cluster are put in an order, those farthest from its centre first; one is a
     duplicate if the cosine of its CLIP embedding to any that comes before is over the threshold.
     The cosines are computed once: with another threshold the command takes seconds. It removes
-    nothing: curation/duplicates/ in the run's folder lists sample_id, reason, duplicate_of and
-    similarity. To leave them out of the labelled shards:
+    nothing.
 
-    ratecluster write --root RUN --set write.exclude=RUN/curation/duplicates
+    Reads:
+      {root}/embeddings/, {root}/assignments/   all parts
+    Writes:
+      {root}/curation/similarity/        the largest cosine of each sample to one before it
+      {root}/curation/duplicates/        sample_id, reason, duplicate_of, similarity
+    Settings:
+      run
+    Examples:
+      ratecluster duplicates --root my-run
+      ratecluster duplicates --root my-run --threshold 0.9
     """
     cfg = duplicates.Config(threshold=threshold)
     sections, paths = begin(root, None, sets, address)
     with owning(paths.root, sections["run"]):
-        text = duplicates.run(cfg, paths)
-    typer.echo(text)
+        found = duplicates.run(cfg, paths)
+    console.answer(duplicates.text(found), {"root": paths.root, **found})
 
 
 def outliers_command(
     root: Root,
     quantile: Annotated[
-        float | None, typer.Option(help="share of all samples that are none [0.99]")
+        float | None,
+        typer.Option(metavar="SHARE", help="share of all samples that are none [0.99]"),
     ] = None,
     score: Annotated[
-        float | None, typer.Option(help="outlier_score over which a sample is one, 0 to 2")
+        float | None,
+        typer.Option(metavar="SCORE", help="outlier_score over which a sample is one, 0 to 2"),
     ] = None,
     sets: Overrides = None,
     address: Address = None,
@@ -76,8 +80,17 @@ def outliers_command(
     """The samples that are farthest from every cluster.
 
     outlier_score is 1 − cosine to the nearest prototype. Those over --score, or over the exact
-    --quantile of all samples, are listed in curation/outliers/ in the run's folder, for
-    write.exclude.
+    --quantile of all samples, are listed; nothing is removed.
+
+    Reads:
+      {root}/assignments/                all parts
+    Writes:
+      {root}/curation/outliers/          sample_id, reason, outlier_score; for write.exclude
+    Settings:
+      run
+    Examples:
+      ratecluster outliers --root my-run --quantile 0.999
+      ratecluster outliers --root my-run --score 0.4
     """
     share = 0.99 if quantile is None and score is None else quantile
     cfg = outliers.Config(quantile=share, score=score)
@@ -89,9 +102,12 @@ def outliers_command(
 
 def balance_command(
     root: Root,
-    per_cluster: Annotated[int, typer.Option(help="samples that a cluster keeps, at most")],
+    per_cluster: Annotated[
+        int, typer.Option(metavar="N", help="samples that a cluster keeps, at most")
+    ],
     how: Annotated[
-        str, typer.Option(help="which: random, confident, or coding-rate (most diverse)")
+        str,
+        typer.Option(metavar="WAY", help="which: random, confident, or coding-rate (most diverse)"),
     ] = "random",
     seed: Annotated[int, typer.Option(help="of what is random")] = 0,
     sets: Overrides = None,
@@ -100,8 +116,18 @@ def balance_command(
     """At most so many samples of each cluster.
 
     coding-rate takes, one after the other, the member that adds most to the log-determinant of
-    their features, out of a random 4 × PER_CLUSTER of them, 4,096 at least. In the run's folder
-    curation/balance-kept/ lists what is kept and curation/balance/ all else, for write.exclude.
+    their features, out of a random 4 × N of them, 4,096 at least. Nothing is removed.
+
+    Reads:
+      {root}/assignments/                all parts; coding-rate: {root}/embeddings/, too
+    Writes:
+      {root}/curation/balance-kept/      sample_id, rank, gain_nats
+      {root}/curation/balance/           all else, for write.exclude
+    Settings:
+      run
+    Examples:
+      ratecluster balance --root my-run --per-cluster 1000
+      ratecluster balance --root my-run --per-cluster 100 --how coding-rate
     """
     cfg = balance.Config(per_cluster=per_cluster, how=how, seed=seed)
     sections, paths = begin(root, None, sets, address)
@@ -111,7 +137,9 @@ def balance_command(
 
 
 def assign_command(
-    run: Annotated[str, typer.Option(help="URL of the finished run whose clusters are used")],
+    run: Annotated[
+        str, typer.Option(metavar="URL", help="the finished run whose clusters are used")
+    ],
     shards: Shards,
     root: Root,
     quantile: Annotated[
@@ -127,7 +155,19 @@ def assign_command(
 
     --root is a folder for the new shards alone, laid out as a run: write, verify, status and the
     commands for finished runs work there. The encoder is the run's. Samples that its clusters do
-    not explain are listed in curation/unexplained/.
+    not explain are listed.
+
+    Reads:
+      --run, a finished run; the shards
+    Writes:
+      {root}/embeddings/, assignments/   as a run's, of the new shards
+      {root}/labels/, labeled/
+      {root}/network/, clusters/, captions/   copies of the run's
+      {root}/curation/unexplained/       sample_id, outlier_score
+    Settings:
+      embed, write, run
+    Examples:
+      ratecluster assign --run my-run --shards new-shards --root my-new
     """
     sections, paths = begin(root, config_file, sets, address)
     source = artifacts.RunPaths(storage.absolute(run))
@@ -140,3 +180,11 @@ def assign_command(
         f"{expected:,.1f} would be)",
         *(listed, paths, "unexplained"),
     )
+
+
+def add(app: App) -> None:
+    """Put them beside the stages' commands."""
+    app.command("duplicates")(duplicates_command)
+    app.command("outliers")(outliers_command)
+    app.command("balance")(balance_command)
+    app.command("assign")(assign_command)

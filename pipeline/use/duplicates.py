@@ -8,6 +8,7 @@ Of each group one is kept, that farthest from the centre of the cluster (SemDeDu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,8 +61,8 @@ def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
     return pa.table(dict(zip(DUPLICATES.names, columns, strict=True)), schema=DUPLICATES)
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> str:
-    """Compare, then list what is over the threshold; returns the effect of the thresholds."""
+def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+    """Compare, then list what is over the threshold; counts, and the effect of thresholds."""
     made = artifacts.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
@@ -74,8 +75,19 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
         with StageProgress("duplicates", len(chunks), "parts") as progress:
             lists.write(want, chunks, part, progress, source, cfg.threshold)
         manifest = lists.finish(want, made, lists="removed")
+    return {
+        "list": want.folder.url,
+        "threshold": cfg.threshold,
+        "samples": manifest["samples"],
+        "of": compared["samples"],
+        "effect": dict(zip(similarity.THRESHOLDS, compared["removed"], strict=True)),
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """What each threshold would remove, and what is listed."""
     lines = ["threshold      removed   of all"]
-    for threshold, removed in zip(similarity.THRESHOLDS, compared["removed"], strict=True):
-        lines.append(f"{threshold:<9} {removed:>12,} {removed / compared['samples']:>8.2%}")
-    lines.append(f"{manifest['samples']:,} over {cfg.threshold} are listed in {want.folder.url}")
+    for threshold, removed in found["effect"].items():
+        lines.append(f"{threshold:<9} {removed:>12,} {removed / found['of']:>8.2%}")
+    lines.append(f"{found['samples']:,} over {found['threshold']} are listed in {found['list']}")
     return "\n".join(lines)

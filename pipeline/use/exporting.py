@@ -1,88 +1,71 @@
-"""The commands that hand a run on to other tools."""
+"""The command that hands a run on to other tools. What it says is its manual page."""
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
+from pipeline import console
+from pipeline.errors import UserError
+from pipeline.manual import App
 from pipeline.options import Root, begin
 from pipeline.use import export_clip_retrieval, export_coco, export_fiftyone
 
-exports = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="A finished run in the form that another tool reads.\n\n"
-    "Rejected samples are left out. What was interrupted goes on where it was; what is there "
-    "already is not made again, and what lies there and is anything else is not touched.",
-)
-OutFolder = Annotated[str, typer.Option(help="URL of the folder: new, empty, or of this export")]
+
+class Tool(str, Enum):
+    """Who reads what is exported."""
+
+    CLIP_RETRIEVAL = "clip-retrieval"
+    COCO = "coco"
+    FIFTYONE = "fiftyone"
 
 
-def add(app: typer.Typer) -> None:
-    """Put them below `export`."""
-    app.add_typer(exports, name="export")
-
-
-@exports.command(export_clip_retrieval.NAME)
-def clip_retrieval_command(root: Root, out: OutFolder) -> None:
-    """Embeddings and metadata as `clip-retrieval inference` writes them.
-
-    \b
-    img_emb/img_emb_{i}.npy          (n, d) float16, one file per shard
-    metadata/metadata_{i}.parquet    image_path (the key), sample_id, caption, cluster_id,
-                                     cluster_caption, confidence, and the columns of the json:
-                                     url, NSFW, similarity, ...
-
-    \b
-    Then   clip-retrieval index --embeddings_folder OUT --index_folder INDEX
-           clip-retrieval back --indices_paths indices.json --clip_model ...
-               --columns_to_return '["url","image_path","caption","sample_id","cluster_caption"]'
-
-    The back end's --clip_model has to be the run's embed.model.
-    """
-    _, paths = begin(root, None, None, None)
-    export_clip_retrieval.run(paths, out)
-
-
-@exports.command(export_coco.NAME)
-def coco_command(
+def export_command(
+    tool: Annotated[Tool, typer.Argument(help="who shall read it")],
     root: Root,
-    out: Annotated[str, typer.Option(help="URL of the json file")],
-) -> None:
-    """One json file as of COCO's instances: a category for each cluster.
-
-    Every sample is an image with one annotation, whose bbox and segmentation are the whole image,
-    and whose score is the confidence. Category ids are cluster_id + 1. coco_url is the column url,
-    if there is one. file_name is what `ratecluster export fiftyone` calls the picture below its
-    data folder, so that OUT/data is the folder of images for this file, too.
-    """
-    _, paths = begin(root, None, None, None)
-    export_coco.run(paths, out)
-
-
-@exports.command(export_fiftyone.NAME)
-def fiftyone_command(
-    root: Root,
-    out: OutFolder,
+    out: Annotated[
+        str,
+        typer.Option(metavar="URL", help="folder, new, empty or of this export; coco: a json file"),
+    ],
     label: Annotated[
-        str | None, typer.Option(help="json column of the true class, to be ground_truth")
+        str | None,
+        typer.Option(metavar="COLUMN", help="fiftyone: json column of the true class"),
     ] = None,
 ) -> None:
-    """Pictures and labels as a FiftyOneDataset, in a local folder.
+    """A finished run in the form that another tool reads.
 
-    \b
-    cluster         Classification: its name, and the confidence
-    ground_truth    Classification, with --label
-    sample_id, shard, key, caption, cluster_id, margin, outlier_score
-    original        the columns of the json
+    Rejected samples are left out. What was interrupted goes on where it was; what lies there and
+    is anything else is not touched. clip-retrieval: what `clip-retrieval inference` writes, for
+    its index and back end, whose --clip_model has to be the run's embed.model. coco: a category
+    for each cluster (cluster_id + 1), and for every sample an image with one annotation, whose
+    box is the whole image and whose score is the confidence; file_name is what fiftyone calls the
+    picture below its data folder. fiftyone: pictures and labels for FiftyOneDataset, in a local
+    folder; it holds the labels in memory when it imports.
 
-    \b
-    Then, in Python:
-        import fiftyone as fo
-        dataset = fo.Dataset.from_dir(dataset_dir=OUT, dataset_type=fo.types.FiftyOneDataset)
-        fo.launch_app(dataset)
-
-    All pictures are copied out of the shards, which have to lie where they were embedded from.
-    FiftyOne holds the labels in memory when it imports: take a part of a large collection.
+    Reads:
+      {root}/labels/, embeddings/, clusters.parquet; fiftyone: the input shards, too
+    Writes:
+      clip-retrieval  {out}/img_emb/img_emb_{i}.npy   float16, a file per shard
+                      {out}/metadata/metadata_{i}.parquet
+                      image_path (the key), sample_id, caption, cluster_id, url, ...
+      coco            {out}   images, annotations, categories
+      fiftyone        {out}/samples.json, data/   cluster, ground_truth (--label)
+    Examples:
+      ratecluster export clip-retrieval --root my-run --out for-clip-retrieval
+      ratecluster export coco --root my-run --out my-run.json
+      ratecluster export fiftyone --root my-run --out for-fiftyone --label label
     """
+    if label and tool is not Tool.FIFTYONE:
+        raise UserError(f"--label {label}: of fiftyone alone; leave it out")
     _, paths = begin(root, None, None, None)
-    export_fiftyone.run(paths, out, label)
+    if tool is Tool.FIFTYONE:
+        export_fiftyone.run(paths, out, label)
+    else:
+        room = export_coco if tool is Tool.COCO else export_clip_retrieval
+        room.run(paths, out)
+    console.answer("", {"root": paths.root, "tool": tool.value, "out": out})
+
+
+def add(app: App) -> None:
+    """Put it beside the stages' commands."""
+    app.command("export")(export_command)

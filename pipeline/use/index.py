@@ -18,13 +18,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import artifacts, config, sampling, tasks
+from pipeline.artifacts import Space
 from pipeline.assigning import load_network
 from pipeline.config import setting
 from pipeline.errors import UserError
@@ -39,13 +39,6 @@ PER_LIST = 40  # training samples; FAISS warns below 39
 LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
 BATCH_ROWS = 1 << 14  # added at once
 LEAST_COMPRESSED = 1000  # samples: codebooks have 256 centroids
-
-
-class Space(str, Enum):
-    """Where samples are compared."""
-
-    CLIP = "clip"
-    Z = "z"
 
 
 SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index is made from

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, config
+from pipeline.artifacts import Space
 from pipeline.errors import UserError
 from pipeline.store import storage
-from pipeline.use.index import Config, Space, load_faiss, padded, wanted
+from pipeline.use.index import Config, load_faiss, padded, wanted
 
 PROBES = 64  # inverted lists that a query looks at, more where they hold too few
 WIDER = 4  # times as many at the next try

@@ -1,6 +1,5 @@
 """What a search has found: for a terminal, as JSON, as a page; its texts are the web's."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -8,6 +7,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,8 +19,8 @@ LONGEST = 120  # characters of a text in a table
 SIDE = 192  # pixels of a thumbnail's longer side
 
 
-def as_table(hits: Sequence[Hit]) -> Table:
-    """For a terminal; nothing in it steers the terminal or is taken for markup."""
+def text(hits: Sequence[Hit]) -> str:
+    """A table as wide as the terminal; nothing in it steers that or is taken for markup."""
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
     table.add_column("sample", overflow="fold", no_wrap=True)  # the others give way to it
@@ -30,17 +30,20 @@ def as_table(hits: Sequence[Hit]) -> Table:
         cluster = f"{hit.cluster_id} {hit.cluster_caption}"
         texts = (hit.sample_id, cluster[:LONGEST], hit.caption[:LONGEST])
         table.add_row(f"{hit.score:.3f}", *(Text(printable(text)) for text in texts))
-    return table
+    console = Console(no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
 
 
-def as_json(hits: Sequence[Hit]) -> str:
-    """For a script: a list of objects, best first."""
+def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """For a script, best first."""
     rows = []
     for hit in hits:
         url, offset, size = hit.place
         row = {name: value for name, value in asdict(hit).items() if name != "place"}
         rows.append({**row, "shard_url": url, "tar_offset": offset, "tar_size": size})
-    return json.dumps(rows, indent=1)
+    return rows
 
 
 def pictured(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:

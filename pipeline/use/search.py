@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import artifacts
+from pipeline.artifacts import Space
 from pipeline.assigning import load_network
 from pipeline.errors import UserError
 from pipeline.mcr2.network import Network
 from pipeline.pictures import Place
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
-from pipeline.use.index import Rows, Space, as_vectors
+from pipeline.use.index import Rows, as_vectors
 from pipeline.use.nearest import opened
 from pipeline.vision import clip, images
 

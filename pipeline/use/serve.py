@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from pipeline import artifacts
+from pipeline.artifacts import Space
 from pipeline.errors import UserError
 from pipeline.use import pages
-from pipeline.use.index import Space
 from pipeline.use.search import Search
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pipeline import artifacts
+from pipeline.artifacts import Space
 from pipeline.assigning import load_network
 from pipeline.errors import UserError
 from pipeline.store import tables
 from pipeline.store.shards import ShardReader
 from pipeline.use import index, nearest
-from pipeline.use.index import Config, Rows, Space
+from pipeline.use.index import Config, Rows
 from pipeline.use.search import Search
 from pipeline.vision import clip, images
 from tests import fake_run

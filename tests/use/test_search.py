@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline import cli
+from pipeline.artifacts import Space
 from pipeline.errors import UserError
 from pipeline.store import tables
 from pipeline.use import pages
-from pipeline.use.commands import STRIP
-from pipeline.use.index import Space
 from pipeline.use.search import Search
+from pipeline.use.searching import STRIP
 from pipeline.vision import clip
 from tests import fake_run
 from tests.test_report import Page
@@ -46,7 +46,7 @@ def test_a_sample_is_found_by_its_picture(searchable, rows, asked, tmp_path):
         file = tmp_path / "query.png"
         file.write_bytes(picture(searchable, rows[22]))
         code, out, _ = asked("--image", str(file), "--top", "3", "--space", space.value, "--json")
-        found = json.loads(out)
+        found = json.loads(out)["hits"]
         assert code == 0 and len(found) == 3
         assert found[0]["sample_id"] == rows[22]["sample_id"] and found[0]["score"] > 0.999
         assert found[0]["tar_offset"] == rows[22]["tar_offset"]
@@ -61,7 +61,7 @@ def test_a_text_finds_what_the_model_says(rows, asked):
     query = encoder.encode_texts(["a red square"], 1)
     x = np.array([row["embedding"] for row in rows], np.float32)
     order = points.exact(x, query, 30)[0]
-    found = json.loads(out)
+    found = json.loads(out)["hits"]
     assert [row["sample_id"] for row in found] == [rows[i]["sample_id"] for i in order]
     assert [row["score"] for row in found] == pytest.approx((x @ query[0])[order], abs=1e-5)
 
@@ -82,7 +82,7 @@ def test_the_table_names_samples_and_the_strip_shows_them(asked, tmp_path):
 
 def test_one_cluster_alone(rows, asked):
     code, out, _ = asked("--text", "green", "--top", "20", "--cluster", "0", "--json")
-    found = json.loads(out)
+    found = json.loads(out)["hits"]
     assert code == 0 and {row["cluster_id"] for row in found} == {0}
     assert len(found) == 9 and found[0]["cluster_caption"] == fake_run.SCRIPT
 
@@ -133,4 +133,10 @@ def test_typical_members_come_in_their_order(searchable):
 
 
 def test_json_and_table_of_nothing():
-    assert json.loads(pages.as_json([])) == [] and pages.as_table([]).row_count == 0
+    assert pages.facts([]) == [] and pages.text([]).split() == [
+        "score",
+        "sample",
+        "cluster",
+        "alt",
+        "text",
+    ]
