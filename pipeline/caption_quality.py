@@ -8,7 +8,6 @@ vote again, and what is left is judged by how near it is to the cluster's common
 n labelled samples, D dimensions, k clusters. Core: `compared`, `judged`. Shell: `scored`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,16 +33,6 @@ class Voters:
     x: np.ndarray  # (n, D), unit rows
     clusters: np.ndarray  # (n,)
     truth: np.ndarray  # (n,) str
-
-    def majorities(self, k: int) -> Named:
-        """The commonest class of each cluster; the first by name of several."""
-        counts: list[Counter[str]] = [Counter() for _ in range(k)]
-        for cluster, name in zip(self.clusters.tolist(), self.truth.tolist(), strict=True):
-            counts[cluster][name] += 1
-        return [
-            min(counted, key=lambda name: (-counted[name], name), default=None)
-            for counted in counts
-        ]
 
     def some(self) -> "Voters":
         """MAX_VOTERS of them at most."""
@@ -102,13 +91,17 @@ def readable(
 
 
 def scored(
-    voters: Voters, embedded: dict[str, Any], captioned: dict[str, Any], paths: artifacts.RunPaths
+    voters: Voters,
+    majorities: Named,
+    embedded: dict[str, Any],
+    captioned: dict[str, Any],
+    paths: artifacts.RunPaths,
 ) -> dict[str, Any]:
-    """All comparisons; `embedded` and `captioned` are the manifests."""
+    """All comparisons; majorities are the commonest classes, the others two manifests."""
     k, temperature = len(captioned["captions"]), captioned["config"]["temperature"]
     found, near = candidates.read(paths, k), candidates.neighbourhood(paths)
     kept = unnamed(found.names, set(voters.truth.tolist()))
-    some, majorities = voters.some(), voters.majorities(k)
+    some = voters.some()
     given = compared(some, found, near, temperature)
     shown = {OURS: captioned["captions"], PLAIN: given[PLAIN]}
     blind = compared(some, found.only(kept), near, temperature)

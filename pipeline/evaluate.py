@@ -188,7 +188,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
     if with_captions and captioned:
         voters = caption_quality.Voters(samples.embeddings, samples.clusters, samples.truth)
-        result["captions"] = caption_quality.scored(voters, embedded, captioned, paths)
+        named = [cluster["majority"] for cluster in result["clusters"]]
+        result["captions"] = caption_quality.scored(voters, named, embedded, captioned, paths)
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
     paths.top.sweep()

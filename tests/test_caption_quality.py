@@ -13,11 +13,6 @@ from tests import fake_run, small_run
 NEAR = ranking.neighbourhood([[1], [0]])
 
 
-def test_majorities_are_the_first_by_name_of_several():
-    voters = Voters(np.eye(5), np.array([0, 0, 0, 2, 2]), np.array(["b", "b", "a", "z", "y"]))
-    assert voters.majorities(3) == ["b", None, "y"]
-
-
 def test_voters_are_spread_over_all(monkeypatch):
     monkeypatch.setattr(caption_quality, "MAX_VOTERS", 3)
     some = Voters(np.eye(8), np.arange(8), np.arange(8).astype(str)).some()
