@@ -148,6 +148,19 @@ def test_samples_farther_than_the_runs_own_are_listed(
     assert said in (out := capsys.readouterr().out) and "than 90% of the run's (by chance 19" in out
 
 
+def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, caplog):
+    root = shutil.copytree(assigned.root, tmp_path / "run")
+    paths = artifacts.RunPaths(str(root))
+    before = tables.read(paths.labels.file("held-out.parquet"))
+    with caplog.at_level("INFO"):
+        assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
+    assert "assign: clusters: made again, what it reads has changed" in caplog.text
+    assert sum(paths.clusters.manifest()["sizes"]) == TINY + COPIES
+    assert tables.read(paths.labels.file("held-out.parquet")).equals(before)
+    found = verify.run(paths)
+    assert found.lines == [] and len(found.notes) == 4  # parts of embed that are left
+
+
 def test_planted_copies_are_found(assigned, capsys):
     """Re-encoded, scaled pictures: those in the cluster of their original."""
     assert cli.invoke(["duplicates", "--root", assigned.root, "--threshold", "0.9"]) == 0
