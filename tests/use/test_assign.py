@@ -156,7 +156,8 @@ def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, 
         assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
     assert "assign: clusters: made again, what it reads has changed" in caplog.text
     assert sum(paths.clusters.manifest()["sizes"]) == TINY + COPIES
-    assert tables.read(paths.labels.file("held-out.parquet")).equals(before)
+    after = tables.read(paths.labels.file("held-out.parquet"))
+    assert before.select(after.column_names).equals(after)  # fewer json columns
     found = verify.run(paths)
     assert found.lines == [] and len(found.notes) == 4  # parts of embed that are left
 
