@@ -86,6 +86,7 @@ def build(samples: int, clusters: int, root: str) -> None:
 def core() -> None:
     """Print what the comparison takes beside its matrix products."""
     with one_thread():
+        torch.randn(2000, DIM) @ torch.randn(DIM, 2000)  # warms up
         for rows in (1_000, 3_000, 10_000):
             x = torch.nn.functional.normalize(torch.randn(rows, DIM), dim=1)
             rank, half = torch.arange(rows), x.half()

@@ -337,7 +337,8 @@ class Wanted:
             missing = [f.file(n) for f, names in self.files.items() for n in set(names) - f.names()]
             return manifest, f"{len(missing)} files are missing: {min(missing)}" if missing else ""
         made_with = manifest.get("config", {})
-        differs = config.differences(self.stage, made_with, self.cfg) if made_with else ""
+        told = made_with and self.cfg is not None  # what has no settings is made of its inputs
+        differs = config.differences(self.stage, made_with, self.cfg) if told else ""
         return manifest, differs or "what it reads has changed"
 
     def finished(self) -> dict[str, Any] | None:

@@ -156,7 +156,10 @@ def _digest(name: str, manifest: dict[str, Any]) -> str:
 def _job(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> Job:
     embedded, clustered = made["embeddings"], made.get("clusters", {})
     written = made.get("labels", {})
-    excluded = _manifest(paths, "exclude", found) if written.get("exclude") else None
+    lists = written.get("exclude", [])
+    excluded = (_manifest(paths, "exclude", found) if lists else None) or {}
+    if excluded.get("digests", []) != lists:
+        found.add("exclude/manifest.json", "is not of the lists that the labels were made with")
     facts = Run(
         paths,
         config.digest(embedded["config"]),
@@ -165,7 +168,7 @@ def _job(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> Job:
         len(clustered.get("sizes", ())),
         made.get("captions", {}).get("captions"),
         written.get("fingerprint"),
-        (excluded or {}).get("parts", {}),
+        excluded.get("parts", {}),
     )
     tars = bool(written.get("config", {}).get("shards"))
     return Job(facts, tars, embedded["config"]["max_sample_bytes"])

@@ -223,6 +223,9 @@ def test_a_run_with_excluded_samples_is_sound_until_a_table_says_otherwise(
     assert cli.invoke(["status", "--root", str(root)]) == 0  # with the settings it was made with
     said = capsys.readouterr().out
     assert "write     done" in said
+    manifest = paths.exclude.manifest()
+    paths.exclude.finish("x", parts=manifest["parts"], digests=["other"])
+    assert "exclude/manifest.json: is not of the lists" in "\n".join(verify.run(paths).lines)
     name = paths.exclude.file("00000.parquet")
     rows = tables.read(name)
     tables.write(name, rows.slice(1), **tables.facts(name))

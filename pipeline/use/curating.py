@@ -176,7 +176,7 @@ def assign_command(
         listed = assign.run(sections, source, found, paths, quantile, overwrite)
     expected = (1 - quantile) * listed["of"]
     _say(
-        f"are farther from every cluster than {quantile:.4%} of the run's (by chance "
+        f"are farther from every cluster than {100 * quantile:g}% of the run's (by chance "
         f"{expected:,.1f} would be)",
         *(listed, paths, "unexplained"),
     )

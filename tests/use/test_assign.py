@@ -121,22 +121,45 @@ def test_the_new_root_is_sound_and_done(source, assigned, new_shards, capsys, ca
     }
 
 
-def test_samples_farther_than_the_runs_own_are_listed(source, assigned, tmp_path, new_shards):
+def test_samples_farther_than_the_runs_own_are_listed(
+    source, assigned, tmp_path, new_shards, capsys
+):
     own = np.concatenate(
         [
             tables.read(source.assignments.file(f"{stem}.parquet"))["outlier_score"].to_numpy()
             for stem in ("00000", "00001")
         ]
     )
-    rows = cut_run.listed(assigned, "unexplained")
-    limit = float(np.sort(own)[int(np.ceil(0.999 * len(own))) - 1])
+    before = assigned.folder("curation/unexplained").manifest()
+    assert before["threshold"] == own.max() and before["config"]["quantile"] == 0.999
+    root = shutil.copytree(assigned.root, tmp_path / "run")
+    paths = artifacts.RunPaths(str(root))
+    again = [*arguments(source.root, new_shards, root), "--quantile", "0.9"]
+    assert cli.invoke(again) == 0
+    limit = float(np.sort(own)[int(np.ceil(0.9 * len(own))) - 1])
     names = [f"{stem}.parquet" for stem in ("00000", "00001", "held-out")]
-    every = pa.concat_tables([tables.read(assigned.assignments.file(n)) for n in names]).to_pylist()
+    every = pa.concat_tables([tables.read(paths.assignments.file(n)) for n in names]).to_pylist()
     expected = {r["sample_id"]: r["outlier_score"] for r in every if r["outlier_score"] > limit}
+    rows = cut_run.listed(paths, "unexplained")
     assert {row["sample_id"]: row["outlier_score"] for row in rows} == expected
+    assert len(expected) >= 12  # of the run's own 120 a tenth
     assert all(row["reason"].startswith("unexplained: score ") for row in rows)
-    manifest = assigned.folder("curation/unexplained").manifest()
-    assert manifest["threshold"] == limit and manifest["config"]["quantile"] == 0.999
+    said = f"{len(rows)} of {3 * TINY + COPIES} samples"
+    assert said in (out := capsys.readouterr().out) and "than 90% of the run's (by chance 19" in out
+
+
+def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, caplog):
+    root = shutil.copytree(assigned.root, tmp_path / "run")
+    paths = artifacts.RunPaths(str(root))
+    before = tables.read(paths.labels.file("held-out.parquet"))
+    with caplog.at_level("INFO"):
+        assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
+    assert "assign: clusters: made again, what it reads has changed" in caplog.text
+    assert sum(paths.clusters.manifest()["sizes"]) == TINY + COPIES
+    after = tables.read(paths.labels.file("held-out.parquet"))
+    assert before.select(after.column_names).equals(after)  # fewer json columns
+    found = verify.run(paths)
+    assert found.lines == [] and len(found.notes) == 4  # parts of embed that are left
 
 
 def test_planted_copies_are_found(assigned, capsys):
