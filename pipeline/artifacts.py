@@ -56,7 +56,7 @@ HISTORY = pa.schema(
 )
 CURVE = pa.schema(
     [
-        ("k", pa.int32()),
+        ("k", pa.int32()),  # number of clusters
         ("bits", pa.float64()),  # L(Z, cut) over all samples
         ("low", pa.float64()),  # 5th percentile of bits over resamples
         ("high", pa.float64()),  # 95th

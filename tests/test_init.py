@@ -71,7 +71,6 @@ def seen(**changes) -> init.Seen:
     facts = {"shards": 41455, "shard_bytes": 10**13, "first": "s3://b/0.tar", "end": "complete"}
     facts |= {"samples": 10_000, "suffixes": {"jpg": 10_000}, "reasons": {}, "image_bytes": 20_000}
     facts |= {
-        "largest_pixels": 10**6,
         "sides": (256, 256),
         "captions": 0,
         "columns": {"url": "str"},

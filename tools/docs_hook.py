@@ -132,7 +132,7 @@ def _folders() -> str:
         place = getattr(paths, name)
         place = place if isinstance(place, str) else f"{place.url}/"
         rows.append(f"| `{place}` | {_cell((value.__doc__ or '').strip())} |")
-    return "\n".join(["| | |", "|---|---|", *rows])
+    return "\n".join(["| folder or file | left by |", "|---|---|", *rows])
 
 
 def _reasons() -> str:
