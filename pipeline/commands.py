@@ -80,7 +80,7 @@ def shards_command(
     Class folders become the json field `label`. Not needed where there are shards.
 
     Reads:
-      FOLDER/class/.../*.jpg       and png, webp, gif, bmp, tiff; .txt of the same name
+      FOLDER/class/.../*.jpg       and png, webp, gif, bmp, tiff; .txt beside it
       cifar10, cifar100            downloaded, or from --data-dir
     Writes:
       {out}/00000.tar ...          the images' own bytes, .txt, .json
@@ -158,8 +158,8 @@ def plan_command(
       all
     Examples:
       ratecluster plan --shards my-shards
-      ratecluster plan --shards my-shards --nodes 2 --cpus 16 --gpus 4 --encode-rate 2500
-          --config ratecluster.toml
+      ratecluster plan --shards my-shards --nodes 2 --cpus 16 --gpus 4
+          --encode-rate 2500 --config ratecluster.toml
     """
     target = capacity.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())

@@ -50,14 +50,20 @@ KINDS = _Kinds()
 
 def completed(incomplete: str) -> list[str]:
     """`section.key=` for --set: as the source has them, since entering a room takes seconds."""
-    names = []
-    for section, room in ROOMS.items():
-        source = Path(__file__).parent.joinpath(*room.split(".")).with_suffix(".py")
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        (kind,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
-        fields = (n.target for n in kind.body if isinstance(n, ast.AnnAssign))
-        names += [f"{section}.{field.id}=" for field in fields if isinstance(field, ast.Name)]
+    names = [f"{section}.{key}=" for section, room in ROOMS.items() for key in _keys(room)]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def _keys(room: str) -> Iterator[str]:
+    """The settings of a room's Config, after those of the rooms that it takes them over from."""
+    source = Path(__file__).parent.joinpath(*room.split(".")).with_suffix(".py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    (kind,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
+    for base in kind.bases:
+        yield from _keys(ast.unparse(base).removesuffix(".Config"))
+    for line in kind.body:
+        if isinstance(line, ast.AnnAssign):
+            yield ast.unparse(line.target)
 
 
 Root = Annotated[

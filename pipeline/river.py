@@ -81,7 +81,8 @@ def caption_command(
     caption.namer below. Interrupted, it goes on from the names it has.
 
     Reads:
-      {root}/embeddings/, assignments/, clusters/; for caption.namer the input shards, too
+      {root}/embeddings/, assignments/, clusters/
+      the input shards, for caption.namer
     Writes:
       {root}/captions/captions.parquet   a row per cluster and rank
     Settings:
@@ -149,15 +150,17 @@ Settings:
   select_k, run
 Examples:
   ratecluster select-k --root my-run
-  ratecluster select-k --root my-run --set select_k.k_min=20 --set select_k.k_max=200
+  ratecluster select-k --root my-run --set select_k.k_min=20
+      --set select_k.k_max=200
 """
 WRITE = """Labels, labelled shards and the table of clusters.
 
 Reads:
-  {root}/embeddings/, rejects/, assignments/, captions/, and the input shards again
+  {root}/embeddings/, rejects/, assignments/, captions/
+  the input shards again
 Writes:
-  {root}/labels/{stem}.parquet       a row per sample of the shard, failures included
-  {root}/labeled/{stem}.tar          the shard again, `ratecluster` added to each json
+  {root}/labels/{stem}.parquet       a row per sample, failures included
+  {root}/labeled/{stem}.tar          the shard, `ratecluster` added to its json
   {root}/clusters.parquet            a row per cluster
   {root}/run.json                    what made the run
 Settings:
@@ -223,7 +226,7 @@ def run_command(
       {root}/labels/{stem}.parquet       what you came for: a row per sample
       {root}/labeled/{stem}.tar          the shards again, with labels
       {root}/report/index.html           what to look at
-      {root}/                            what the stages leave: see each stage's --help
+      {root}/                            what the stages leave: see their --help
     Settings:
       all
     Examples:

@@ -34,7 +34,7 @@ def test_every_command_has_a_manual_page_of_80_columns(command, capfd, monkeypat
         *("Reads", "Writes", "Options", "Exit codes", "Examples")
     ]
     assert max(map(len, page.splitlines())) <= 80
-    assert all(len(page.split(f"\n{head}:\n")[1].split("\n\n")[0]) > 10 for head in heads)
+    assert all(len(page.split(f"\n{head}:\n")[1].split("\n\n")[0]) > 5 for head in heads)
 
 
 def test_all_settings_stand_on_some_page(capfd):
@@ -136,7 +136,7 @@ def test_commands_are_completed(shell):
 
 def test_options_and_settings_are_completed():
     assert asked("bash", "ratecluster embed --s") == {"--shards", "--set"}
-    assert asked("bash", "ratecluster run --set write.") == {"write.shards="}
+    assert asked("bash", "ratecluster run --set write.") == {"write.shards=", "write.exclude="}
 
 
 def test_all_settings_can_be_completed():
@@ -177,7 +177,7 @@ def test_a_real_bash_completes(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     env["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     done = subprocess.run(["bash", "-c", BASH], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "write.shards=\n", done.stderr
+    assert done.stdout == "write.shards= write.exclude=\n", done.stderr
 
 
 # ---- how soon

@@ -49,7 +49,7 @@ def duplicates_command(
     Reads:
       {root}/embeddings/, {root}/assignments/   all parts
     Writes:
-      {root}/curation/similarity/        the largest cosine of each sample to one before it
+      {root}/curation/similarity/        the largest cosine to one before
       {root}/curation/duplicates/        sample_id, reason, duplicate_of, similarity
     Settings:
       run
@@ -85,7 +85,7 @@ def outliers_command(
     Reads:
       {root}/assignments/                all parts
     Writes:
-      {root}/curation/outliers/          sample_id, reason, outlier_score; for write.exclude
+      {root}/curation/outliers/          sample_id, outlier_score; for write.exclude
     Settings:
       run
     Examples:
@@ -119,7 +119,8 @@ def balance_command(
     their features, out of a random 4 × N of them, 4,096 at least. Nothing is removed.
 
     Reads:
-      {root}/assignments/                all parts; coding-rate: {root}/embeddings/, too
+      {root}/assignments/                all parts
+      {root}/embeddings/                 all parts, for coding-rate
     Writes:
       {root}/curation/balance-kept/      sample_id, rank, gain_nats
       {root}/curation/balance/           all else, for write.exclude

@@ -33,7 +33,8 @@ def index_command(
     they are. A part that is there is not made again.
 
     Reads:
-      {root}/embeddings/                 all parts; for --space z {root}/network/, too
+      {root}/embeddings/                 all parts
+      {root}/network/                    for --space z
     Writes:
       {root}/index/{space}/              what is trained, a file per run of parts
     Settings:
@@ -71,7 +72,8 @@ def search_command(
 
     Reads:
       {root}/index/{space}/              made by ratecluster index
-      {root}/embeddings/, captions/      of what was found; the input shards, for its pictures
+      {root}/embeddings/, captions/      of what was found
+      the input shards, for its pictures
     Writes:
       --html, a page without scripts
     Examples:
