@@ -54,7 +54,7 @@ FILES = ("captions.parquet", "voted.parquet", "candidates.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(namer.Settings):
+class Config(namer.Config):
     """Where candidate captions come from, how they are compared, and who may name a cluster."""
 
     vocabulary: tuple[str, ...] = setting(

@@ -41,7 +41,7 @@ OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Config:
     """Who names the clusters in the end, and how it is asked."""
 
     namer: str = setting(
@@ -76,7 +76,7 @@ class UnnamedError(Exception):
 class Namer:
     """One server, asked about one cluster at a time from any number of threads."""
 
-    def __init__(self, cfg: Settings) -> None:
+    def __init__(self, cfg: Config) -> None:
         """Raises UserError for a secret in the URL, and for an environment without the key."""
         self.cfg = cfg
         base = redaction.resolved(cfg.namer).rstrip("/").removesuffix("/v1")
@@ -144,7 +144,7 @@ def caption_of(answer: bytes) -> str:
     return caption
 
 
-def check(cfg: Settings) -> None:
+def check(cfg: Config) -> None:
     """UserError for what would fail when the clusters are to be named."""
     if cfg.namer:
         Namer(cfg)

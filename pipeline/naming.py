@@ -34,7 +34,7 @@ class Shown:
 
     def __init__(
         self,
-        cfg: namer.Settings,
+        cfg: namer.Config,
         voted: pa.Table,
         embedded: dict[str, Any],
         paths: artifacts.RunPaths,
@@ -87,7 +87,7 @@ def _bytes(names: dict[int, str]) -> np.ndarray:
 
 
 def named(
-    cfg: namer.Settings,
+    cfg: namer.Config,
     voted: pa.Table,
     embedded: dict[str, Any],
     paths: artifacts.RunPaths,

@@ -16,8 +16,8 @@ def at_once(monkeypatch):
     monkeypatch.setattr(namer, "WAIT_S", 0.0)
 
 
-def settings(url: str, **more) -> namer.Settings:
-    return namer.Settings(namer=url, namer_model="tiny", **more)
+def settings(url: str, **more) -> namer.Config:
+    return namer.Config(namer=url, namer_model="tiny", **more)
 
 
 def test_what_is_sent(monkeypatch):
@@ -133,12 +133,12 @@ def test_a_key_is_not_carried_elsewhere(monkeypatch):
 )
 def test_settings_that_make_no_sense(more, said):
     with pytest.raises(UserError) as caught:
-        namer.Settings(**more)
+        namer.Config(**more)
     assert said in str(caught.value)
 
 
 def test_secrets_are_looked_for_before_anything_is_asked(monkeypatch):
-    namer.check(namer.Settings())
+    namer.check(namer.Config())
     with pytest.raises(UserError, match=r"namer_key: the environment variable NOT_THERE is not"):
         namer.check(settings("http://localhost:1", namer_key="NOT_THERE"))
     with pytest.raises(UserError, match="holds a password"):

@@ -31,7 +31,7 @@ def by_candidate(asked, _):
 
 def run(paths, url: str, **more):
     voted = tables.read(paths.captions.file("captions.parquet"))
-    cfg = namer.Settings(namer=url, namer_model="tiny", **more)
+    cfg = namer.Config(namer=url, namer_model="tiny", **more)
     return naming.named(cfg, voted, paths.embeddings.manifest(), paths, "made-of")
 
 
@@ -107,7 +107,7 @@ def test_names_of_other_settings_are_not_taken_over(paths):
     with serving(by_candidate) as chat:
         run(paths, chat.url)
         voted = tables.read(paths.captions.file("captions.parquet"))
-        cfg = namer.Settings(namer=chat.url, namer_model="other")
+        cfg = namer.Config(namer=chat.url, namer_model="other")
         naming.named(cfg, voted, paths.embeddings.manifest(), paths, "made-of-other")
     assert len(chat.asked) == 6
 
