@@ -112,7 +112,7 @@ const report = (() => {
       series: [
         line("bits", zip(bits), css("accent"), {
           z: 3,
-          markArea: { silent: true, itemStyle: { color: css("green"), opacity: 0.13 }, label: { color: css("green"), position: "insideBottom", fontSize: 12 },
+          markArea: { silent: true, itemStyle: { color: css("green"), opacity: 0.13 }, label: { color: css("green"), position: "insideTop", fontSize: 12 },
             data: [[{ name: `as good: ${flat_from}${flat_to > flat_from ? ` to ${flat_to}` : ""}`, xAxis: flat_from }, { xAxis: flat_to }]] },
           markPoint: at < 0 ? undefined : { symbol: "circle", symbolSize: 12, itemStyle: { color: css("warm") }, label: { show: true, position: "top", distance: 8, color: css("warm"), fontWeight: 600, formatter: `k = ${chosen}` },
             data: [{ coord: [chosen, bits[at]] }] },
@@ -233,7 +233,7 @@ const report = (() => {
       xAxis: hidden,
       yAxis: { ...hidden, inverse: true },
       visualMap: { show: false, min: 0, max: 1, dimension: 2, inRange: { color: [css("paper"), css("wash"), css("accent"), css("ink")] } },
-      series: [{ type: "heatmap", data: cells, emphasis: { disabled: true } }],
+      series: [{ type: "heatmap", data: cells, progressive: 4000, emphasis: { disabled: true } }],
     });
   };
 
