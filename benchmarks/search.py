@@ -5,8 +5,8 @@
 
 Index: a run of parts of 10,000 embeddings below --folder, indexed by `ratecluster index`'s own code
 on a local Ray, then searched as `ratecluster search` does, one query at a time. The vectors are
-pico-clip's (256 dimensions) of the CIFAR-10 and CIFAR-100 test images: 500 of them are held out as
-queries, the other 19,500 are in the collection, and the rest of it are those moved along the
+pico-clip's (256 dimensions) of the CIFAR-10 and CIFAR-100 test images: 200 of them are held out as
+queries, the other 19,800 are in the collection, and the rest of it are those moved along the
 difference of two others by as much as to the median picture's nearest neighbour: as near, and as
 spread over the dimensions, as real ones. Truth is all cosines of what is stored. HNSW (M = 32) is
 FAISS's own, of all vectors at once, built by all cores; it is here for comparison, up to 10⁵.
@@ -43,7 +43,7 @@ from pipeline.use.search import Search
 
 SETS = ("cifar10-test", "cifar100-test")
 PART_ROWS = 10_000
-QUERIES = 500
+QUERIES = 200
 TOP = 10
 MOST_HNSW = 100_000
 NEAREST = 20  # of the precision

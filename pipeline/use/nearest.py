@@ -30,6 +30,11 @@ class Index:
     ivf: Any
     held: list[Any]
 
+    @property
+    def flat(self) -> bool:
+        """Whether nothing was compressed but to float16."""
+        return bool(self.ivf.nlist == 1)
+
     def candidates(
         self, query: np.ndarray, most: int, members: np.ndarray | None = None
     ) -> np.ndarray:

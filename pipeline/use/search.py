@@ -29,7 +29,7 @@ from pipeline.use.index import Rows, as_vectors
 from pipeline.use.nearest import opened
 from pipeline.vision import clip, images
 
-CANDIDATES = 10  # for each result, by compressed vectors
+CANDIDATES = 10  # for each result, by compressed vectors; a flat index has the very ones
 LEAST_CANDIDATES = 100
 READERS = 16  # parts read at once
 SHOWN = ["sample_id", "caption", "json", "tar_offset", "tar_size"]
@@ -103,8 +103,9 @@ class Search:
         self, query: np.ndarray, space: Space, top: int, members: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and cosines, best first; `members` (N,) bool: of these alone."""
-        most = min(max(CANDIDATES * top, LEAST_CANDIDATES), self.rows.total)
-        ids = self.indices[space].candidates(query, most, members)
+        index = self.indices[space]
+        most = top if index.flat else max(CANDIDATES * top, LEAST_CANDIDATES)
+        ids = index.candidates(query, min(most, self.rows.total), members)
         if not len(ids):
             return ids, np.empty(0, np.float32)
         column = self._read(self.paths.embeddings, ["embedding"], ids)["embedding"]

@@ -253,7 +253,7 @@ def test_z_is_what_the_network_makes_of_embeddings(searchable):
         ids, scores = search.ranked(z[row], Space.Z, 10)
         assert ids[0] == row
         true = np.sort(z @ z[row])[::-1][:10]
-        assert scores == pytest.approx(true, abs=1e-5)
+        assert scores == pytest.approx(true, abs=1e-3)  # float16 decides which are near
 
 
 def test_ids_of_parts_and_parts_of_ids():
