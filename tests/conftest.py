@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import signal
 from pathlib import Path
 
@@ -17,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "pipeline" / "assets"
 BUNDLED = ASSETS / "noto-emoji"
 TINY = 60  # samples of each tiny shard
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays_hushed():
+    """`--quiet` is of one command; a process of tests runs many."""
+    yield
+    logging.getLogger("pipeline").setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

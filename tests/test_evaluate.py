@@ -59,7 +59,7 @@ def test_runs_without_captions_and_again_with_them(tmp_path):
 
 
 def test_done_is_done_until_something_changes(paths, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "pipeline")
     first = evaluate.run(evaluate.Config(), paths)
     assert evaluate.run(evaluate.Config(), paths) == first
     assert "already done" in caplog.messages[-1]

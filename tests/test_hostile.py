@@ -118,9 +118,9 @@ def test_every_reason_is_one_of_the_set_and_can_be_printed(place, facts):
     assert set(seen) == CODES - {r.value for r in machine} - {Reason.SAMPLE_TOO_LARGE.value}
 
 
-def test_the_readme_explains_every_reason():
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{reason.value}`" in readme for reason in Reason)
+def test_the_docs_explain_every_reason():
+    page = (ROOT / "docs" / "rejected.md").read_text()
+    assert all(f"`{reason.value}`" in page for reason in Reason)
 
 
 def test_each_odd_image_is_what_it_is(place, facts):

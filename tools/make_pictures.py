@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from pipeline import artifacts, figures
+from pipeline import artifacts
 from pipeline.store import tables
+from tools import drawing
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 SHOWN = 240  # rows and columns of a heat map
@@ -29,9 +30,9 @@ def main() -> None:
     paths = artifacts.RunPaths(parser.parse_args().root)
     clusters, network = paths.clusters.manifest(), paths.network.manifest()
     curve = tables.read(paths.clusters.file("curve.parquet"))
-    draw("coding-length", figures.coding_length, curve, clusters)
-    draw("looks", figures.looks, network["looks"])
-    draw("sizes", figures.sizes, clusters["sizes"])
+    draw("coding-length", drawing.coding_length, curve, clusters)
+    draw("looks", drawing.looks, network["looks"])
+    draw("sizes", drawing.sizes, clusters["sizes"])
     before, after, labels = landmarks(paths)
     shown = some_of_each(labels)
     draw("cosines-before", heat, np.abs(before[shown] @ before[shown].T), labels[shown])
@@ -39,9 +40,9 @@ def main() -> None:
     draw("spectra", spectra, before, after)
 
 
-def draw(name: str, drawing: figures.Drawing, *content: object) -> None:
+def draw(name: str, picture: drawing.Drawing, *content: object) -> None:
     """Write one figure for both grounds."""
-    for theme, uri in figures.themed(drawing, *content)._asdict().items():
+    for theme, uri in drawing.themed(picture, *content)._asdict().items():
         data = base64.b64decode(uri.partition(",")[2])
         (OUT / f"{name}-{theme}.svg").write_bytes(data)
 
@@ -68,7 +69,7 @@ def some_of_each(labels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(CLUSTERS)])
 
 
-def heat(axes: Axes, ink: figures.Ink, cosines: np.ndarray, labels: np.ndarray) -> None:
+def heat(axes: Axes, ink: drawing.Ink, cosines: np.ndarray, labels: np.ndarray) -> None:
     """|cosines| of samples that are sorted by cluster; lines between the clusters."""
     ground = "#ffffff00"
     colours = LinearSegmentedColormap.from_list("ink", [ground, ink.lines[0]])
@@ -81,7 +82,7 @@ def heat(axes: Axes, ink: figures.Ink, cosines: np.ndarray, labels: np.ndarray) 
     axes.set_xlabel(f"{len(labels)} pictures of the {CLUSTERS} largest clusters")
 
 
-def spectra(axes: Axes, ink: figures.Ink, before: np.ndarray, after: np.ndarray) -> None:
+def spectra(axes: Axes, ink: drawing.Ink, before: np.ndarray, after: np.ndarray) -> None:
     """Normalised singular values of all landmarks."""
     named = {"before, centred CLIP": before, "after, features z": after}
     for (name, rows), colour in zip(named.items(), ink.lines, strict=False):
@@ -89,7 +90,7 @@ def spectra(axes: Axes, ink: figures.Ink, before: np.ndarray, after: np.ndarray)
         axes.plot(values / values[0], color=colour, linewidth=1.6, label=name)
     axes.set_xlabel("singular value")
     axes.set_ylabel("share of the largest")
-    figures._legend(axes, ink)
+    drawing.legend(axes, ink)
 
 
 if __name__ == "__main__":

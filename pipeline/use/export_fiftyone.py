@@ -82,7 +82,7 @@ def part(
         samples.append(json.dumps(sample, allow_nan=False))
     there = Folder(folder.file(f"data/{shard['stem']}")).names()
     missing = [row for row in found if row["file"].rpartition("/")[2] not in there]
-    extract(shard, missing, folder)
+    copy_pictures(shard, missing, folder)
     return samples
 
 
@@ -103,7 +103,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def extract(shard: dict[str, Any], rows: list[Row], folder: Folder) -> None:
+def copy_pictures(shard: dict[str, Any], rows: list[Row], folder: Folder) -> None:
     """Commit the pictures of rows, which are in the order of the shard, in one pass over it."""
     if not rows:
         return
