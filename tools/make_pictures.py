@@ -19,7 +19,6 @@ from pipeline.store import tables
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 SHOWN = 240  # rows and columns of a heat map
 CLUSTERS = 8  # the largest, of which a heat map shows as many samples each
-SPECTRUM = 40  # singular values
 
 
 def main() -> None:
@@ -36,7 +35,6 @@ def main() -> None:
     shown = some_of_each(labels)
     draw("cosines-before", heat, np.abs(before[shown] @ before[shown].T), labels[shown])
     draw("cosines-after", heat, np.abs(after[shown] @ after[shown].T), labels[shown])
-    draw("spectra", spectra, before, after)
 
 
 def draw(name: str, drawing: figures.Drawing, *content: object) -> None:
@@ -79,17 +77,6 @@ def heat(axes: Axes, ink: figures.Ink, cosines: np.ndarray, labels: np.ndarray) 
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel(f"{len(labels)} pictures of the {CLUSTERS} largest clusters")
-
-
-def spectra(axes: Axes, ink: figures.Ink, before: np.ndarray, after: np.ndarray) -> None:
-    """Normalised singular values of all landmarks."""
-    named = {"before, centred CLIP": before, "after, features z": after}
-    for (name, rows), colour in zip(named.items(), ink.lines, strict=False):
-        values = np.linalg.svd(rows, compute_uv=False)[:SPECTRUM]
-        axes.plot(values / values[0], color=colour, linewidth=1.6, label=name)
-    axes.set_xlabel("singular value")
-    axes.set_ylabel("share of the largest")
-    figures._legend(axes, ink)
 
 
 if __name__ == "__main__":
