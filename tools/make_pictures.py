@@ -20,7 +20,6 @@ from tools import drawing
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 SHOWN = 240  # rows and columns of a heat map
 CLUSTERS = 8  # the largest, of which a heat map shows as many samples each
-SPECTRUM = 40  # singular values
 
 
 def main() -> None:
@@ -37,7 +36,6 @@ def main() -> None:
     shown = some_of_each(labels)
     draw("cosines-before", heat, np.abs(before[shown] @ before[shown].T), labels[shown])
     draw("cosines-after", heat, np.abs(after[shown] @ after[shown].T), labels[shown])
-    draw("spectra", spectra, before, after)
 
 
 def draw(name: str, picture: drawing.Drawing, *content: object) -> None:
