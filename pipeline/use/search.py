@@ -125,7 +125,8 @@ class Search:
         return [by_cluster[cluster] for cluster in clusters if cluster in by_cluster]
 
     def _exemplars(self, which: pc.Expression) -> list[Hit]:
-        table = tables.read(self.paths.clusters.file("exemplars.parquet")).filter(which)
+        table = tables.read(self.paths.clusters.file("exemplars.parquet"))
+        table = table.filter((pc.field("kind") == "typical") & which)
         rows = table.sort_by("rank").to_pylist()
         return [self._hit(row, 1 - row["outlier_score"], row["cluster_id"]) for row in rows]
 
