@@ -42,7 +42,12 @@ REJECTS = pa.schema(
         *TEXTS,
     ]
 )
-EXCLUDED = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
+EXCLUDED = pa.schema(
+    [
+        ("sample_id", pa.string()),  # of what write leaves out
+        ("reason", pa.string()),  # as the list has it
+    ]
+)
 HISTORY = pa.schema(
     [
         ("step", pa.int32()),  # of training, from 0
@@ -167,7 +172,7 @@ def candidates_schema(dim: int) -> pa.Schema:
     """Rows of `captions/candidates.parquet`: all that a caption was chosen from."""
     return pa.schema(
         [
-            ("caption", pa.string()),
+            ("caption", pa.string()),  # a word or phrase
             ("source", pa.string()),  # vocabulary | alt text
             ("vector", tables.vectors(dim)),  # by the text encoder, unit length
             ("clusters", pa.list_(pa.int32())),  # whose alt texts hold it
