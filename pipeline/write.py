@@ -121,7 +121,7 @@ def relabel(
                 if isinstance(data, bytes):
                     writer.add(name, data)
                 else:
-                    with storage.open_read(shard["url"], shard["size"], shard["version"]) as again:
+                    with storage.open_read(shard["url"]) as again:
                         again.seek(data.offset)
                         writer.add_from(name, again, data.size)
     return count

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 COPIED = {
     "network": ("network.safetensors", "network.json", "history.parquet", "sample.parquet"),
     "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet"),
-    "captions": ("captions.parquet",),
+    "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
 }
 
 
