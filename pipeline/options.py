@@ -125,14 +125,20 @@ def begin(root: str, file: str | None, sets: list[str] | None, address: str | No
 
 
 @contextmanager
-def owning(root: str, cfg: progress.Config, shards: Sequence[Shard] = ()) -> Iterator[None]:
-    """Only this command writes to the root, which all nodes see, and no stage waits for ever."""
+def owning(
+    root: str, cfg: progress.Config, shards: Sequence[Shard] = (), reads: str | None = None
+) -> Iterator[None]:
+    """Only this command writes to the root, and no stage waits for ever.
+
+    All nodes see the root, the shards, and the other root that it reads.
+    """
     storage.check_writable(root)
+    other = storage.local_path(reads) if reads else None
     with (
         Interruption() as block,
         lock.held(root, progress.current, block.interrupt),
         progress.watched(cfg),
-        cluster.sharing(storage.local_path(root), *_one_of_each_folder(shards)),
+        cluster.sharing(storage.local_path(root), other, *_one_of_each_folder(shards)),
     ):
         yield
 

@@ -85,6 +85,8 @@ def caption_command(
       the input shards, for caption.namer
     Writes:
       {root}/captions/captions.parquet   a row per cluster and rank
+      {root}/captions/voted.parquet      the same without a model's names
+      {root}/captions/candidates.parquet
     Settings:
       caption, run
     Examples:
@@ -157,12 +159,14 @@ WRITE = """Labels, labelled shards and the table of clusters.
 
 Reads:
   {root}/embeddings/, rejects/, assignments/, captions/
-  the input shards again
+  the input shards again; the lists of write.exclude
 Writes:
   {root}/labels/{stem}.parquet       a row per sample, failures included
   {root}/labeled/{stem}.tar          the shard, `ratecluster` added to its json
   {root}/clusters.parquet            a row per cluster
   {root}/run.json                    what made the run
+  {root}/README.md                   how Hugging Face datasets reads it
+  {root}/exclude/                    what is left out, a file per shard
 Settings:
   write, run
 Examples:
@@ -175,6 +179,7 @@ Reads:
   everything below {root}; of the input shards the pictures that are shown
 Writes:
   {root}/report/index.html
+  {root}/report/galleries/           where the page would grow too large
 Settings:
   report, run
 Examples:
@@ -187,7 +192,8 @@ Beside k-means of the same embeddings; prints the comparison.
 
 Reads:
   {root}/embeddings/                 the true class, in `json`
-  {root}/assignments/, {root}/captions/
+  {root}/assignments/, clusters/, captions/
+  the encoder's text side, for evaluate.captions
 Writes:
   {root}/evaluation.json
 Settings:

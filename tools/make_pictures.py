@@ -80,16 +80,5 @@ def heat(axes: Axes, ink: drawing.Ink, cosines: np.ndarray, labels: np.ndarray) 
     axes.set_xlabel(f"{len(labels)} pictures of the {CLUSTERS} largest clusters")
 
 
-def spectra(axes: Axes, ink: drawing.Ink, before: np.ndarray, after: np.ndarray) -> None:
-    """Normalised singular values of all landmarks."""
-    named = {"before, centred CLIP": before, "after, features z": after}
-    for (name, rows), colour in zip(named.items(), ink.lines, strict=False):
-        values = np.linalg.svd(rows, compute_uv=False)[:SPECTRUM]
-        axes.plot(values / values[0], color=colour, linewidth=1.6, label=name)
-    axes.set_xlabel("singular value")
-    axes.set_ylabel("share of the largest")
-    drawing.legend(axes, ink)
-
-
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline import artifacts
+from pipeline.errors import UserError
 from pipeline.store import storage, tables
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ def collect(paths: artifacts.RunPaths) -> Run:
     """The manifests; UserError names the stage that has not finished."""
     made = artifacts.upstream(paths, "captions")
     clustered, captioned = made["clusters"], made["captions"]
+    if taken := clustered.get("taken_from"):
+        raise UserError(
+            f"{paths.root}: its clusters are of {taken} (ratecluster assign), and so is their "
+            "report: make it there"
+        )
     written = paths.labels.peek()
     if written and written["upstream"] != captioned["fingerprint"]:
         written = None

@@ -71,14 +71,17 @@ def run(
     source: artifacts.RunPaths,
     shards: list[Shard],
     paths: artifacts.RunPaths,
-    share: float,
+    unexplained: outliers.Config,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Embed, assign, list what is not explained, write; the manifest of that list."""
     given = artifacts.upstream(source, "captions")
     check(source, shards, paths)
     before = given["embeddings"]
-    embedded = embed.run(encoder(sections["embed"], before["config"]), shards, paths, overwrite)
+    asked = encoder(sections["embed"], before["config"])
+    embed.check(asked)
+    write.digests(sections["write"])  # lists that are not there are told of before the work
+    embedded = embed.run(asked, shards, paths, overwrite)
     if embedded["precisions"] != before.get("precisions"):
         log.warning(
             "assign: the run was embedded on %s, these shards on %s: cosines may differ a little",
@@ -92,8 +95,7 @@ def run(
             _copy(want, {**given[name], "upstream": upstream, **counted}, source.folder(name))
         upstream = want.made_of
     folding.finished(paths.clusters)
-    cfg = outliers.Config(quantile=share)
-    found = outliers.run(cfg, paths, "unexplained", "unexplained", source)
+    found = outliers.run(unexplained, paths, "unexplained", "unexplained", source)
     write.run(sections["write"], paths)
     return found
 

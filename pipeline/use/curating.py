@@ -36,6 +36,7 @@ def duplicates_command(
         float,
         typer.Option(metavar="COSINE", help="cosine over which a pair are duplicates, 0.8 to 1"),
     ] = 0.95,
+    config_file: ConfigFile = None,
     sets: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -58,7 +59,7 @@ def duplicates_command(
       ratecluster duplicates --root my-run --threshold 0.9
     """
     cfg = duplicates.Config(threshold=threshold)
-    sections, paths = begin(root, None, sets, address)
+    sections, paths = begin(root, config_file, sets, address)
     with owning(paths.root, sections["run"]):
         found = duplicates.run(cfg, paths)
     console.answer(duplicates.text(found), {"root": paths.root, **found})
@@ -74,6 +75,7 @@ def outliers_command(
         float | None,
         typer.Option(metavar="SCORE", help="outlier_score over which a sample is one, 0 to 2"),
     ] = None,
+    config_file: ConfigFile = None,
     sets: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -94,7 +96,7 @@ def outliers_command(
     """
     share = 0.99 if quantile is None and score is None else quantile
     cfg = outliers.Config(quantile=share, score=score)
-    sections, paths = begin(root, None, sets, address)
+    sections, paths = begin(root, config_file, sets, address)
     with owning(paths.root, sections["run"]):
         found = outliers.run(cfg, paths)
     _say(f"have an outlier_score over {found['threshold']:.6g}", found, paths, "outliers")
@@ -110,6 +112,7 @@ def balance_command(
         typer.Option(metavar="WAY", help="which: random, confident, or coding-rate (most diverse)"),
     ] = "random",
     seed: Annotated[int, typer.Option(help="of what is random")] = 0,
+    config_file: ConfigFile = None,
     sets: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -131,7 +134,7 @@ def balance_command(
       ratecluster balance --root my-run --per-cluster 100 --how coding-rate
     """
     cfg = balance.Config(per_cluster=per_cluster, how=how, seed=seed)
-    sections, paths = begin(root, None, sets, address)
+    sections, paths = begin(root, config_file, sets, address)
     with owning(paths.root, sections["run"]):
         found = balance.run(cfg, paths)
     _say(f"are beyond {per_cluster:,} of their cluster", found, paths, "balance")
@@ -173,8 +176,9 @@ def assign_command(
     sections, paths = begin(root, config_file, sets, address)
     source = artifacts.RunPaths(storage.absolute(run))
     found = list_shards(shards)
-    with owning(paths.root, sections["run"], found):
-        listed = assign.run(sections, source, found, paths, quantile, overwrite)
+    unexplained = outliers.Config(quantile=quantile)
+    with owning(paths.root, sections["run"], found, reads=source.root):
+        listed = assign.run(sections, source, found, paths, unexplained, overwrite)
     expected = (1 - quantile) * listed["of"]
     _say(
         f"are farther from every cluster than {100 * quantile:g}% of the run's (by chance "

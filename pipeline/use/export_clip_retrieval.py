@@ -10,6 +10,7 @@ leave out an .npy without rows, so a part without rows has neither.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import artifacts
 from pipeline.progress import StageProgress
@@ -46,6 +47,7 @@ def write_part(i: int, source: export.Run, folder: Folder, done: set[str]) -> in
         return int(rows.num_rows)
     url = source.paths.embeddings.file(f"{stem}.parquet")
     part = tables.read(url, ["sample_id", "embedding"])
+    part = part.filter(pc.is_in(part["sample_id"], rows["sample_id"].combine_chunks()))
     if not part["sample_id"].equals(rows["sample_id"]):
         raise RuntimeError(f"export: {stem}: embeddings and labels hold different samples")
     with storage.commit(folder.file(f"img_emb/img_emb_{suffix}.npy")) as file:

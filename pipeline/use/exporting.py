@@ -34,13 +34,15 @@ def export_command(
 ) -> None:
     """A finished run in the form that another tool reads.
 
-    Rejected samples are left out. What was interrupted goes on where it was; what lies there and
-    is anything else is not touched. clip-retrieval: what `clip-retrieval inference` writes, for
-    its index and back end, whose --clip_model has to be the run's embed.model. coco: a category
-    for each cluster (cluster_id + 1), and for every sample an image with one annotation, whose
-    box is the whole image and whose score is the confidence; file_name is what fiftyone calls the
-    picture below its data folder. fiftyone: pictures and labels for FiftyOneDataset, in a local
-    folder; it holds the labels in memory when it imports.
+    Rejected and excluded samples are left out. What was interrupted goes on where it was (coco, one
+    file, begins anew); what lies there and is anything else is not touched.
+
+    clip-retrieval: what `clip-retrieval inference` writes, for its index and back end, whose
+    --clip_model has to be the run's embed.model. coco: a category for each cluster
+    (cluster_id + 1), and for every sample an image with one annotation, whose box is the whole
+    image and whose score is the confidence; file_name is what fiftyone calls the picture below its
+    data folder. fiftyone: pictures and labels for FiftyOneDataset, in a local folder; it holds the
+    labels in memory when it imports.
 
     Reads:
       {root}/labels/, embeddings/, clusters.parquet; fiftyone: the input shards, too

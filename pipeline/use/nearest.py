@@ -45,7 +45,8 @@ class Index:
         faiss = load_faiss()
         limits: dict[str, Any] = {}
         if members is not None:
-            most = min(most, int(members.sum()))
+            if not (most := min(most, int(members.sum()))):
+                return np.empty(0, np.int64)
             limits["sel"] = faiss.IDSelectorBitmap(np.packbits(members, bitorder="little"))
         rows, probes = padded(query[None], self.ivf.d), PROBES
         while True:

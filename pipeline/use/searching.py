@@ -1,5 +1,6 @@
 """The commands that look things up in a run. What each says is its manual page."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -75,7 +76,7 @@ def search_command(
       {root}/embeddings/, captions/      of what was found
       the input shards, for its pictures
     Writes:
-      --html, a page without scripts
+      --html, a page without scripts, over what was there
     Examples:
       ratecluster search --root my-run --text 'a red flag'
       ratecluster search --root my-run --image query.jpg --space z --top 50
@@ -125,7 +126,12 @@ def serve_command(
       ratecluster serve --root s3://b/run --port 8080
     """
     _, paths = begin(root, None, None, None)
-    serve.run(paths, host, port, typer.echo)
+
+    def say(url: str) -> None:
+        console.answer(f"{url}  (Ctrl-C ends it)", {"root": paths.root, "url": url})
+        sys.stdout.flush()
+
+    serve.run(paths, host, port, say)
 
 
 def _picture(url: str) -> bytes:

@@ -179,7 +179,7 @@ def run(paths: artifacts.RunPaths, host: str, port: int, say: Callable[[str], No
         if hosts is None:
             log.warning("serve: whoever reaches %s sees the pictures; there is no password", host)
         shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{opened.getsockname()[1]}/  (Ctrl-C ends it)")
+        say(f"http://{shown}:{opened.getsockname()[1]}/")
         web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)
 
 

@@ -77,6 +77,23 @@ def test_embeddings_of_other_samples_are_seen(tmp_path):
         export_clip_retrieval.run(paths, str(tmp_path / "out"))
 
 
+def test_what_write_left_out_has_no_embedding(tmp_path):
+    paths = labelled_run.build(tmp_path)
+    url = paths.labels.file("00000.parquet")
+    table = tables.read(url)
+    status = ["excluded", *table["status"].to_pylist()[1:]]
+    place = table.schema.get_field_index("status")
+    tables.write(url, table.set_column(place, "status", pa.array(status)), **tables.facts(url))
+    export_clip_retrieval.run(paths, str(tmp_path / "out"))
+    frame = pd.read_parquet(tmp_path / "out/metadata/metadata_0.parquet")
+    assert (
+        len(np.load(tmp_path / "out/img_emb/img_emb_0.npy", allow_pickle=False))
+        == len(frame)
+        == table.num_rows - 1
+    )
+    assert table["sample_id"][0].as_py() not in set(frame["sample_id"])
+
+
 @pytest.mark.skipif(not PEER, reason="PYTHON_WITH_CLIP_RETRIEVAL names no Python")
 def test_clip_retrieval_indexes_and_answers(made, tmp_path):
     """Its `index` (autofaiss), its reader, and the metadata and search of its back end."""

@@ -83,6 +83,13 @@ def test_a_cluster_gives_as_many_as_are_asked_for_or_as_it_has(large):
         assert hits[0].sample_id == f"{part:05d}/{true}"
 
 
+def test_no_members_are_none_near(large):
+    paths, x = large
+    nobody = np.zeros(len(x), bool)
+    ids, scores = Search(paths, [Space.CLIP]).ranked(x[0], Space.CLIP, 5, nobody)
+    assert len(ids) == len(scores) == 0
+
+
 @pytest.mark.parametrize("cluster", [-1, 7])
 def test_an_unknown_cluster_is_refused(large, cluster):
     with pytest.raises(UserError, match=f"no cluster {cluster}: they are 0 to 6"):
