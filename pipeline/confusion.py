@@ -7,6 +7,7 @@ evaluation.json and stays small whatever n and the numbers of classes and cluste
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 CLASSES, CLUSTERS = 40, 60  # in the picture at most, the largest
 GROUPS = 10  # of samples, by confidence
@@ -20,12 +21,11 @@ def counts(truth: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
     """
     names, class_of = np.unique(truth.astype(str), return_inverse=True)
     ids, cluster_of = np.unique(clusters, return_inverse=True)
-    whole = np.zeros((len(names), len(ids)), dtype=np.int64)
-    np.add.at(whole, (class_of.ravel(), cluster_of.ravel()), 1)
-    rows = np.argsort(-whole.sum(axis=1), kind="stable")[:CLASSES]
-    columns = np.argsort(-whole.sum(axis=0), kind="stable")[:CLUSTERS]
-    columns = columns[np.argsort(whole[rows][:, columns].argmax(axis=0), kind="stable")]
-    part = whole[rows][:, columns]
+    rows = np.argsort(-np.bincount(class_of), kind="stable")[:CLASSES]
+    columns = np.argsort(-np.bincount(cluster_of), kind="stable")[:CLUSTERS]
+    part = _table(class_of, cluster_of)[rows][:, columns].toarray()
+    order = np.argsort(part.argmax(axis=0), kind="stable")
+    columns, part = columns[order], part[:, order]
     return {
         "classes": names[rows].tolist(),
         "clusters": ids[columns].tolist(),
@@ -41,11 +41,10 @@ def by_confidence(
 
     A cluster's class is the commonest among its labelled samples, the first by name of several.
     """
-    names, class_of = np.unique(truth.astype(str), return_inverse=True)
-    ids, cluster_of = np.unique(clusters, return_inverse=True)
-    whole = np.zeros((len(ids), len(names)), dtype=np.int64)
-    np.add.at(whole, (cluster_of.ravel(), class_of.ravel()), 1)
-    right = whole.argmax(axis=1)[cluster_of.ravel()] == class_of.ravel()
+    _, class_of = np.unique(truth.astype(str), return_inverse=True)
+    _, cluster_of = np.unique(clusters, return_inverse=True)
+    commonest = np.asarray(_table(cluster_of, class_of).argmax(axis=1)).ravel()
+    right = commonest[cluster_of] == class_of
     order = np.argsort(confidence, kind="stable")
     return [
         {
@@ -56,3 +55,10 @@ def by_confidence(
         for rows in np.array_split(order, GROUPS)
         if len(rows)
     ]
+
+
+def _table(rows: np.ndarray, columns: np.ndarray) -> sp.csr_matrix:
+    """How often each pair comes: sparse, since classes may be nearly as many as samples."""
+    table = sp.csr_matrix((np.ones(len(rows), np.int64), (rows, columns)))
+    table.sum_duplicates()
+    return table

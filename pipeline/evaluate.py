@@ -60,7 +60,8 @@ class Labelled:
     truth: np.ndarray  # (n,) str
     clusters: np.ndarray  # (n,) int
     confidence: np.ndarray  # (n,) float32
-    embeddings: np.ndarray  # (n, D) float32; D is 0 where they are not wanted
+    seen: np.ndarray  # (n,) bool: whose embeddings are held
+    embeddings: np.ndarray  # (of those, D) float32
     unlabelled: int  # embedded samples without a true class
 
 
@@ -72,9 +73,9 @@ def label(text: str | None, field: str) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def read_part(stem: str, field: str, vectors: bool, paths: artifacts.RunPaths) -> Labelled:
-    """The labelled samples of one shard."""
-    wanted = ["sample_id", "json", *(["embedding"] if vectors else [])]
+def read_part(stem: str, field: str, every: int, paths: artifacts.RunPaths) -> Labelled:
+    """The labelled samples of one shard, and the embedding of one of `every` (0: of none)."""
+    wanted = ["sample_id", "json", *(["embedding"] if every else [])]
     rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
     assigned = tables.read(
         paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id", "confidence"]
@@ -83,19 +84,23 @@ def read_part(stem: str, field: str, vectors: bool, paths: artifacts.RunPaths) -
         raise RuntimeError(f"evaluate: {stem}: embeddings and assignments hold different samples")
     truth = np.array([label(text, field) for text in rows["json"].to_pylist()], dtype=object)
     keep = np.array([value is not None for value in truth], dtype=bool)
-    x = tables.to_matrix(rows["embedding"]) if vectors else np.zeros((len(keep), 0))
+    x = tables.to_matrix(rows["embedding"]) if every else np.zeros((len(keep), 0))
     clusters, sure = (assigned[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))
-    return Labelled(truth[keep], clusters, sure, x[keep].astype(np.float32), int((~keep).sum()))
+    seen = np.zeros(int(keep.sum()), bool)
+    seen[:: every or len(seen) + 1] = every > 0
+    held = x[keep][seen].astype(np.float32)
+    return Labelled(truth[keep], clusters, sure, seen, held, int((~keep).sum()))
 
 
-def read_all(stems: list[str], field: str, vectors: bool, paths: artifacts.RunPaths) -> Labelled:
-    """The labelled samples of the run, in the order of the shards."""
+def read_all(stems: list[str], field: str, every: int, paths: artifacts.RunPaths) -> Labelled:
+    """The labelled samples of the run, in the order of the shards; of `every` as `read_part`."""
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(lambda stem: read_part(stem, field, vectors, paths), stems))
+        parts = list(pool.map(lambda stem: read_part(stem, field, every, paths), stems))
     return Labelled(
         np.concatenate([part.truth for part in parts]),
         np.concatenate([part.clusters for part in parts]),
         np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.seen for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
         sum(part.unlabelled for part in parts),
     )
@@ -179,7 +184,8 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
     with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
-    samples = read_all(stems, field, cfg.baseline or with_captions, paths)
+    few = -(-embedded["embedded"] // caption_quality.MAX_VOTERS) if with_captions else 0
+    samples = read_all(stems, field, 1 if cfg.baseline else few, paths)
     if not len(samples.truth):
         raise _no_label(field, embedded)
     captions = _best_captions(paths) if captioned else {}
@@ -187,7 +193,10 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     result["config"] = config.facts(cfg)
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
     if with_captions and captioned:
-        voters = caption_quality.Voters(samples.embeddings, samples.clusters, samples.truth)
+        seen = samples.seen
+        voters = caption_quality.Voters(
+            samples.embeddings, samples.clusters[seen], samples.truth[seen]
+        )
         named = [cluster["majority"] for cluster in result["clusters"]]
         result["captions"] = caption_quality.scored(voters, named, embedded, captioned, paths)
     text = json.dumps(result, indent=1, sort_keys=True)

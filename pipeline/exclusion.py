@@ -36,8 +36,9 @@ FIELDS = ("sample_id", "reason")
 
 
 def urls_of(given: Sequence[str]) -> tuple[str, ...]:
-    """Of a setting that may hold several in one text; absolute, since tasks run elsewhere."""
-    found = (url.strip() for text in given for url in text.split(","))
+    """Of a setting whose only text may hold several; absolute, since tasks run elsewhere."""
+    listed = given[0].split(",") if len(given) == 1 else given
+    found = (url.strip() for url in listed)
     return tuple(storage.absolute(url) for url in found if url)
 
 

@@ -40,33 +40,11 @@ TABLES = {  # file -> its schema, and what that is called in artifacts.py
 }
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation that nobody has written."""
-    there = {path.relative_to(config.docs_dir).as_posix() for path in _pages(config.docs_dir)}
-    config.nav = _kept(config.nav, there | PAGES.keys())
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
     return files
-
-
-def _pages(folder: str) -> list[Path]:
-    return list(Path(folder).rglob("*.md"))
-
-
-def _kept(entry: Any, there: set[str]) -> Any:
-    """The navigation without files that are not there; None where nothing is left."""
-    if isinstance(entry, list):
-        return [kept for each in entry if (kept := _kept(each, there)) is not None]
-    if isinstance(entry, dict):
-        ((title, below),) = entry.items()
-        kept = _kept(below, there)
-        return {title: kept} if kept else None
-    return entry if entry in there else None
 
 
 def commands() -> str:
