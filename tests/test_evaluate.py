@@ -122,3 +122,14 @@ def test_table_is_aligned():
     lines = evaluate.table({"rows": rows}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["ratecluster", "1000", "100.0", "12.3", "-0.1"]
+
+
+@pytest.mark.parametrize(("every", "held"), [(0, 0), (1, 15), (4, 4)])
+def test_no_more_embeddings_are_held_than_are_asked_for(paths, every, held):
+    part = evaluate.read_part("00001", "label", every, paths)
+    table = tables.read(paths.embeddings.file("00001.parquet"))
+    places = list(range(0, 15, every)) if every else []
+    assert len(part.truth) == 15 and np.flatnonzero(part.seen).tolist() == places
+    assert len(part.embeddings) == held
+    expected = tables.to_matrix(table["embedding"]).astype(np.float32)[part.seen]
+    assert np.array_equal(part.embeddings, expected if every else np.zeros((0, 0), np.float32))

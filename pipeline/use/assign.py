@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipeline import artifacts, config, embed, folding, write
+from pipeline import artifacts, config, console, embed, folding, write
 from pipeline.assigning import Assigner, load_network
 from pipeline.errors import UserError
 from pipeline.mcr2 import coding_rate
@@ -155,7 +155,7 @@ def _assigned(
         raise RuntimeError(f"assign: {count.sum():.0f} of {embedded['embedded']}: run again")
     bits = coding_rate.length_bits(count, gram, clustered["config"]["eps_sq"])
     paths.assignments.sweep()
-    log.info("assign: %d samples, %.1f s", embedded["embedded"], progress.seconds)
+    console.finished(log, "assign", progress.seconds, f"{embedded['embedded']:,} samples")
     sizes = count.long().tolist()
     return {
         "samples": sum(sizes),

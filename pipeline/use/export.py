@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config, console
 from pipeline.errors import UserError
 from pipeline.store import storage, tables
 from pipeline.store.shards import IMAGE_SUFFIXES
@@ -110,7 +110,7 @@ def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
             "empty it, or choose another --out"
         )
     if names and folder.peek():
-        log.info("export %s: already done, %s", export, folder.url)
+        console.standing(log, f"export {export}", folder.url)
         return False
     storage.check_writable(folder.url)
     claim = {"export": export, "made_of": made_of, "run": root}
@@ -126,7 +126,7 @@ def finish(folder: Folder, export: str, made_of: str, samples: int, seconds: flo
 
 def said(export: str, samples: int, seconds: float, url: str) -> None:
     """The line at the end."""
-    log.info("export %s: %d samples, %.1f s, %s", export, samples, seconds, url)
+    console.finished(log, f"export {export}", seconds, f"{samples:,} samples", url)
 
 
 def _claim(folder: Folder, names: set[str]) -> str | None:

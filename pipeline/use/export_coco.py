@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from pipeline import artifacts
+from pipeline import artifacts, console
 from pipeline.errors import UserError
 from pipeline.progress import StageProgress
 from pipeline.store import storage
@@ -45,7 +45,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
                 f"{out} is there and is no COCO export of {paths.root} as it is now; delete it, "
                 "or choose another --out"
             )
-        log.info("export %s: already done, %s", NAME, url)
+        console.standing(log, f"export {NAME}", url)
         return
     storage.check_writable(url.rpartition("/")[0])
     with (

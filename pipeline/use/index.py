@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import artifacts, config, sampling, tasks
+from pipeline import artifacts, config, console, sampling, tasks
 from pipeline.artifacts import Space
 from pipeline.assigning import load_network
 from pipeline.config import setting
@@ -227,7 +227,7 @@ def run(cfg: Config, paths: artifacts.RunPaths, space: Space) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     kind = f"IVF-PQ of {index.nlist:,} lists" if index.nlist > 1 else "flat"
-    log.info("index: %s samples, %s, %.1f s", f"{job.rows.total:,}", kind, progress.seconds)
+    console.finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
     return want.folder.manifest()
 
 

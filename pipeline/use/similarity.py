@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline import artifacts, config, tasks
+from pipeline import artifacts, config, console, tasks
 from pipeline.progress import StageProgress
 from pipeline.store import tables
 from pipeline.store.storage import Folder
@@ -243,5 +243,5 @@ def run(made: artifacts.Made, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     shuffling.forget(target)
-    log.info("similarity: %d samples, %.1f s", compared, progress.seconds)
+    console.finished(log, "similarity", progress.seconds, f"{compared:,} samples")
     return target.manifest()
