@@ -1,12 +1,15 @@
 """The console script: `ratecluster`, or `python -m pipeline`.
 
 torch, Ray and scikit-learn take seconds to import. Rooms are therefore entered when something in
-them is used: help and the completion of a shell come without.
+them is used: help and the completion of a shell come without. What stands for a room until then is
+an attribute of its package and not in `sys.modules`, all of which torch looks into while it is
+imported: importlib's LazyLoader would enter every room in the midst of that.
 """
 
-import importlib.util
+import importlib
 import pkgutil
-import sys
+from types import ModuleType
+from typing import Any
 
 from pipeline import use
 
@@ -17,25 +20,21 @@ ROOMS = (
 )
 
 
+class Room(ModuleType):
+    """A module that is imported when something in it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def main() -> None:
     """Start the command line."""
     for room in ROOMS:
-        _enter_later(f"pipeline.{room}")
+        house, _, name = f"pipeline.{room}".rpartition(".")
+        setattr(importlib.import_module(house), name, Room(f"{house}.{name}"))
     from pipeline import cli
 
     cli.main()
-
-
-def _enter_later(name: str) -> None:
-    """Import a module so that it is executed when first used: importlib's own recipe."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.loader is not None, name
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    house, _, room = name.rpartition(".")
-    setattr(sys.modules[house], room, module)  # else an import statement looks into it
-    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Manual pages, completion, and how soon they come."""
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 import typer
 
 from pipeline import cli, config, manual, options
+from tests import fake_run
 from tests.conftest import ROOT
 
 GROUP = typer.main.get_command(cli.app)
@@ -219,6 +221,21 @@ def test_what_does_no_work_imports_nothing_heavy(words, environment):
     )
     modules = set(done.stderr.splitlines()[-1].split())
     assert "pipeline.commands" in modules and not modules & HEAVY
+
+
+@pytest.mark.parametrize("command", ["status", "report", "evaluate"])
+def test_rooms_entered_late_are_entered_whole(command, tmp_path):
+    """By the first that is used, whatever its imports look into."""
+    paths = fake_run.build(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", command, "--root", paths.root, "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["root"] == paths.root
 
 
 def test_the_console_script_is_that_door():
