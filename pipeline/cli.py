@@ -30,7 +30,6 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     console.begin()
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=kind)
-    warnings.filterwarnings("ignore", message="`ray_remote_args_fn`")  # see "ray" in pyproject.toml
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(arguments, prog_name="ratecluster", standalone_mode=False)

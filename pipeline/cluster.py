@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ def join() -> None:
     if not ray.is_initialized():
         _init(os.environ.get("RAY_ADDRESS") or "local")
         _check_shared(_shared)
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn`")  # "ray" in pyproject.toml
     for noisy in ("ray", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     context = DataContext.get_current()
