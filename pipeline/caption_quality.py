@@ -20,7 +20,6 @@ from pipeline.candidates import Candidates
 from pipeline.vision import clip
 
 MAX_VOTERS = 100_000  # labelled samples that vote, spread evenly over all
-TEXTS_PER_BATCH = 256  # through the text encoder at once
 OURS, PLAIN = "ratecluster", "plain top-5 vote"
 
 Named = list[str | None]  # of each cluster its caption
@@ -139,7 +138,7 @@ def _cosine(
     model, order = encoder["model"], sorted(texts)
     loaded = clip.load(model, encoder["pretrained"])
     prompts = clip.templates(model, templates)
-    vectors = loaded.encode_words(order, prompts, TEXTS_PER_BATCH)
+    vectors = loaded.encode_words(order, prompts, clip.TEXTS_PER_BATCH)
     of = dict(zip(order, vectors, strict=True))
     return lambda one, other: float(of[one] @ of[other])
 

@@ -108,8 +108,8 @@ def encoding(cfg: embed.Config, templates: tuple[str, ...], words: list[str]) ->
     encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, prompts)
     encoder({"index": 0, "words": words[:1]})
     load_s, began, vectors = CLOCK() - began, CLOCK(), []
-    for start in range(0, len(words), text_encoding.TEXTS_PER_BATCH):
-        batch = words[start : start + text_encoding.TEXTS_PER_BATCH]
+    for start in range(0, len(words), clip.TEXTS_PER_BATCH):
+        batch = words[start : start + clip.TEXTS_PER_BATCH]
         vectors.append(encoder({"index": start, "words": batch}))
         if CLOCK() - began > TIMED_S:
             break

@@ -29,7 +29,6 @@ UNIT = 1e-3  # by which the length of a float16 vector may be off
 CLOSE = 1e-5  # by which a float32 may be off
 IDENTITY = [name for name, _ in artifacts.IDENTITY]
 SOURCE = [name for name, _ in artifacts.SOURCE]
-ASSIGNED = [name for name in artifacts.ASSIGNMENTS.names if name != "sample_id"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pipeline import cluster, progress
 from pipeline.vision import clip
 
 TEXTS_PER_CALL = 4096  # words that one call of a text encoder does
-TEXTS_PER_BATCH = 256  # through the text encoder at once
 
 
 class TextEncoder:
@@ -26,7 +25,7 @@ class TextEncoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Words to unit vectors (n, D)."""
-        vectors = self.encoder.encode_words(row["words"], self.templates, TEXTS_PER_BATCH)
+        vectors = self.encoder.encode_words(row["words"], self.templates, clip.TEXTS_PER_BATCH)
         return {
             "index": row["index"],
             "vectors": vectors,

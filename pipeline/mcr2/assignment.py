@@ -38,17 +38,23 @@ def nearest(Z: Tensor, table: Tensor) -> Tensor:
     return (Z @ table.T).argmax(dim=1)
 
 
-def nearest_clusters(vectors: np.ndarray, cluster_of: np.ndarray, most: int) -> list[list[int]]:
-    """The nearest other clusters of each, `most` at most, by cosine of their nearest prototypes.
+def similarity(vectors: np.ndarray, cluster_of: np.ndarray) -> np.ndarray:
+    """Cosines of the nearest prototypes of each two clusters, (k, k).
 
     Prototypes (p, d) are unit rows, `cluster_of` (p,) as in `Prototypes`.
     """
     _, first = np.unique(cluster_of, return_index=True)
     cosines = np.maximum.reduceat(vectors @ vectors.T, first, axis=1)
-    similarity = np.maximum.reduceat(cosines, first, axis=0)
-    np.fill_diagonal(similarity, -np.inf)
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    return [row[: min(most, len(first) - 1)].tolist() for row in order]
+    found: np.ndarray = np.maximum.reduceat(cosines, first, axis=0)
+    return found
+
+
+def nearest_clusters(vectors: np.ndarray, cluster_of: np.ndarray, most: int) -> list[list[int]]:
+    """The nearest other clusters of each, `most` at most, by `similarity`."""
+    cosines = similarity(vectors, cluster_of)
+    np.fill_diagonal(cosines, -np.inf)
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    return [row[: min(most, len(cosines) - 1)].tolist() for row in order]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
+from pipeline.mcr2 import assignment
+
 HEAT_ROWS = 128  # landmarks in a heat map
 HEAT_CLUSTERS = 24  # that they are of, the largest: a block has five rows or more
 VALUES = 64  # singular values shown
@@ -21,9 +23,7 @@ def similarity(vectors: np.ndarray, cluster_of: np.ndarray) -> np.ndarray:
 
     vectors (p, d), unit rows; cluster_of (p,) ascending, none left out.
     """
-    _, first = np.unique(cluster_of, return_index=True)
-    x = vectors.astype(np.float64)
-    found: np.ndarray = np.maximum.reduceat(np.maximum.reduceat(x @ x.T, first, axis=1), first)
+    found = assignment.similarity(vectors.astype(np.float64), cluster_of)
     np.fill_diagonal(found, 1)
     return found
 

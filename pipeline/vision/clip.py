@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
+TEXTS_PER_BATCH = 256  # through the text encoder at once
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 TEMPLATE_SETS = {  # of open_clip, for ImageNet
