@@ -28,9 +28,11 @@ from torch.nn.functional import normalize
 from benchmarks import published
 from benchmarks.features import Images, Source
 from benchmarks.published import Words
-from pipeline import metrics, select_k, train
+from pipeline.evaluate import metrics
 from pipeline.mcr2 import assignment, coding_rate, spectral
 from pipeline.mcr2.threads import one_thread
+from pipeline.select_k import stage as select_k
+from pipeline.train import stage as train
 
 SETS = {
     "cifar10-test": ("label",),

@@ -25,10 +25,10 @@ import pyarrow as pa
 import torch
 
 from benchmarks.scale import DIM, PART_ROWS, measured
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
+from pipeline.explore.curate import similarity
 from pipeline.mcr2.threads import one_thread
 from pipeline.store import tables
-from pipeline.use import similarity
 
 PLANTED = 500  # copies in a shard
 COSINES = (0.9, 1.0)  # of a copy to its original, evenly

@@ -29,7 +29,8 @@ import ray
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipeline import artifacts, embed
+from pipeline.artifacts import outputs as artifacts
+from pipeline.embed import stage as embed
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader

@@ -1,6 +1,6 @@
 """What the guarantees cost, and how soon a rerun knows that nothing is to be done.
 
-    python -m benchmarks.guarantees [--shards pipeline/assets/noto-emoji] [--rounds 7]
+    python -m benchmarks.guarantees [--shards examples/noto-emoji] [--rounds 7]
 
 1. embed and write over the same shards, in this process, guarded and unguarded in turns: medians,
    and the best of each, which other work on the machine disturbs least. Unguarded is the same code
@@ -37,12 +37,18 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import artifacts, caption, config, embed, options, train, write
-from pipeline.page import found
+from pipeline.artifacts import outputs as artifacts
+from pipeline.caption import stage as caption
+from pipeline.cli import options
+from pipeline.embed import stage as embed
+from pipeline.report import run_data
+from pipeline.runtime import config
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
+from pipeline.train import stage as train
 from pipeline.vision import clip
+from pipeline.write import stage as write
 
 PARTS = 10_000
 SETTINGS = ("train.steps=12", "train.batch_size=64", "select_k.k=4")
@@ -155,7 +161,7 @@ def command(shards: Path, root: Path) -> list[str]:
     """`ratecluster run`."""
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     arguments = ["run", "--shards", str(shards), "--root", str(root), *sets]
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
 
 
 def finished(folder: Path, source: Path) -> tuple[Path, artifacts.RunPaths]:
@@ -194,7 +200,7 @@ def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
         manifest = {**folder.manifest(), "upstream": last}
         last = config.fingerprint(cfg[name], last, *more)
         folder.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
-    made_of = config.fingerprint(cfg["report"], found.collect(paths).fingerprints)
+    made_of = config.fingerprint(cfg["report"], run_data.collect(paths).fingerprints)
     paths.report.finish(made_of, missing_pictures=0)
 
 
@@ -207,7 +213,7 @@ def processor_s() -> float:
 def rerun() -> None:
     """Print how soon a rerun is over."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(__file__).parents[1] / "pipeline" / "assets" / "noto-emoji"
+        source = Path(__file__).parents[1] / "examples" / "noto-emoji"
         shards, paths = finished(Path(folder), source)
         for _ in range(3):
             started, before = time.monotonic(), processor_s()
@@ -223,7 +229,7 @@ def rerun() -> None:
                 flush=True,
             )
         started, before = time.monotonic(), processor_s()
-        subprocess.run([sys.executable, "-c", "import pipeline.cli"], check=True)
+        subprocess.run([sys.executable, "-c", "import pipeline.cli.main"], check=True)
         print(
             f"imports alone: {time.monotonic() - started:.1f} s, {processor_s() - before:.1f} "
             "processor seconds"
@@ -239,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", default="pipeline/assets/noto-emoji")
+    parser.add_argument("--shards", default="examples/noto-emoji")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["cost", "rerun"])
     options = parser.parse_args()

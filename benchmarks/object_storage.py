@@ -36,7 +36,8 @@ from unittest.mock import patch
 import psutil
 import torch
 
-from pipeline import artifacts, embed
+from pipeline.artifacts import outputs as artifacts
+from pipeline.embed import stage as embed
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.read_ahead import AHEAD, BLOCK_BYTES
@@ -170,7 +171,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", default="pipeline/assets/noto-emoji")
+    parser.add_argument("--shards", default="examples/noto-emoji")
     parser.add_argument("--count", type=int, default=8, help="shards to be embedded")
     parser.add_argument("--merge", type=int, default=4, help="of the given in each of them")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds for each request")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 
 EVERY_S = 0.1
 KINDS = {  # what Ray calls its processes -> as the plan does
@@ -40,7 +40,7 @@ FOLDERS = {
 
 def command(*arguments: str) -> list[str]:
     """`ratecluster` with this interpreter."""
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
 
 
 class Watch:
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", nargs="+", default=["pipeline/assets/noto-emoji"])
+    parser.add_argument("--shards", nargs="+", default=["examples/noto-emoji"])
     parser.add_argument("--set", dest="sets", action="append", default=[])
     options = parser.parse_args()
     for shards in options.shards:

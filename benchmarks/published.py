@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pipeline import select_k, train
 from pipeline.mcr2 import coding_rate, objective, sinkhorn, spectral
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
+from pipeline.select_k import stage as select_k
+from pipeline.train import stage as train
 
 HIDDEN = 2048  # CPP has 4096, which takes three times as long
 FEATURES, BATCH, COLUMNS, WARM_UP_STEPS = 128, 1024, 64, 50

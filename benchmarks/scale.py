@@ -39,8 +39,10 @@ import psutil
 import pyarrow as pa
 
 from benchmarks.whole_run import EVERY_S, memory
-from pipeline import artifacts, sampling, train
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import tables
+from pipeline.train import sampling
+from pipeline.train import stage as train
 
 DIM = 512
 PART_ROWS = 10_000
@@ -142,7 +144,7 @@ def embeddings(samples: int, root: str) -> None:
 
 def measured(stage: str, root: str, sets: list[str]) -> str:
     """Run a stage; seconds and peaks of memory as a text."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", stage]
+    command = [sys.executable, "-c", "from pipeline.cli.main import main; main()", stage]
     command += ["--root", root, *(part for setting in sets for part in ("--set", setting))]
     started, driver, own, total = time.monotonic(), 0, 0, 0
     with subprocess.Popen(command) as child:

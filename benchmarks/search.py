@@ -35,11 +35,11 @@ from torch.nn.functional import normalize
 
 from benchmarks import published
 from benchmarks.features import MODEL, Source
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
+from pipeline.explore.search import index
+from pipeline.explore.search.index import Space
+from pipeline.explore.search.search import Search
 from pipeline.store import tables
-from pipeline.use import index
-from pipeline.use.index import Space
-from pipeline.use.search import Search
 
 SETS = ("cifar10-test", "cifar100-test")
 PART_ROWS = 10_000

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store.shards import ShardReader
 from tests.store.tars import special, tar_of
 
-BUNDLED = Path(__file__).parents[1] / "pipeline" / "assets" / "noto-emoji"
+BUNDLED = Path(__file__).parents[1] / "examples" / "noto-emoji"
 FORMATS = ("jpg", "png", "webp", "gif", "bmp", "tiff")  # that the reader takes for images
 PIL_NAMES = {"jpg": "JPEG", "tiff": "TIFF"} | {f: f.upper() for f in ("png", "webp", "gif", "bmp")}
 Files = Iterator[tuple[str, bytes]]

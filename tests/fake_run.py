@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import storage, tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import artifacts, write
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import tables
+from pipeline.write import stage as write
 from tests import fake_run
 
 

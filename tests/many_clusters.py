@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.mcr2 import tree
 from pipeline.store import tables
 from tests import fake_run

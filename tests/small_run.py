@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.store.shard_writer import ShardWriter

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 

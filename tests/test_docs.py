@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, cli, config, options
-from pipeline.reasons import Reason
+from pipeline.artifacts import outputs as artifacts
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.runtime import config
+from pipeline.runtime.reject_reasons import Reason
 from tests.conftest import BUNDLED, ROOT
-from tests.test_manual import COMMANDS, parsed
+from tests.cli.test_help_pages import COMMANDS, parsed
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -108,7 +111,7 @@ def test_there_are_command_lines():
 @pytest.mark.ray
 def test_the_tutorial_works(tmp_path, monkeypatch, ray_session, capfd):
     """Every command of it in order, on one of the shards, with few steps."""
-    shards = tmp_path / "pipeline" / "assets" / "noto-emoji"
+    shards = tmp_path / "examples" / "noto-emoji"
     shards.mkdir(parents=True)
     shutil.copy(BUNDLED / "00003.tar", shards)
     monkeypatch.chdir(tmp_path)

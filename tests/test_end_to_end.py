@@ -7,7 +7,8 @@ import tarfile
 import pyarrow.compute as pc
 import pytest
 
-from pipeline import artifacts, cli
+from pipeline.artifacts import outputs as artifacts
+from pipeline.cli import main as cli
 from pipeline.store import tables
 from tests.conftest import TINY, run_arguments
 

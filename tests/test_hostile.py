@@ -18,10 +18,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from pipeline import artifacts, decoding, embed, report
-from pipeline.decoding import Decoder, Limits
-from pipeline.errors import UserError
-from pipeline.reasons import Reason, printable
+from pipeline.artifacts import outputs as artifacts
+from pipeline.embed import decoding
+from pipeline.embed import stage as embed
+from pipeline.embed.decoding import Decoder, Limits
+from pipeline.report import stage as report
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.reject_reasons import Reason, printable
 from pipeline.store import columns, shards, tables
 from pipeline.store.listing import list_shards
 from pipeline.store.shards import ShardReader
@@ -387,7 +390,7 @@ def test_the_whole_run_by_the_command_line(place, tmp_path):
     settings = ("embed.max_reject_fraction=1", "train.steps=8", "train.batch_size=64",
                 "train.words=0", "select_k.k=3", "embed.max_image_pixels=1000000")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--shards",
+        [sys.executable, "-c", "from pipeline.cli.main import main; main()", "run", "--shards",
          str(source), "--root", f"{home}/root",
          *(part for s in settings for part in ("--set", s))],
         cwd=home, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import artifacts, embed, write
+from pipeline.artifacts import outputs as artifacts
+from pipeline.embed import stage as embed
 from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.vision import clip
+from pipeline.write import stage as write
 
 FOLDER = Path(__file__).with_name("img2dataset")
 

@@ -16,8 +16,11 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from pipeline import artifacts, cli, config, options
-from pipeline.reasons import Reason
+from pipeline.artifacts import outputs as artifacts
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.runtime import config
+from pipeline.runtime.reject_reasons import Reason
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = "\n<!-- made by tools/docs_hook.py -->\n"

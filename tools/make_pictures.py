@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import tables
 from tools import drawing
 

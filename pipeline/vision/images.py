@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pipeline.reasons import Reason
+from pipeline.runtime.reject_reasons import Reason
 
 # Encoders resize the short side to a fixed length: of a line 1 pixel wide and 60,000 long that
 # would make gigabytes, though its own pixels are few.

@@ -16,16 +16,16 @@ from typing import Any
 
 import psutil
 
-from pipeline import artifacts
+from pipeline.artifacts import outputs as artifacts
 from pipeline.store import tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "pipeline" / "assets" / "noto-emoji"
+BUNDLED = ROOT / "examples" / "noto-emoji"
 SHARDS, SAMPLES = 8, 40
 TIMEOUT_S = 900
-RATECLUSTER = (sys.executable, "-c", "from pipeline.cli import main; main()")
+RATECLUSTER = (sys.executable, "-c", "from pipeline.cli.main import main; main()")
 SETTINGS = {
     "embed.batch_size": 8,
     "train.steps": 60,

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import artifacts, cli, embed
+from pipeline.artifacts import outputs as artifacts
+from pipeline.cli import main as cli
+from pipeline.embed import stage as embed
 from pipeline.mcr2 import objective
 from pipeline.mcr2.network import Network, alone
 from pipeline.store import tables

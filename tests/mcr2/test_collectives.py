@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline import train
 from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
+from pipeline.train import stage as train
 
 SAMPLES, INPUT_DIM, WORDS = 24, 10, 7
 CFG = train.Config(
