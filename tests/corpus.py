@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import schemas
 from pipeline.store.shards import ShardReader
 from tests.store.tars import special, tar_of
 
@@ -226,7 +226,7 @@ CAPTIONS = {
 
 def jsons() -> dict[str, tuple[bytes, bool]]:
     """Name -> bytes of a json member, and whether it is an object that is kept."""
-    ours = [name for name, _ in (*artifacts.IDENTITY, *artifacts.LABEL)]
+    ours = [name for name, _ in (*schemas.IDENTITY, *schemas.LABEL)]
     ours += ["json", "embedding", "reason", "ratecluster", "input_key", "input_input_key"]
     good = {
         "nan": b'{"score": NaN, "most": Infinity, "least": -Infinity}',

@@ -10,15 +10,16 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import schemas
 from pipeline.cli import main as cli
 from pipeline.cli import options
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
-from tests.conftest import BUNDLED, ROOT
 from tests.cli.test_help_pages import COMMANDS, parsed
+from tests.conftest import BUNDLED, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -58,8 +59,8 @@ def test_every_command_setting_column_and_reason_has_its_place(site):
     settings = text(site / "reference" / "settings.html")
     assert all(name in settings for name, _, _ in config.describe(options.KINDS))
     files = text(site / "reference" / "files.html")
-    for schema in vars(artifacts).values():
-        if isinstance(schema, artifacts.pa.Schema):
+    for schema in vars(schemas).values():
+        if isinstance(schema, pa.Schema):
             assert all(name in files for name in schema.names)
     assert all(reason.value in files for reason in Reason)
 

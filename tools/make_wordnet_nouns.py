@@ -1,4 +1,4 @@
-"""Make pipeline/vision/assets/wordnet/: the nouns that can be seen in a picture; what is a kind of what.
+"""Make pipeline/vision/assets/wordnet/: the nouns that can be seen, and what is a kind of what.
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb unpacked
     python tools/make_wordnet_nouns.py unpacked > pipeline/vision/assets/wordnet/nouns.txt

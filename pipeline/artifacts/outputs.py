@@ -4,304 +4,26 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-import pyarrow as pa
-
+from pipeline.artifacts.layout import RunPaths
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
-from pipeline.store import columns, tables
+from pipeline.store import tables
 from pipeline.store.storage import Folder
 
 log = logging.getLogger(__name__)
-
-IDENTITY = [
-    ("sample_id", pa.string()),  # "{shard}/{key}", unique in a run
-    ("shard", pa.string()),  # stem of the shard
-    ("key", pa.string()),  # webdataset's key
-    ("index", pa.int32()),  # position in the shard
-]
-SOURCE = [
-    ("image_member", pa.string()),  # name of the image in the tar
-    ("tar_offset", pa.int64()),  # where its bytes begin in the tar
-    ("tar_size", pa.int64()),  # bytes
-    ("image_width", pa.int32()),  # pixels, upright
-    ("image_height", pa.int32()),  # pixels, upright
-]
-TEXTS = [
-    ("caption", pa.string()),  # the sample's own: its .txt, else the `caption` of its json
-    ("json", pa.string()),  # the sample's own, as it stands in the tar
-]
-
-REJECTS = pa.schema(
-    [
-        *IDENTITY,
-        ("member", pa.string()),  # name of the file in the tar that is to blame
-        ("reason", pa.string()),  # a code, and detail after a colon
-        *TEXTS,
-    ]
-)
-EXCLUDED = pa.schema(
-    [
-        ("sample_id", pa.string()),  # of what write leaves out
-        ("reason", pa.string()),  # as the list has it
-    ]
-)
-HISTORY = pa.schema(
-    [
-        ("step", pa.int32()),  # of training, from 0
-        ("loss", pa.float64()),  # what is minimised, nats
-        ("expansion", pa.float64()),  # R(Z), nats
-        ("compression", pa.float64()),  # R_c(Z, Π), nats
-        ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
-        ("gradient_norm", pa.float64()),  # over all weights
-        ("samples_per_s", pa.float64()),  # trained on
-    ]
-)
-CURVE = pa.schema(
-    [
-        ("k", pa.int32()),  # number of clusters
-        ("bits", pa.float64()),  # L(Z, cut) over all samples
-        ("low", pa.float64()),  # 5th percentile of bits over resamples
-        ("high", pa.float64()),  # 95th
-    ]
-)
-TREE = pa.schema(
-    [
-        ("k", pa.int32()),  # clusters left after this merge
-        ("kept", pa.int32()),  # cluster whose number the merged one carries on
-        ("merged", pa.int32()),  # cluster whose number disappears
-        ("bits_saved", pa.float64()),  # negative where merging costs bits
-    ]
-)
-KINDS = ("typical", "borderline", "odd")  # least outlier_score, least margin, most outlier_score
-EXEMPLARS = pa.schema(
-    [
-        ("cluster_id", pa.int32()),  # 0 is the largest cluster
-        ("kind", pa.string()),  # of KINDS; a member may be of several
-        ("rank", pa.int32()),  # of its kind, from 0
-        ("outlier_score", pa.float32()),
-        ("margin", pa.float32()),
-        *IDENTITY[:3],
-        *SOURCE[:3],
-        ("caption", pa.string()),
-    ]
-)
-TOP = 3  # clusters that a label names, most likely first
-ASSIGNMENTS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("cluster_id", pa.int32()),
-        ("confidence", pa.float32()),  # share of its cluster, 0 to 1
-        ("margin", pa.float32()),  # confidence less the best other share
-        ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
-        ("top_clusters", pa.list_(pa.int32())),  # the likeliest clusters, most likely first
-        ("top_shares", pa.list_(pa.float32())),  # their shares, 0 to 1
-    ]
-)
-CAPTIONS = pa.schema(
-    [
-        ("cluster_id", pa.int32()),
-        ("rank", pa.int32()),  # 0 is the best caption
-        ("caption", pa.string()),  # a word or phrase for the cluster
-        ("share", pa.float32()),  # of the cluster's scores, 0 to 1; 0 where a model named it
-        ("source", pa.string()),  # vocabulary | alt text | model
-    ]
-)
-CLUSTERS = pa.schema(
-    [
-        ("cluster_id", pa.int32()),
-        ("size", pa.int64()),  # samples
-        ("cluster_caption", pa.string()),  # its best caption
-        ("captions", pa.list_(pa.string())),  # best first
-        ("caption_shares", pa.list_(pa.float32())),  # of the cluster's scores, 0 to 1
-        ("bits_per_sample", pa.float64()),  # coding length of its features over its size
-        ("nearest_clusters", pa.list_(pa.int32())),  # nearest first
-        ("typical_samples", pa.list_(pa.string())),  # sample_ids, most typical first
-    ]
-)
-LABEL = [  # the columns of a label that are ours, after IDENTITY
-    ("status", pa.string()),  # success | rejected | excluded
-    ("error_message", pa.string()),  # why it was rejected or excluded
-    ("caption", pa.string()),
-    *SOURCE,
-    ("cluster_id", pa.int32()),
-    ("cluster_caption", pa.string()),
-    *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id")],
-]
-# The columns of a label that go under "ratecluster" into the json of a labelled shard.
-IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
-
-
-class Space(str, Enum):
-    """Where samples are compared."""
-
-    CLIP = "clip"
-    Z = "z"
-
-
-def embeddings_schema(dim: int) -> pa.Schema:
-    """Rows of `embeddings/{stem}.parquet`: one per readable sample."""
-    vector = ("embedding", tables.vectors(dim))  # of the image, L2-normalised
-    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, vector])
-
-
-def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
-    """Rows of `network/sample.parquet`: landmarks before and after the network."""
-    return pa.schema(
-        [
-            ("sample_id", pa.string()),
-            ("embedding", tables.vectors(input_dim)),
-            ("feature", tables.vectors(feature_dim, pa.float32())),  # z, what the network made
-        ]
-    )
-
-
-def prototypes_schema(feature_dim: int) -> pa.Schema:
-    """Rows of `clusters/prototypes.parquet`: one or more per cluster, in the order of clusters."""
-    return pa.schema(
-        [
-            ("cluster_id", pa.int32()),
-            ("vector", tables.vectors(feature_dim, pa.float32())),  # a prototype, unit norm
-        ]
-    )
-
-
-def candidates_schema(dim: int) -> pa.Schema:
-    """Rows of `captions/candidates.parquet`: all that a caption was chosen from."""
-    return pa.schema(
-        [
-            ("caption", pa.string()),  # a word or phrase
-            ("source", pa.string()),  # vocabulary | alt text
-            ("vector", tables.vectors(dim)),  # by the text encoder, unit length
-            ("clusters", pa.list_(pa.int32())),  # whose alt texts hold it
-            ("text_scores", pa.list_(pa.float32())),  # how well it sets them apart, 0 to 1
-        ]
-    )
-
-
-def label_names(kinds: Iterable[str]) -> dict[str, str]:
-    """Original json column -> its name in labels: its own, `input_…` where that is taken.
-
-    LAION's SAMPLE_ID is taken by sample_id: to SQL they are one name, of which DuckDB would call
-    the second SAMPLE_ID_1 and Spark read neither.
-    """
-    taken = {name.lower() for name, _ in [*IDENTITY, *LABEL]}
-    names: dict[str, str] = {}
-    for column in sorted(kinds, key=lambda c: (c.lower() in taken, c != c.lower(), c)):
-        name = column
-        while name.lower() in taken:
-            name = f"input_{name}"
-        taken.add(name.lower())
-        names[column] = name
-    return names
-
-
-def labels_schema(kinds: dict[str, str]) -> pa.Schema:
-    """Rows of `labels/{stem}.parquet`; `kinds` are those of the run's json columns."""
-    names = label_names(kinds)
-    originals = [(names[column], columns.TYPES[kind]) for column, kind in sorted(kinds.items())]
-    return pa.schema([*IDENTITY, *LABEL, *originals])
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """All the folders of one run, below one root."""
-
-    root: str
-
-    def folder(self, name: str) -> Folder:
-        """A folder directly below the root."""
-        return Folder(f"{self.root.rstrip('/')}/{name}")
-
-    @property
-    def top(self) -> Folder:
-        """The root itself."""
-        return Folder(self.root.rstrip("/"))
-
-    @property
-    def embeddings(self) -> Folder:
-        """Stage embed: one part per shard."""
-        return self.folder("embeddings")
-
-    @property
-    def rejects(self) -> Folder:
-        """Stage embed: the unreadable samples, one part per shard."""
-        return self.folder("rejects")
-
-    @property
-    def network(self) -> Folder:
-        """Stage train."""
-        return self.folder("network")
-
-    @property
-    def clusters(self) -> Folder:
-        """Stage select_k: what the clusters are."""
-        return self.folder("clusters")
-
-    @property
-    def assignments(self) -> Folder:
-        """Stage select_k: which sample is in which, one part per shard."""
-        return self.folder("assignments")
-
-    @property
-    def captions(self) -> Folder:
-        """Stage caption."""
-        return self.folder("captions")
-
-    @property
-    def exclude(self) -> Folder:
-        """Stage write: the samples that are left out, one part per shard that has any."""
-        return self.folder("exclude")
-
-    @property
-    def labels(self) -> Folder:
-        """Stage write: what users read, one part per shard."""
-        return self.folder("labels")
-
-    @property
-    def labeled(self) -> Folder:
-        """Stage write: the input shards again, with labels."""
-        return self.folder("labeled")
-
-    @property
-    def report(self) -> Folder:
-        """Stage report."""
-        return self.folder("report")
-
-    def index(self, space: str) -> Folder:
-        """Command index: for searching, in one space."""
-        return self.folder(f"index/{space}")
-
-    @property
-    def clusters_table(self) -> str:
-        """One row per cluster."""
-        return f"{self.root.rstrip('/')}/clusters.parquet"
-
-    @property
-    def run_json(self) -> str:
-        """What made this run."""
-        return f"{self.root.rstrip('/')}/run.json"
-
-    @property
-    def evaluation_json(self) -> str:
-        """Written by evaluate."""
-        return f"{self.root.rstrip('/')}/evaluation.json"
-
-
-Made = dict[str, dict[str, Any]]  # folder name -> manifest
-
+Manifests = dict[str, dict[str, Any]]  # folder name -> manifest
 MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
 
 
-def upstream(paths: "RunPaths", last: str) -> Made:
+def upstream(paths: "RunPaths", last: str) -> Manifests:
     """The manifests of the folders up to `last`, each made from the one before.
 
     UserError, naming the command to run, where one is not there or was made from something that
     has been made again since.
     """
-    found: Made = {}
+    found: Manifests = {}
     before = ""
     for name, command in MAKERS.items():
         manifest = paths.folder(name).peek()
@@ -321,7 +43,7 @@ def upstream(paths: "RunPaths", last: str) -> Made:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedOutputs:
     """What a stage is to leave: `made_of` is its fingerprint, `files` are all of its files."""
 
     stage: str
@@ -330,7 +52,7 @@ class Wanted:
     cfg: Any
     files: Mapping[Folder, Collection[str]]
 
-    def standing(self) -> tuple[dict[str, Any] | None, str]:
+    def compare(self) -> tuple[dict[str, Any] | None, str]:
         """The manifest that is there, and why it is not the one wanted: "" where it is.
 
         Whatever made it; None, and no reason, where the stage has not finished.
@@ -346,13 +68,13 @@ class Wanted:
         differs = config.differences(self.stage, made_with, self.cfg) if told else ""
         return manifest, differs or "what it reads has changed"
 
-    def finished(self) -> dict[str, Any] | None:
+    def if_done(self) -> dict[str, Any] | None:
         """The manifest of a stage that is done as wanted; else None, and why is logged."""
-        manifest, reason = self.standing()
+        manifest, reason = self.compare()
         if reason:
             log.info("%s: made again, %s", self.stage, reason)
         elif manifest:
-            console.standing(log, self.stage, self.folder.url)
+            console.log_already_done(log, self.stage, self.folder.url)
         return None if reason else manifest
 
     def parts(self, folder: Folder) -> set[str]:

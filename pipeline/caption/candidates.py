@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.caption import ranking
 from pipeline.mcr2 import assignment
 from pipeline.store import tables
@@ -42,7 +42,7 @@ def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_
         pa.ListArray.from_arrays(ends, pa.array(columns.indices, pa.int32())),
         pa.ListArray.from_arrays(ends, pa.array(columns.data, pa.float32())),
     ]
-    return pa.table(made, schema=artifacts.candidates_schema(texts.shape[1]))
+    return pa.table(made, schema=schemas.candidates_schema(texts.shape[1]))
 
 
 def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
@@ -55,10 +55,10 @@ def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) 
             facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
             share = float(counted[index] / counted.sum())
             rows.append({**facts, "share": share, "source": sources[index]})
-    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
+    return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
 
 
-def read(paths: artifacts.RunPaths, k: int) -> Candidates:
+def read(paths: layout.RunPaths, k: int) -> Candidates:
     """Those that stage caption has left."""
     found = tables.read(paths.captions.file("candidates.parquet")).combine_chunks()
     texts = tables.to_matrix(found["vector"]).astype(np.float32)
@@ -70,7 +70,7 @@ def read(paths: artifacts.RunPaths, k: int) -> Candidates:
     return Candidates(found["caption"].to_pylist(), texts, by_texts.tocsr())
 
 
-def neighbourhood(paths: artifacts.RunPaths) -> sp.csr_matrix:
+def neighbourhood(paths: layout.RunPaths) -> sp.csr_matrix:
     """Which clusters are neighbours, (k, k): the nearest of each by their prototypes."""
     found = tables.read(paths.clusters.file("prototypes.parquet"))
     vectors, clusters = tables.to_matrix(found["vector"]), found["cluster_id"].to_numpy()

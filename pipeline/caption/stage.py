@@ -19,29 +19,26 @@ import json
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.caption import (
     alt_text_ngrams,
     candidates,
     ranking,
     tokenization,
     vlm_captions,
-    vlm_client,
 )
+from pipeline.caption.settings import Config
 from pipeline.runtime import config, console, tasks
-from pipeline.runtime.config import setting
-from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import partial_sums, tables
-from pipeline.store.partial_sums import RunningTotal
-from pipeline.vision import clip, text_encoding, vocabulary
+from pipeline.store.partial_sums import ResumableSum
+from pipeline.vision import text_encoding, vocabulary
 
 log = logging.getLogger(__name__)
 MOST_TASKS = 1024
@@ -49,37 +46,12 @@ CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
 FILES = ("captions.parquet", "voted.parquet", "candidates.parquet")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config(vlm_client.Config):
-    """Where candidate captions come from, how they are compared, and who may name a cluster."""
-
-    vocabulary: tuple[str, ...] = setting(
-        (), "imagenet, wordnet, pico-clip or files of one name per line; none: fit to the model"
-    )
-    templates: tuple[str, ...] = setting(
-        (),
-        "prompts with {} for the candidate, averaged, or open_clip's sets: openai (80 prompts), "
-        "simple (7); none: fit to the model",
-    )
-    alt_texts: int = setting(20, "candidates per cluster from the samples' own captions; 0: none")
-    temperature: float = setting(0.01, "of the softmax over candidates, in cosine units")
-    actors: int = setting(0, "text encoder processes; 0: one per GPU, or one", operational=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise UserError(f"caption.temperature = {self.temperature}: give a positive number")
-        if self.alt_texts < 0 or self.actors < 0:
-            raise UserError("caption.alt_texts and caption.actors: give 0 or more")
-        clip.check_templates(self.templates)
-
-
 def check(cfg: Config, model: str) -> list[str]:
     """The vocabulary; UserError if it is missing or empty."""
     return vocabulary.chosen(cfg.vocabulary, model)
 
 
-def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_text_ngrams.Counts:
+def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_ngrams.Counts:
     """N-grams of the members of each cluster, over some parts; the rare ones dropped."""
     counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
     for stem in stems:
@@ -92,7 +64,7 @@ def count_ngrams(stems: list[str], paths: artifacts.RunPaths, k: int) -> alt_tex
 
 
 def votes(
-    stems: list[str], paths: artifacts.RunPaths, texts: np.ndarray, k: int, temperature: float
+    stems: list[str], paths: layout.RunPaths, texts: np.ndarray, k: int, temperature: float
 ) -> sp.csr_matrix:
     """`ranking.votes` of the members in some parts, summed: (k, V)."""
     total = sp.csr_matrix((k, len(texts)))
@@ -103,7 +75,7 @@ def votes(
     return total
 
 
-def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
+def _joined(stem: str, paths: layout.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
     """Columns of a part of the embeddings, and the cluster of each of its rows."""
     rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
     assigned = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id"])
@@ -112,24 +84,24 @@ def _joined(stem: str, paths: artifacts.RunPaths, wanted: list[str]) -> tuple[pa
     return rows, assigned["cluster_id"].to_numpy()
 
 
-def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
     """What captioning these clusters is to leave."""
     names = check(cfg, made["embeddings"]["config"]["model"])
     made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
     files = {paths.captions: FILES}
-    return artifacts.Wanted("caption", paths.captions, made_of, cfg, files)
+    return outputs.ExpectedOutputs("caption", paths.captions, made_of, cfg, files)
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Rank the candidates, have a model name the clusters if asked to; the manifest last.
 
     Where only the model's settings have changed, or it was interrupted, nothing is counted again.
     """
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     want = wanted(cfg, made, paths)
-    if manifest := want.finished():
-        partial_sums.finished(paths.captions)
+    if manifest := want.if_done():
+        partial_sums.remove_all(paths.captions)
         return manifest
     names, started = check(cfg, embedded["config"]["model"]), time.monotonic()
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
@@ -152,16 +124,16 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(time.monotonic() - started, 2),
         **named,
     )
-    partial_sums.finished(paths.captions)
+    partial_sums.remove_all(paths.captions)
     words = voted["candidates"]
     alone = f"{words:,} candidates ({words - len(names):,} from alt texts)"
-    console.finished(log, "caption", time.monotonic() - started, f"{k:,} clusters", alone)
+    console.log_finished(log, "caption", time.monotonic() - started, f"{k:,} clusters", alone)
     return paths.captions.manifest()
 
 
-def _standing(paths: artifacts.RunPaths, voted_of: str) -> dict[str, Any] | None:
+def _standing(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
     """The facts of a ranking that stands as it would be made; None where there is none."""
-    found = artifacts.part_facts(paths.captions, ["candidates", "voted"])
+    found = outputs.part_facts(paths.captions, ["candidates", "voted"])
     same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
     return same[0] if len(same) == 2 else None
 
@@ -169,8 +141,8 @@ def _standing(paths: artifacts.RunPaths, voted_of: str) -> dict[str, Any] | None
 def _voted(
     cfg: Config,
     names: list[str],
-    made: artifacts.Made,
-    paths: artifacts.RunPaths,
+    made: outputs.Manifests,
+    paths: layout.RunPaths,
     made_of: str,
     voted_of: str,
 ) -> dict[str, Any]:
@@ -205,13 +177,13 @@ def _voted(
 
 def _all_counts(
     chunks: list[Any],
-    paths: artifacts.RunPaths,
+    paths: layout.RunPaths,
     k: int,
     made_of: str,
     progress: StageProgress,
 ) -> alt_text_ngrams.Counts:
     """`count_ngrams` over all parts."""
-    running = RunningTotal(paths.captions, "counts", made_of, len(chunks))
+    running = ResumableSum(paths.captions, "counts", made_of, len(chunks))
     counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
     if running.done:
         counts = [Counter(found) for found in json.loads(running.restored["counts"].tobytes())]
@@ -232,13 +204,13 @@ def _as_array(counts: alt_text_ngrams.Counts) -> np.ndarray:
 
 def _all_votes(
     chunks: list[Any],
-    given: tuple[artifacts.RunPaths, np.ndarray, int, float],
+    given: tuple[layout.RunPaths, np.ndarray, int, float],
     made_of: str,
     progress: StageProgress,
 ) -> sp.csr_matrix:
     """`votes` over all parts; `given` are what it takes beside them."""
     paths, texts, k, _ = given
-    running = RunningTotal(paths.captions, "votes", made_of, len(chunks))
+    running = ResumableSum(paths.captions, "votes", made_of, len(chunks))
     total = sp.csr_matrix((k, len(texts)))
     if running.done:
         cells = tuple(running.restored[name] for name in CSR)

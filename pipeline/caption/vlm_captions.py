@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.caption import tokenization, vlm_client
 from pipeline.runtime import progress, redaction
 from pipeline.store import tables
-from pipeline.store.partial_sums import Unfinished
+from pipeline.store.partial_sums import PartialResult
 from pipeline.vision import thumbnails
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ GIVE_UP = 16  # clusters in a row without a name: the server is not there, or no
 LISTED = 20  # clusters in a message
 
 
-class Shown:
+class VlmPrompt:
     """What the model is shown of each cluster."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Shown:
         cfg: vlm_client.Config,
         voted: pa.Table,
         embedded: dict[str, Any],
-        paths: artifacts.RunPaths,
+        paths: layout.RunPaths,
     ) -> None:
         self.cfg, self.urls = cfg, {s["shard"]["stem"]: s["shard"] for s in embedded["shards"]}
         self.max_pixels = embedded["config"]["max_image_pixels"]
@@ -71,8 +71,8 @@ class Shown:
 class _Names:
     """The names so far; committed now and then, so that an interrupted stage goes on from them."""
 
-    def __init__(self, paths: artifacts.RunPaths, made_of: str) -> None:
-        self.file = Unfinished(paths.captions, "names", made_of)
+    def __init__(self, paths: layout.RunPaths, made_of: str) -> None:
+        self.file = PartialResult(paths.captions, "names", made_of)
         before = self.file.load() or {"names": _bytes({})}
         found = json.loads(before["names"].tobytes())
         self.of: dict[int, str] = {int(number): name for number, name in found.items()}
@@ -93,7 +93,7 @@ def named(
     cfg: vlm_client.Config,
     voted: pa.Table,
     embedded: dict[str, Any],
-    paths: artifacts.RunPaths,
+    paths: layout.RunPaths,
     made_of: str,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """CAPTIONS with the model's names first, and facts: how many were named, which were not.
@@ -101,7 +101,7 @@ def named(
     `embedded` is a manifest. RuntimeError where none is named, or none of GIVE_UP in a row.
     """
     names, failed = _Names(paths, made_of), dict[int, str]()
-    ask, shown = vlm_client.Namer(cfg), Shown(cfg, voted, embedded, paths)
+    ask, shown = vlm_client.Namer(cfg), VlmPrompt(cfg, voted, embedded, paths)
 
     def name(number: int) -> bool:
         try:
@@ -174,4 +174,4 @@ def with_names(voted: pa.Table, names: dict[int, str]) -> pa.Table:
     for row in rows:
         row["rank"] = ranks[row["cluster_id"]]
         ranks[row["cluster_id"]] += 1
-    return pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
+    return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)

@@ -110,7 +110,7 @@ def status_command(
     """How far each stage is, and what the same command would do.
 
     And who is at work. Without --config and --set, settings are those that each stage was made
-    with. Starts no Ray, and may be asked while the run goes on.
+    with. Starts no Ray, and may be query while the run goes on.
 
     Reads:
       {root}: manifests, names of the parts, the lock
@@ -124,9 +124,9 @@ def status_command(
     """
     sections, paths = begin(root, config_file, sets, None)
     found = list_shards(shards) if shards else None
-    asked = status.Asked(sections, found, as_made=not (config_file or sets))
+    query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
-    rows = status.with_heartbeat(status.collect(asked, paths), owner)
+    rows = status.with_heartbeat(status.collect(query, paths), owner)
     shown = status.text(paths.root, owner, rows)
     console.answer(shown, status.facts(paths.root, owner, rows))
 

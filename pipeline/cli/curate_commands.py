@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import (
     Address,
@@ -25,7 +25,7 @@ from pipeline.store.listing import list_shards
 UNEXPLAINED = 0.999  # quantile of the run's outlier_score
 
 
-def _say(what: str, found: dict[str, int], paths: artifacts.RunPaths, name: str) -> None:
+def _say(what: str, found: dict[str, int], paths: layout.RunPaths, name: str) -> None:
     share = found["samples"] / max(found["of"], 1)
     listed = f"{paths.root}/curation/{name}"
     said = f"{found['samples']:,} of {found['of']:,} samples ({share:.2%}) {what}: {listed}"
@@ -176,7 +176,7 @@ def assign_command(
       ratecluster assign --run my-run --shards new-shards --root my-new
     """
     sections, paths = begin(root, config_file, sets, address)
-    source = artifacts.RunPaths(storage.absolute(run))
+    source = layout.RunPaths(storage.absolute(run))
     found = list_shards(shards)
     unexplained = outliers.Config(quantile=quantile)
     with owning(paths.root, sections["run"], found, reads=source.root):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.runtime import cluster, config, progress
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.interrupt import Interruption
@@ -122,7 +122,7 @@ def begin(root: str, file: str | None, sets: list[str] | None, address: str | No
         raise UserError("the folder is empty text; give a path or a URL")
     if address:
         os.environ["RAY_ADDRESS"] = address
-    return config.load(KINDS, file, sets or ()), artifacts.RunPaths(storage.absolute(root))
+    return config.load(KINDS, file, sets or ()), layout.RunPaths(storage.absolute(root))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts.layout import Space
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import Address, ConfigFile, Overrides, Root, begin, owning
 from pipeline.explore.search import index, pages, search, serve

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.caption import stage as caption
 from pipeline.caption import vlm_client
 from pipeline.cli.help_pages import App
@@ -116,7 +116,7 @@ def _stage(section: str, room: Any, shown: Callable[[Any], str]) -> Callable[...
     return command
 
 
-def stage_facts(stage: str, made: dict[str, Any], paths: artifacts.RunPaths) -> dict[str, Any]:
+def stage_facts(stage: str, made: dict[str, Any], paths: layout.RunPaths) -> dict[str, Any]:
     """What a stage's manifest says, but for the list of shards."""
     facts = {name: value for name, value in made.items() if name != "shards"}
     return {"stage": stage, "root": paths.root, **facts}
@@ -264,7 +264,7 @@ def run_command(
 RIVER = {"train": train, "select_k": select_k, "caption": caption, "write": write}
 
 
-def summary(paths: artifacts.RunPaths) -> dict[str, Any]:
+def summary(paths: layout.RunPaths) -> dict[str, Any]:
     """What a finished run found."""
     embedded, clusters = paths.embeddings.manifest(), paths.clusters.manifest()
     captions = paths.captions.manifest()["captions"]

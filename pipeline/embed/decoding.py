@@ -77,13 +77,13 @@ def batches(
 
 
 @dataclass
-class Job:
+class DecodeJob:
     """A sample on its way through a thread."""
 
     sample: Sample
     begun: Future[float] = field(default_factory=Future)  # time.monotonic()
     done: Future[Decoded] = field(default_factory=Future)
-    given_up: bool = False
+    timed_out: bool = False
 
     busy_s: float = 0.0  # of the processor, once it is done
 
@@ -101,20 +101,20 @@ class Decoder:
     limits: Limits
     busy_s: float = 0.0  # of processors, for samples asked for so far
 
-    def one(self, sample: Sample, given_up: Callable[[], bool] = lambda: False) -> Decoded:
+    def one(self, sample: Sample, timed_out: Callable[[], bool] = lambda: False) -> Decoded:
         """The sample's row and its pixels; a row with a `reason` and no pixels if unreadable."""
         row, member = self.row(sample)
         if member is None:
             return row, None
         try:
-            image = images.decode(member.data, self.limits.max_pixels, given_up)
+            image = images.decode(member.data, self.limits.max_pixels, timed_out)
         except images.BadImage as bad:
             return {**row, "member": member.name, "reason": bad.reason}, None
         row |= {"image_member": member.name, "tar_offset": member.offset, "tar_size": member.size}
         row |= {"image_width": image.width, "image_height": image.height}
         return row, self.prepare(image)
 
-    def late(self, sample: Sample) -> Decoded:
+    def too_slow(self, sample: Sample) -> Decoded:
         """What becomes of a sample that nobody waits for any more."""
         row, member = self.row(sample)
         if member is None:
@@ -144,9 +144,9 @@ class Decoder:
 
         Samples are decoded ahead, as many as `ahead` and AHEAD_BYTES allow.
         """
-        waiting: deque[Job] = deque()
+        waiting: deque[DecodeJob] = deque()
         held = 0
-        with Crew(self) as crew:
+        with DecodePool(self) as crew:
             for sample in samples:
                 waiting.append(crew.begin(sample))
                 held += waiting[-1].bytes
@@ -158,7 +158,7 @@ class Decoder:
                 yield crew.result(waiting.popleft())
 
 
-class Crew:
+class DecodePool:
     """Threads that decode samples in the order they come; one that overruns is replaced.
 
     A thread cannot be stopped. One that is given up ends at its next read of the image, in the
@@ -168,9 +168,9 @@ class Crew:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.todo: SimpleQueue[Job | None] = SimpleQueue()  # None: go home
+        self.todo: SimpleQueue[DecodeJob | None] = SimpleQueue()  # None: go home
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "DecodePool":
         for _ in range(self.decoder.limits.threads):
             self._hire()
         return self
@@ -181,20 +181,20 @@ class Crew:
                 self.todo.get_nowait()
         self.todo.put(None)
 
-    def begin(self, sample: Sample) -> Job:
-        job = Job(sample)
+    def begin(self, sample: Sample) -> DecodeJob:
+        job = DecodeJob(sample)
         self.todo.put(job)
         return job
 
-    def result(self, job: Job) -> Decoded:
+    def result(self, job: DecodeJob) -> Decoded:
         """Of the oldest job: since those before it are done or given up, it has begun, or will."""
         left = job.begun.result() + self.decoder.limits.timeout_s - time.monotonic()
         if wait([job.done], max(left, 0)).done:
             self.decoder.busy_s += job.busy_s
             return job.done.result()
-        job.given_up = True
+        job.timed_out = True
         self._hire()
-        return self.decoder.late(job.sample)
+        return self.decoder.too_slow(job.sample)
 
     def _hire(self) -> None:
         threading.Thread(target=self._work, name="decode", daemon=True).start()
@@ -209,9 +209,9 @@ class Crew:
                 job.done.set_result(decoded)
             except BaseException as error:  # the one who waits shall see it
                 job.done.set_exception(error)
-            if job.given_up:
+            if job.timed_out:
                 return
         self.todo.put(None)  # for the next
 
-    def _decoded(self, job: Job) -> Decoded:
-        return self.decoder.one(job.sample, lambda: job.given_up)
+    def _decoded(self, job: DecodeJob) -> Decoded:
+        return self.decoder.one(job.sample, lambda: job.timed_out)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking, tokenization
 from pipeline.caption.candidates import Candidates
 from pipeline.evaluate import wordnet
@@ -85,7 +85,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def readable(
-    captioned: dict[str, Any] | None, clustered: dict[str, Any], paths: artifacts.RunPaths
+    captioned: dict[str, Any] | None, clustered: dict[str, Any], paths: layout.RunPaths
 ) -> bool:
     """Whether there are captions of these clusters, and what they were chosen from."""
     if captioned is None or captioned["upstream"] != clustered["fingerprint"]:
@@ -98,7 +98,7 @@ def scored(
     majorities: Named,
     embedded: dict[str, Any],
     captioned: dict[str, Any],
-    paths: artifacts.RunPaths,
+    paths: layout.RunPaths,
 ) -> dict[str, Any]:
     """All comparisons; majorities are the commonest classes, the others two manifests."""
     k, temperature = len(captioned["captions"]), captioned["config"]["temperature"]

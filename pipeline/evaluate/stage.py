@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.evaluate import caption_quality, confusion, metrics
+from pipeline.evaluate.settings import Config
 from pipeline.runtime import config, console
-from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.store import columns, storage, tables
 
@@ -36,23 +36,6 @@ MAX_KMEANS = 200_000  # samples; above, k-means goes by mini-batches
 BATCH_ROWS = 10_240  # of a mini-batch
 SHOWN_FIELDS = 20  # named in a message
 Captions = dict[int, str]  # cluster -> its best caption
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What the clusters are compared with."""
-
-    label: str = setting("", "json field that holds the true class; '': label")
-    baseline: bool = setting(True, "score k-means on the same embeddings too")
-    captions: bool = setting(
-        True, "score the captions too, beside the plain vote; reads the encoder's text side again"
-    )
-    restarts: int = setting(10, "of k-means; the one of least inertia counts")
-    seed: int = setting(0, "of k-means")
-
-    def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise UserError(f"evaluate.restarts = {self.restarts}: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,7 @@ def label(text: str | None, field: str) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def read_part(stem: str, field: str, every: int, paths: artifacts.RunPaths) -> Labelled:
+def read_part(stem: str, field: str, every: int, paths: layout.RunPaths) -> Labelled:
     """The labelled samples of one shard, and the embedding of one of `every` (0: of none)."""
     wanted = ["sample_id", "json", *(["embedding"] if every else [])]
     rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
@@ -94,7 +77,7 @@ def read_part(stem: str, field: str, every: int, paths: artifacts.RunPaths) -> L
     return Labelled(truth[keep], clusters, sure, seen, held, int((~keep).sum()))
 
 
-def read_all(stems: list[str], field: str, every: int, paths: artifacts.RunPaths) -> Labelled:
+def read_all(stems: list[str], field: str, every: int, paths: layout.RunPaths) -> Labelled:
     """The labelled samples of the run, in the order of the shards; of `every` as `read_part`."""
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda stem: read_part(stem, field, every, paths), stems))
@@ -164,7 +147,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check(cfg: Config, paths: artifacts.RunPaths) -> str:
+def check(cfg: Config, paths: layout.RunPaths) -> str:
     """The json field of the truth; UserError if no sample of the embedded ones has it."""
     embedded, field = paths.embeddings.manifest(), cfg.label or "label"
     if field not in embedded["columns"]:
@@ -172,16 +155,16 @@ def check(cfg: Config, paths: artifacts.RunPaths) -> str:
     return field
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json."""
     started = time.monotonic()
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     captioned = paths.captions.peek()
     made_of = fingerprint(cfg, clustered, captioned)
     result = earlier(paths)
     if result.get("fingerprint") == made_of:
-        console.standing(log, "evaluate", paths.evaluation_json)
+        console.log_already_done(log, "evaluate", paths.evaluation_json)
         return result
     field = check(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
@@ -204,7 +187,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     text = json.dumps(result, indent=1, sort_keys=True)
     storage.write_bytes(paths.evaluation_json, text.encode())
     paths.top.sweep()
-    console.finished(
+    console.log_finished(
         *(log, "evaluate", time.monotonic() - started, f"{len(samples.truth):,} samples"),
         *(f"{result['classes']:,} classes", f"{samples.unlabelled:,} unlabelled"),
     )
@@ -242,7 +225,7 @@ def evaluated(
     }
 
 
-def _best_captions(paths: artifacts.RunPaths) -> Captions:
+def _best_captions(paths: layout.RunPaths) -> Captions:
     rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     return {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
 
@@ -253,7 +236,7 @@ def fingerprint(cfg: Config, clustered: dict[str, Any], captioned: dict[str, Any
     return config.fingerprint(cfg, clustered["fingerprint"], before)
 
 
-def earlier(paths: artifacts.RunPaths) -> dict[str, Any]:
+def earlier(paths: layout.RunPaths) -> dict[str, Any]:
     """evaluation.json; empty where it is not there."""
     try:
         return json.loads(storage.read_bytes(paths.evaluation_json))

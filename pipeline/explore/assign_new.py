@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
+from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.explore.curate import outliers
 from pipeline.mcr2 import coding_rate
@@ -38,12 +39,12 @@ COPIED = {
 }
 
 
-def encoder(asked: embed.Config, made_with: dict[str, Any]) -> embed.Config:
+def encoder(asked: embed_settings.Config, made_with: dict[str, Any]) -> embed_settings.Config:
     """The run's own settings; of those asked for, what does not change the embeddings.
 
     UserError where another encoder is asked for.
     """
-    usual = config.facts(embed.Config())
+    usual = config.facts(embed_settings.Config())
     for name, value in config.facts(asked).items():
         if value != usual[name] and value != made_with.get(name, value):
             raise UserError(
@@ -53,7 +54,7 @@ def encoder(asked: embed.Config, made_with: dict[str, Any]) -> embed.Config:
     return config.as_made(asked, made_with)
 
 
-def check(source: artifacts.RunPaths, shards: list[Shard], paths: artifacts.RunPaths) -> None:
+def check(source: layout.RunPaths, shards: list[Shard], paths: layout.RunPaths) -> None:
     """UserError where the new root is the run's, or holds a run that was trained there."""
     if source.root.rstrip("/") == paths.root.rstrip("/"):
         raise UserError(f"--root {paths.root} is the run itself; give the new shards a root")
@@ -71,14 +72,14 @@ def check(source: artifacts.RunPaths, shards: list[Shard], paths: artifacts.RunP
 
 def run(
     sections: config.Sections,
-    source: artifacts.RunPaths,
+    source: layout.RunPaths,
     shards: list[Shard],
-    paths: artifacts.RunPaths,
+    paths: layout.RunPaths,
     unexplained: outliers.Config,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Embed, assign, list what is not explained, write; the manifest of that list."""
-    given = artifacts.upstream(source, "captions")
+    given = outputs.upstream(source, "captions")
     check(source, shards, paths)
     before = given["embeddings"]
     asked = encoder(sections["embed"], before["config"])
@@ -93,22 +94,22 @@ def run(
     wants = wanted(given, embedded, source, paths)
     upstream = embedded["fingerprint"]
     for name, want in wants.items():
-        if want.finished() is None:
+        if want.if_done() is None:
             counted = _assigned(want, embedded, given, source, paths) if name == "clusters" else {}
             _copy(want, {**given[name], "upstream": upstream, **counted}, source.folder(name))
         upstream = want.made_of
-    partial_sums.finished(paths.clusters)
+    partial_sums.remove_all(paths.clusters)
     found = outliers.run(unexplained, paths, "unexplained", "unexplained", source)
     write.run(sections["write"], paths)
     return found
 
 
 def wanted(
-    given: artifacts.Made,
+    given: outputs.Manifests,
     embedded: dict[str, Any],
-    source: artifacts.RunPaths,
-    paths: artifacts.RunPaths,
-) -> dict[str, artifacts.Wanted]:
+    source: layout.RunPaths,
+    paths: layout.RunPaths,
+) -> dict[str, outputs.ExpectedOutputs]:
     """What is to lie in the folders that are the run's; each was made from the one before."""
     prints = [given[name]["fingerprint"] for name in COPIED]
     upstream: list[Any] = [embedded["fingerprint"], prints]
@@ -121,12 +122,12 @@ def wanted(
             all_files[folder].append("exemplars.parquet")
             all_files[paths.assignments] = [f"{stem}.parquet" for stem in stems]
         made_of = config.digest(given[name]["config"], *upstream)
-        found[name] = artifacts.Wanted(f"assign: {name}", folder, made_of, None, all_files)
+        found[name] = outputs.ExpectedOutputs(f"assign: {name}", folder, made_of, None, all_files)
         upstream = [made_of]
     return found
 
 
-def _copy(want: artifacts.Wanted, facts: dict[str, Any], source: storage.Folder) -> None:
+def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.Folder) -> None:
     """The files of the run, then a manifest that says whose they are."""
     want.folder.remove({"manifest.json"})
     for name in COPIED[source.url.rpartition("/")[2]]:
@@ -136,11 +137,11 @@ def _copy(want: artifacts.Wanted, facts: dict[str, Any], source: storage.Folder)
 
 
 def _assigned(
-    want: artifacts.Wanted,
+    want: outputs.ExpectedOutputs,
     embedded: dict[str, Any],
-    given: artifacts.Made,
-    source: artifacts.RunPaths,
-    paths: artifacts.RunPaths,
+    given: outputs.Manifests,
+    source: layout.RunPaths,
+    paths: layout.RunPaths,
 ) -> dict[str, Any]:
     """Assign every new sample; the facts of the clusters that are of these samples."""
     clustered = given["clusters"]
@@ -158,7 +159,7 @@ def _assigned(
         raise RuntimeError(f"assign: {count.sum():.0f} of {embedded['embedded']}: run again")
     bits = coding_rate.length_bits(count, gram, clustered["config"]["eps_sq"])
     paths.assignments.sweep()
-    console.finished(log, "assign", progress.seconds, f"{embedded['embedded']:,} samples")
+    console.log_finished(log, "assign", progress.seconds, f"{embedded['embedded']:,} samples")
     sizes = count.long().tolist()
     return {
         "samples": sum(sizes),

@@ -12,9 +12,9 @@ import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.caption import stage as caption
-from pipeline.embed import stage as embed
+from pipeline.embed import survey
 from pipeline.evaluate import stage as evaluate
 from pipeline.report import stage as report
 from pipeline.runtime import config
@@ -34,7 +34,7 @@ HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
 
 
 @dataclass(frozen=True)
-class Row:
+class StageStatus:
     """One stage. None where a number is not known, or the stage has none."""
 
     stage: str
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StatusQuery:
     """What the stages are compared with."""
 
     sections: config.Sections
@@ -62,9 +62,9 @@ class Asked:
         return config.as_made(cfg, made_with) if self.as_made and made_with else cfg
 
 
-def collect(asked: Asked, paths: artifacts.RunPaths) -> list[Row]:
+def collect(query: StatusQuery, paths: layout.RunPaths) -> list[StageStatus]:
     """A row per stage, in their order."""
-    row, embedded = embed_row(asked, paths)
+    row, embedded = embed_row(query, paths)
     rows = [row]
     made = {"embeddings": embedded} if embedded else {}
     for stage, room in STAGES.items():
@@ -78,51 +78,53 @@ def collect(asked: Asked, paths: artifacts.RunPaths) -> list[Row]:
         try:
             if len(made) < len(rows):
                 raise UserError("what the stage before it leaves is not known")
-            want = room.wanted(asked.settings(stage, (before or {}).get("config")), made, paths)
+            want = room.wanted(query.settings(stage, (before or {}).get("config")), made, paths)
         except UserError as error:
             begun = before or row.state != "not begun"
             rerun = f"cannot tell: {error}" if begun else "all of it"
-            rows.append(Row(stage, "unknown" if begun else "not begun", rerun))
+            rows.append(StageStatus(stage, "unknown" if begun else "not begun", rerun))
             continue
         rows.append(stage_row(want, paths))
         made[FOLDERS[stage]] = {"fingerprint": want.made_of}
     if len(made) == len(rows):
-        rows += views(asked, made, paths)
+        rows += views(query, made, paths)
     if row.rerun.startswith("refused"):
         rows[1:] = [replace(later, rerun="not reached: embed is refused") for later in rows[1:]]
     return rows
 
 
-def _taken(stage: str, manifest: dict[str, Any], made: artifacts.Made) -> Row:
+def _taken(stage: str, manifest: dict[str, Any], made: outputs.Manifests) -> StageStatus:
     """A stage of the run that `ratecluster assign` took these clusters from."""
     last = [facts["fingerprint"] for facts in made.values()][-1:]
     whose = f"it is of {manifest['taken_from']}"
     if last == [manifest["upstream"]]:
-        return Row(stage, "done", f"nothing: {whose}", samples=manifest.get("samples"))
-    return Row(stage, "out of date", f"{whose}; run `ratecluster assign` again")
+        return StageStatus(stage, "done", f"nothing: {whose}", samples=manifest.get("samples"))
+    return StageStatus(stage, "out of date", f"{whose}; run `ratecluster assign` again")
 
 
-def embed_row(asked: Asked, paths: artifacts.RunPaths) -> tuple[Row, dict[str, Any] | None]:
+def embed_row(
+    query: StatusQuery, paths: layout.RunPaths
+) -> tuple[StageStatus, dict[str, Any] | None]:
     """The first stage; and what its manifest says of shards, or will say."""
     manifest, names = paths.embeddings.peek(), sorted(paths.embeddings.names())
     parts = [name for name in names if name.endswith(".parquet")]
     made_with = (manifest or {}).get("config")
     if parts and not manifest:
         stem = parts[0].removesuffix(".parquet")
-        made_with = artifacts.part_facts(paths.embeddings, [stem])[stem].get("config")
-    cfg, shards = asked.settings("embed", made_with), asked.shards
+        made_with = outputs.part_facts(paths.embeddings, [stem])[stem].get("config")
+    cfg, shards = query.settings("embed", made_with), query.shards
     if shards is None and manifest:
         shards = [Shard(**s["shard"]) for s in manifest["shards"]]
     if shards is None:
         state = "partly" if parts else "not begun"
         rerun = "the shards that have no part; --shards tells which" if parts else "all of it"
-        return Row("embed", state, rerun, len(parts) or None), None
-    if whole := embed.finished(cfg, shards, paths):
+        return StageStatus("embed", state, rerun, len(parts) or None), None
+    if whole := survey.finished(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
-        return Row("embed", "done", "nothing", len(shards), len(shards), **counts), whole
-    found = embed.survey(cfg, shards, paths)
-    reason = embed.refusal(cfg, found, paths)
-    row = Row(
+        return StageStatus("embed", "done", "nothing", len(shards), len(shards), **counts), whole
+    found = survey.survey(cfg, shards, paths)
+    reason = survey.refusal(cfg, found, paths)
+    row = StageStatus(
         "embed",
         "out of date" if manifest else "partly" if parts else "not begun",
         f"refused: {reason}" if reason else _embedding(found, len(shards)),
@@ -132,14 +134,14 @@ def embed_row(asked: Asked, paths: artifacts.RunPaths) -> tuple[Row, dict[str, A
         sum(facts["rejected"] for facts in found.done),
     )
     expected = {
-        "fingerprint": embed.fingerprint(cfg, shards),
+        "fingerprint": survey.fingerprint(cfg, shards),
         "config": config.facts(cfg),
         "shards": [{"shard": asdict(shard)} for shard in shards],
     }
     return row, manifest if reason else expected
 
 
-def _embedding(found: embed.Survey, total: int) -> str:
+def _embedding(found: survey.Survey, total: int) -> str:
     new, changed = len(found.todo) - len(found.changed), len(found.changed)
     first = f", the first {found.todo[0].stem}" if found.todo else ""
     text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
@@ -150,26 +152,26 @@ def _embedding(found: embed.Survey, total: int) -> str:
     return text
 
 
-def stage_row(want: artifacts.Wanted, paths: artifacts.RunPaths) -> Row:
+def stage_row(want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageStatus:
     """A stage that is known by its folder's manifest."""
-    manifest, reason = want.standing()
+    manifest, reason = want.compare()
     found = manifest or {}
     total, done, unit = _progress(want, found, reason, paths)
-    row = Row(want.stage, "done", "nothing", done, total)
+    row = StageStatus(want.stage, "done", "nothing", done, total)
     if manifest and not reason:
         samples = found.get("labels", found.get("samples"))
         return replace(row, samples=samples, samples_per_s=found.get("samples_per_s"))
     rerun = f"{unit} {done} to {total}" if done and unit == "steps" else "all of it"
     if done and unit == "parts":
         rerun = f"{(total or 0) - done} of {total} parts"
-    if not done and partial_sums.begun(want.folder, want.made_of):
+    if not done and partial_sums.exists(want.folder, want.made_of):
         return replace(row, state="partly", rerun="from where it was interrupted")
     state = "partly" if done else "out of date" if manifest else "not begun"
     return replace(row, state=state, rerun=f"{rerun}: {reason}" if reason else rerun)
 
 
 def _progress(
-    want: artifacts.Wanted, found: dict[str, Any], reason: str, paths: artifacts.RunPaths
+    want: outputs.ExpectedOutputs, found: dict[str, Any], reason: str, paths: layout.RunPaths
 ) -> tuple[int | None, int | None, str]:
     """(all, those that stand, their name) of the units that a rerun goes on from."""
     if want.stage == "train":
@@ -187,10 +189,10 @@ def _progress(
     return total, len(want.parts(folder)) if resumes else 0, "parts"
 
 
-def views(asked: Asked, made: artifacts.Made, paths: artifacts.RunPaths) -> list[Row]:
-    """evaluate, if it was run or is asked for, and report."""
+def views(query: StatusQuery, made: outputs.Manifests, paths: layout.RunPaths) -> list[StageStatus]:
+    """evaluate, if it was run or is query for, and report."""
     rows, before = [], evaluate.earlier(paths)
-    cfg = asked.settings("evaluate", before.get("config"))
+    cfg = query.settings("evaluate", before.get("config"))
     evaluation = None
     if before or cfg.label:
         evaluation = evaluate.fingerprint(cfg, made["clusters"], made["captions"])
@@ -199,10 +201,10 @@ def views(asked: Asked, made: artifacts.Made, paths: artifacts.RunPaths) -> list
             state, rerun = "out of date", "all of it: its settings or what it reads have changed"
         if before.get("fingerprint") == evaluation:
             state, rerun = "done", "nothing"
-        rows.append(Row("evaluate", state, rerun, samples=before.get("samples")))
+        rows.append(StageStatus("evaluate", state, rerun, samples=before.get("samples")))
     page = paths.report.peek() or {}
     prints = [made[name]["fingerprint"] for name in ("clusters", "captions", "labels")]
-    settings = asked.settings("report", page.get("config"))
+    settings = query.settings("report", page.get("config"))
     row = stage_row(report.wanted(settings, [*prints, evaluation], paths), paths)
     if row.state == "done" and page.get("missing_pictures"):
         row = replace(row, rerun=f"all of it: {page['missing_pictures']} pictures were missing")
@@ -215,7 +217,7 @@ def owner_of(root: str) -> dict[str, Any] | None:
     return None if facts.get("released") else {**facts, "lives": lock.lives(facts)}
 
 
-def with_heartbeat(rows: list[Row], owner: dict[str, Any] | None) -> list[Row]:
+def with_heartbeat(rows: list[StageStatus], owner: dict[str, Any] | None) -> list[StageStatus]:
     """The rows, that of the stage under way as its owner's last heartbeat has it."""
     doing = (owner or {}).get("doing")
     if not owner or not doing or owner["lives"] is False:
@@ -228,7 +230,7 @@ def with_heartbeat(rows: list[Row], owner: dict[str, Any] | None) -> list[Row]:
     ]
 
 
-def text(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
+def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> str:
     """For a person: no line is longer than WIDTH."""
     lines = _filled(f"root   {root}") + _filled(f"lock   {_held(owner)}") + [""]
     cells = [HEADS, *(_cells(row) for row in rows)]
@@ -243,7 +245,7 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def facts(root: str, owner: dict[str, Any] | None, rows: list[Row]) -> dict[str, Any]:
+def facts(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> dict[str, Any]:
     """For a script: the same."""
     return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
 
@@ -257,7 +259,7 @@ def _held(owner: dict[str, Any] | None) -> str:
     return f"held by {who}; last heartbeat {owner.get('at', 'not yet')}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: StageStatus) -> tuple[str, ...]:
     done = "–" if row.done is None else f"{row.done:,}"
     if row.total is not None:
         done += f"/{row.total:,}"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.embed import stage as embed
+from pipeline.embed import settings as embed_settings
 from pipeline.prepare import pack
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redacted
@@ -117,7 +117,7 @@ def toml(seen: Seen, shards: str, out: str) -> str:
             "named": ", ".join(names),
             "small": max(seen.sides) <= SMALL_SIDE,
             "lost": sum(seen.reasons.values()) / seen.samples,
-            "max_lost": embed.Config.max_reject_fraction,
+            "max_lost": embed_settings.Config.max_reject_fraction,
             "many": MANY,
         }
     )
@@ -146,7 +146,7 @@ def run(shards: str, out: str) -> Seen:
 
 def _seen(found: list[Shard]) -> Seen:
     with storage.open_read(found[0].url, found[0].size, found[0].version) as stream:
-        reader = ShardReader(stream, embed.Config.max_sample_bytes)
+        reader = ShardReader(stream, embed_settings.Config.max_sample_bytes)
         looked = look(reader)
     return Seen(
         shards=len(found),

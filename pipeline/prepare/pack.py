@@ -27,38 +27,19 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.prepare import cifar
+from pipeline.prepare.settings import Config
 from pipeline.runtime import console, tasks
-from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
-
-MAX_PER_SHARD = 10_000  # a key is five digits of the shard and four of the place in it
 RECORD = pa.schema(
     [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
     + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
     + [(name, pa.string()) for name in ("label", "source", "superlabel")]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the stage."""
-
-    samples_per_shard: int = setting(1000, "images in each shard; the last one may have fewer")
-    split: str = setting("train", "part of CIFAR to pack: train or test")
-    shuffle_seed: int = setting(0, "seed of the order that mixes the classes in each shard")
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.samples_per_shard <= MAX_PER_SHARD:
-            raise UserError(
-                f"shards.samples_per_shard = {self.samples_per_shard}: choose 1 to {MAX_PER_SHARD}"
-            )
-        if self.split not in ("train", "test"):
-            raise UserError(f"shards.split = {self.split!r}: choose train or test")
 
 
 @dataclass(frozen=True)
@@ -81,9 +62,6 @@ class ShardPlan:
     @property
     def stem(self) -> str:
         return f"{self.number:05d}"
-
-
-# core
 
 
 def folder_pictures(folder: str) -> tuple[list[Picture], int]:
@@ -225,9 +203,6 @@ def _sources(shard: ShardPlan, out: str) -> list[str] | None:
         return None
 
 
-# shell
-
-
 def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, int]:
     """Pack a folder, cifar10 or cifar100 into shards below `out`, one Ray task for each shard.
 
@@ -246,6 +221,6 @@ def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, i
     log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
     packed = sum(tasks.results(pack_shard, missing, out))
     seconds = time.perf_counter() - started
-    console.finished(log, "shards", seconds, f"{len(missing):,} of {len(shards):,} made", out)
+    console.log_finished(log, "shards", seconds, f"{len(missing):,} of {len(shards):,} made", out)
     counts = {"shards": len(shards), "shards_made": len(missing), "samples": len(pictures)}
     return {**counts, "samples_packed": packed, "files_left_out": left_out}

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.report import geometry
-from pipeline.report.run_data import Row, Run
+from pipeline.report.run_data import Row, RunData
 from pipeline.store import tables
 
 POINTS = 400  # of a line; more are thinned out
@@ -40,7 +40,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> Chart:
     return {"head": head, "rows": rows}
 
 
-def coding_length(run: Run, curve: pa.Table) -> Chart:
+def coding_length(run: RunData, curve: pa.Table) -> Chart:
     """Bits per sample for every k (CURVE), the chosen k, the flat region."""
     chosen, samples = run.clustered, max(1, run.clustered["samples"])
     k = curve["k"].to_numpy()
@@ -73,7 +73,7 @@ def coding_length(run: Run, curve: pa.Table) -> Chart:
     }
 
 
-def tree(run: Run, merges: pa.Table, clusters: list[Row]) -> Chart:
+def tree(run: RunData, merges: pa.Table, clusters: list[Row]) -> Chart:
     """The merges of the chosen clusters (TREE), and what each union takes.
 
     The codes of a union are those of its two parts, less what was saved, less what its name saves:
@@ -120,7 +120,7 @@ def cluster_map(vectors: pa.Table, clusters: list[Row]) -> Chart:
     }
 
 
-def landmarks(vectors: pa.Table, paths: artifacts.RunPaths) -> geometry.Landmarks:
+def landmarks(vectors: pa.Table, paths: layout.RunPaths) -> geometry.Landmarks:
     """The samples that train kept, before and after the network."""
     sample = tables.read(paths.network.file("sample.parquet"), ["embedding", "feature"])
     x, z = (tables.to_matrix(sample[n]).astype(np.float32) for n in ("embedding", "feature"))
@@ -208,7 +208,7 @@ def training(history: pa.Table) -> Chart:
     }
 
 
-def looks(run: Run) -> Chart:
+def looks(run: RunData) -> Chart:
     """Neighbour information of every look at the network; the best is the one that was kept."""
     made, kept = run.trained["looks"], run.trained["kept_step"]
     return {

@@ -6,12 +6,11 @@ writes  report/galleries/{cluster_id}.webp   a strip of all pictures of a cluste
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.report.run_data import Row, Run
-from pipeline.runtime.config import setting
+from pipeline.artifacts import layout
+from pipeline.report.run_data import Row, RunData
+from pipeline.report.settings import Config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
 from pipeline.store.storage import Folder
@@ -22,38 +21,16 @@ FIXED_BYTES = 1_800_000  # ECharts and what does not grow with the clusters
 CLUSTER_BYTES = 11_500  # texts of a cluster with its gallery
 AT_ONCE = 64  # clusters whose pictures are held while strips are made
 TEXT_BYTES = 80  # of a member's caption, and of its name
-MOST_SIDE = 256  # pixels: a strip of all exemplars then fits into a WebP
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """How much the page shows."""
-
-    gallery: int = setting(12, "pictures of typical members per cluster, 24 at most; 0: none")
-    edges: int = setting(6, "pictures of borderline and of odd members, each 12 at most; 0: none")
-    max_clusters: int = setting(
-        1000, "clusters with a gallery, largest first; the others are in the table"
-    )
-    thumbnail: int = setting(96, "pixels of a picture's longer side")
-
-    def __post_init__(self) -> None:
-        if self.gallery < 0 or self.edges < 0 or self.max_clusters < 0:
-            raise UserError("report.gallery, report.edges, report.max_clusters: give 0 or more")
-        if not 1 <= self.thumbnail <= MOST_SIDE:
-            raise UserError(f"report.thumbnail = {self.thumbnail}: give 1 to {MOST_SIDE} pixels")
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pictures of each kind."""
-        return {"typical": self.gallery, "borderline": self.edges, "odd": self.edges}
-
-
-def folder(paths: artifacts.RunPaths) -> Folder:
+def folder(paths: layout.RunPaths) -> Folder:
     """Where the strips are."""
     return Folder(paths.report.file("galleries"))
 
 
-def add(rows: list[Row], run: Run, cfg: Config, paths: artifacts.RunPaths) -> tuple[int, list[str]]:
+def add(
+    rows: list[Row], run: RunData, cfg: Config, paths: layout.RunPaths
+) -> tuple[int, list[str]]:
     """Give the first rows their `galleries`; returns how many pictures are missing, the strips.
 
     Pictures go into the page for as many clusters as PAGE_BYTES allow, as data: URIs; those of the
@@ -91,7 +68,7 @@ def _uri(webp: bytes) -> str:
     return thumbnails.data_uri("image/webp", webp)
 
 
-def _add_members(shown: list[Row], cfg: Config, paths: artifacts.RunPaths) -> None:
+def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
     """The `members` of each row, and the `galleries` that they are in, by kind.
 
     What is typical is not shown again at the edges, as it would be in small clusters.

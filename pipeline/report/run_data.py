@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """What the page is made of. A run may be reported before it is written and evaluated."""
 
     root: str
@@ -41,9 +41,9 @@ class Run:
         return [stage["fingerprint"] if stage else None for stage in stages]
 
 
-def collect(paths: artifacts.RunPaths) -> Run:
+def collect(paths: layout.RunPaths) -> RunData:
     """The manifests; UserError names the stage that has not finished."""
-    made = artifacts.upstream(paths, "captions")
+    made = outputs.upstream(paths, "captions")
     clustered, captioned = made["clusters"], made["captions"]
     if taken := clustered.get("taken_from"):
         raise UserError(
@@ -60,10 +60,10 @@ def collect(paths: artifacts.RunPaths) -> Run:
             log.warning("report: evaluation.json is of other clusters: run evaluate again")
             evaluation = None
     embedded, trained = made["embeddings"], made["network"]
-    return Run(paths.root, embedded, trained, clustered, captioned, written, evaluation)
+    return RunData(paths.root, embedded, trained, clustered, captioned, written, evaluation)
 
 
-def stages(run: Run, paths: artifacts.RunPaths) -> list[Row]:
+def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
     """Of every finished stage its manifest, name, how much it did, and how fast.
 
     Samples per second are the stage's own, or samples over seconds; those of train are the median
@@ -88,7 +88,7 @@ def stages(run: Run, paths: artifacts.RunPaths) -> list[Row]:
     return rows
 
 
-def rejected(run: Run, paths: artifacts.RunPaths) -> list[Row]:
+def rejected(run: RunData, paths: layout.RunPaths) -> list[Row]:
     """The first REJECTS rejected samples of the run, in the order of the shards."""
     rows: list[Row] = []
     for shard in run.embedded["shards"]:
@@ -99,7 +99,7 @@ def rejected(run: Run, paths: artifacts.RunPaths) -> list[Row]:
     return rows
 
 
-def clusters(run: Run, paths: artifacts.RunPaths) -> list[Row]:
+def clusters(run: RunData, paths: layout.RunPaths) -> list[Row]:
     """What is known of each cluster, largest first: size, captions, tightness, neighbours, truth.
 
     Neighbours are known once the run is written, the true class once it is evaluated.

@@ -27,10 +27,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.report import figures, galleries, run_data, truth_charts
-from pipeline.report.galleries import Config
-from pipeline.report.run_data import Row, Run, collect
+from pipeline.report.run_data import Row, RunData, collect
+from pipeline.report.settings import Config
 from pipeline.runtime import config, console
 from pipeline.store import storage, tables
 
@@ -44,7 +44,7 @@ UNSEEN = re.compile(
 )
 
 
-def charts(run: Run, clusters: list[Row], paths: artifacts.RunPaths) -> dict[str, figures.Chart]:
+def charts(run: RunData, clusters: list[Row], paths: layout.RunPaths) -> dict[str, figures.Chart]:
     """All charts of the page, by name."""
     names = ("curve", "tree", "prototypes")
     curve, merges, vectors = (tables.read(paths.clusters.file(f"{n}.parquet")) for n in names)
@@ -65,7 +65,7 @@ def charts(run: Run, clusters: list[Row], paths: artifacts.RunPaths) -> dict[str
     return drawn
 
 
-def data(run: Run, clusters: list[Row], drawn: dict[str, figures.Chart]) -> Row:
+def data(run: RunData, clusters: list[Row], drawn: dict[str, figures.Chart]) -> Row:
     """What the scripts of the page work on."""
     by_id = sorted(clusters, key=lambda row: row["id"])
     return {
@@ -83,7 +83,7 @@ def data(run: Run, clusters: list[Row], drawn: dict[str, figures.Chart]) -> Row:
     }
 
 
-def context(cfg: Config, run: Run, paths: artifacts.RunPaths) -> tuple[Row, Row]:
+def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Row, Row]:
     """All that the template shows, and what the manifest says of it."""
     clusters = run_data.clusters(run, paths)
     missing, strips = galleries.add(clusters, run, cfg, paths)
@@ -160,14 +160,16 @@ def render(context: Row) -> str:
 
 
 def wanted(
-    cfg: Config, fingerprints: list[str | None], paths: artifacts.RunPaths
-) -> artifacts.Wanted:
+    cfg: Config, fingerprints: list[str | None], paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
     """What reporting what has these fingerprints is to leave."""
     made_of = config.fingerprint(cfg, fingerprints)
-    return artifacts.Wanted("report", paths.report, made_of, cfg, {paths.report: ["index.html"]})
+    return outputs.ExpectedOutputs(
+        "report", paths.report, made_of, cfg, {paths.report: ["index.html"]}
+    )
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> str:
+def run(cfg: Config, paths: layout.RunPaths) -> str:
     """Make the page unless it is there; returns its URL. Missing pictures are tried again."""
     url, started = paths.report.file("index.html"), time.monotonic()
     made = collect(paths)
@@ -176,11 +178,11 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> str:
     whole = not before.get("missing_pictures")
     if strips := set(before.get("strips", ())):
         whole = whole and strips <= galleries.folder(paths).names()
-    if whole and want.finished():
+    if whole and want.if_done():
         return url
     shown, facts = context(cfg, made, paths)
     storage.write_bytes(url, render(shown).encode())
     paths.report.finish(want.made_of, config=config.facts(cfg), **facts)
     clusters = f"{len(shown['clusters']):,} clusters"
-    console.finished(log, "report", time.monotonic() - started, clusters)
+    console.log_finished(log, "report", time.monotonic() - started, clusters)
     return url

@@ -104,14 +104,14 @@ def terminal() -> Console | None:
     return _manner.terminal
 
 
-def finished(log: logging.Logger, stage: str, seconds: float, *facts: str) -> None:
+def log_finished(log: logging.Logger, stage: str, seconds: float, *facts: str) -> None:
     """The one line that a stage leaves."""
     shown = [*facts, f"{int(seconds) // 60}:{int(seconds) % 60:02d}"]
     said = ", ".join([*facts, f"{seconds:.1f} s"])
     log.info("%s: %s", stage, said, extra={"stage": stage, "mark": "✓", "facts": shown})
 
 
-def standing(log: logging.Logger, stage: str, where: str) -> None:
+def log_already_done(log: logging.Logger, stage: str, where: str) -> None:
     """The same of a stage that was found done."""
     shown = {"stage": stage, "mark": "·", "facts": ["already done"]}
     log.info("%s: already done, %s", stage, where, extra=shown)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
@@ -32,7 +32,7 @@ MEMBER = ["sample_id", "shard", "key", "image_member", "tar_offset", "tar_size",
 BATCH_ROWS = 4096  # through the network at once
 
 
-def load_network(paths: artifacts.RunPaths) -> Network:
+def load_network(paths: layout.RunPaths) -> Network:
     """The trained network, in evaluation mode."""
     shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
     network = Network(**shape)
@@ -75,11 +75,11 @@ def assign_part(
     found, members = [], []
     wanted = [*MEMBER, "embedding"]
     for rows, z in part_features(source, assigner.network, wanted):
-        a = assignment.assign(z, assigner.prototypes, artifacts.TOP)
+        a = assignment.assign(z, assigner.prototypes, schemas.TOP)
         coding_rate.accumulate(total, z, a.cluster)
         found.append(_assignment_rows(rows, a))
         members.append(rows.select(MEMBER))
-    table = pa.concat_tables([artifacts.ASSIGNMENTS.empty_table(), *found])
+    table = pa.concat_tables([schemas.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
     return total, _exemplars(table, members)
 
@@ -95,25 +95,25 @@ def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
         pa.array(a.top_shares.tolist(), pa.list_(pa.float32())),
     ]
     return pa.table(
-        dict(zip(artifacts.ASSIGNMENTS.names, columns, strict=True)), schema=artifacts.ASSIGNMENTS
+        dict(zip(schemas.ASSIGNMENTS.names, columns, strict=True)), schema=schemas.ASSIGNMENTS
     )
 
 
 def _exemplars(table: pa.Table, members: list[pa.Table]) -> pa.Table:
     """EXEMPLARS of one part, every kind from all of its rows."""
     if not members:
-        return artifacts.EXEMPLARS.empty_table()
+        return schemas.EXEMPLARS.empty_table()
     scored = pa.concat_tables(members)
     for name in ("cluster_id", "outlier_score", "margin"):
         scored = scored.append_column(name, table[name])
-    return pa.concat_tables([ranked(scored, kind) for kind in artifacts.KINDS])
+    return pa.concat_tables([ranked(scored, kind) for kind in schemas.KINDS])
 
 
 def joined(exemplars: list[pa.Table]) -> pa.Table:
     """EXEMPLARS of several parts, from those of each."""
     whole = pa.concat_tables(exemplars)
-    kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in artifacts.KINDS]
-    return pa.concat_tables(map(ranked, kinds, artifacts.KINDS))
+    kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in schemas.KINDS]
+    return pa.concat_tables(map(ranked, kinds, schemas.KINDS))
 
 
 def ranked(scored: pa.Table, kind: str) -> pa.Table:
@@ -124,19 +124,19 @@ def ranked(scored: pa.Table, kind: str) -> pa.Table:
     starts = np.searchsorted(clusters, clusters)  # first row of each row's cluster
     rank = np.arange(len(clusters)) - starts
     ours = {"kind": pa.array([kind] * len(rank), pa.string()), "rank": rank.astype(np.int32)}
-    columns = {n: ours[n] if n in ours else scored[n] for n in artifacts.EXEMPLARS.names}
-    return pa.table(columns, schema=artifacts.EXEMPLARS).filter(rank < KEPT[kind])
+    columns = {n: ours[n] if n in ours else scored[n] for n in schemas.EXEMPLARS.names}
+    return pa.table(columns, schema=schemas.EXEMPLARS).filter(rank < KEPT[kind])
 
 
 Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, maps an array
 
 
 def assign_parts(
-    stems: list[str], paths: artifacts.RunPaths, assigner: Assigner
+    stems: list[str], paths: layout.RunPaths, assigner: Assigner
 ) -> tuple[Sums, pa.Table]:
     """`assign_part` of several shards: summed statistics, the exemplars of all of them."""
     total = coding_rate.no_statistics(*assigner.shape)
-    best = artifacts.EXEMPLARS.empty_table()
+    best = schemas.EXEMPLARS.empty_table()
     for name in (f"{stem}.parquet" for stem in stems):
         source, target = paths.embeddings.file(name), paths.assignments.file(name)
         more, exemplars = assign_part(source, target, assigner)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs, schemas
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
 from pipeline.runtime import tasks
@@ -29,7 +29,7 @@ from pipeline.select_k.assign_parts import (
     part_features,
 )
 from pipeline.store import tables
-from pipeline.store.partial_sums import Arrays, RunningTotal
+from pipeline.store.partial_sums import Arrays, ResumableSum
 
 MOST_TASKS = 128  # each sends p·d² numbers
 SUMS = ("count", "sum", "gram")
@@ -39,7 +39,7 @@ SUMS = ("count", "sum", "gram")
 class Parts:
     """What is passed over, and for whom."""
 
-    paths: artifacts.RunPaths
+    paths: layout.RunPaths
     stems: list[str]
     made_of: str  # fingerprint of the stage
 
@@ -65,7 +65,7 @@ def all_statistics(
     """First pass: the leaves, which `begin` makes, and their statistics over all parts."""
     urls = [parts.paths.embeddings.file(f"{stem}.parquet") for stem in parts.stems]
     chunks = tasks.chunks(urls, MOST_TASKS)
-    running = RunningTotal(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
+    running = ResumableSum(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
     table = torch.from_numpy(running.restored["table"]) if running.done else begin()
     total = _sums(running, *table.shape)
     progress.advance(sum(map(len, chunks[: running.done])))
@@ -80,10 +80,10 @@ def all_statistics(
 def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> coding_rate.Statistics:
     """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
     paths, chunks = parts.paths, tasks.chunks(parts.stems, MOST_TASKS)
-    running = RunningTotal(paths.clusters, "assigned", parts.made_of, len(chunks))
+    running = ResumableSum(paths.clusters, "assigned", parts.made_of, len(chunks))
     _only_if_there(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
     total = _sums(running, *assigner.shape)
-    best = artifacts.EXEMPLARS.empty_table()
+    best = schemas.EXEMPLARS.empty_table()
     if running.done:
         best = _read(running.restored["exemplars"])
     progress.advance(sum(map(len, chunks[: running.done])))
@@ -98,17 +98,17 @@ def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> cod
     return total
 
 
-def _only_if_there(running: RunningTotal, parts: Parts, summed: list[str]) -> None:
+def _only_if_there(running: ResumableSum, parts: Parts, summed: list[str]) -> None:
     """A sum counts if every part that is in it lies there; else all are made again."""
     folder = parts.paths.assignments
-    there = artifacts.part_facts(folder, summed)
+    there = outputs.part_facts(folder, summed)
     if any(there.get(stem, {}).get("made_of") != parts.made_of for stem in summed):
         running.forget()
     if not running.done:
         folder.clear()  # of what another fingerprint made; after the sum that speaks of it
 
 
-def _sums(running: RunningTotal, groups: int, dim: int) -> coding_rate.Statistics:
+def _sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:
     if not running.done:
         return coding_rate.no_statistics(groups, dim)
     count, total, gram = (torch.from_numpy(running.restored[name]) for name in SUMS)

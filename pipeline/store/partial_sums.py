@@ -30,7 +30,7 @@ WORK = 20  # times as long as a commit took is worked before the next
 Arrays = dict[str, np.ndarray]
 
 
-class Unfinished:
+class PartialResult:
     """Arrays of one unfinished stage; those of another fingerprint are none, and are removed."""
 
     def __init__(self, folder: Folder, name: str, made_of: str) -> None:
@@ -61,11 +61,11 @@ class Unfinished:
         self.folder.remove({self.name})
 
 
-class RunningTotal:
+class ResumableSum:
     """How many of the chunks have been added up, and their sum where a run was interrupted."""
 
     def __init__(self, folder: Folder, name: str, made_of: str, chunks: int) -> None:
-        self.file = Unfinished(folder, name, f"{made_of}-{chunks}")
+        self.file = PartialResult(folder, name, f"{made_of}-{chunks}")
         self.restored = self.file.load() or {}  # the sum of the first `done` chunks
         self.done = int(self.restored.pop("done", np.int64(0)))
         self._committed, self._wait_s = time.monotonic(), EVERY_S
@@ -88,12 +88,12 @@ class RunningTotal:
             self._wait_s = max(EVERY_S, WORK * (self._committed - began))
 
 
-def finished(folder: Folder) -> None:
+def remove_all(folder: Folder) -> None:
     """The stage is done: nothing is left to go on from."""
     folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
 
 
-def begun(folder: Folder, made_of: str) -> bool:
+def exists(folder: Folder, made_of: str) -> bool:
     """Whether a stage of this fingerprint has something to go on from. Changes nothing."""
     for name in folder.names():
         if not name.startswith(PREFIX):

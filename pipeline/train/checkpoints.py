@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.mcr2.network import Network
 from pipeline.store import storage
 
@@ -91,7 +91,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class Checkpoints:
     """The last state of an unfinished training, in network/; rank 0 writes, all read."""
 
-    def __init__(self, paths: artifacts.RunPaths, made_of: str) -> None:
+    def __init__(self, paths: layout.RunPaths, made_of: str) -> None:
         self.folder, self.made_of = paths.network, made_of
 
     def save(self, state: State) -> None:

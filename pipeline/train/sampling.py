@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.mcr2.collectives import Collectives
 from pipeline.store import tables
 
@@ -34,7 +34,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """Where the training sample comes from: its row i is one of block searchsorted(ends, i)."""
 
     blocks: list[Block]
@@ -58,7 +58,7 @@ class Plan:
         return np.sort(rng.choice(rows, block.take, replace=False))
 
 
-def plan(shards: list[dict[str, Any]], paths: artifacts.RunPaths, most: int, seed: int) -> Plan:
+def plan(shards: list[dict[str, Any]], paths: layout.RunPaths, most: int, seed: int) -> SamplePlan:
     """All rows where there are no more than `most`; else `most`, of row groups all over the parts.
 
     Of every so many row groups one is drawn, and some of its rows: where shards are sorted by what
@@ -69,7 +69,9 @@ def plan(shards: list[dict[str, Any]], paths: artifacts.RunPaths, most: int, see
     rows = np.array([s["embedded"] for s in embedded], np.int64)
     total = int(rows.sum())
     if total <= most:
-        return Plan([Block(u, 0, n, n) for u, n in zip(urls, rows.tolist(), strict=True)], seed)
+        return SamplePlan(
+            [Block(u, 0, n, n) for u, n in zip(urls, rows.tolist(), strict=True)], seed
+        )
     groups = -(-rows // tables.ROW_GROUP_ROWS)  # of each part
     firsts = np.cumsum(groups) - groups  # number of each part's first group
     step = int(max(1, min(total // (OVERREAD * most), groups.sum() // SPREAD)))
@@ -82,7 +84,7 @@ def plan(shards: list[dict[str, Any]], paths: artifacts.RunPaths, most: int, see
     ends = np.cumsum(stop - start)
     take = np.diff(ends * min(most, ends[-1]) // ends[-1], prepend=0)  # sums to `most`
     found = zip(part.tolist(), start.tolist(), stop.tolist(), take.tolist(), strict=True)
-    return Plan([Block(urls[p], begin, end, n) for p, begin, end, n in found if n], seed)
+    return SamplePlan([Block(urls[p], begin, end, n) for p, begin, end, n in found if n], seed)
 
 
 def shares(rows: int, workers: int) -> list[range]:
@@ -91,7 +93,7 @@ def shares(rows: int, workers: int) -> list[range]:
     return [range(*bound) for bound in pairwise(bounds)]
 
 
-def read_embeddings(source: Plan, rows: range) -> np.ndarray:
+def read_embeddings(source: SamplePlan, rows: range) -> np.ndarray:
     """(n, D) float16: a run of the rows of the sample."""
     x = np.empty((0, 0), np.float16)
     for first, column in _read(source, "embedding", np.arange(rows.start, rows.stop)):
@@ -102,12 +104,12 @@ def read_embeddings(source: Plan, rows: range) -> np.ndarray:
     return x
 
 
-def read_ids(source: Plan, rows: np.ndarray) -> list[str]:
+def read_ids(source: SamplePlan, rows: np.ndarray) -> list[str]:
     """The sample ids of some rows of the sample, in ascending order of the rows."""
     return [i for _, column in _read(source, "sample_id", rows) for i in column.to_pylist()]
 
 
-def _read(source: Plan, name: str, rows: np.ndarray) -> Iterator[tuple[int, pa.ChunkedArray]]:
+def _read(source: SamplePlan, name: str, rows: np.ndarray) -> Iterator[tuple[int, pa.ChunkedArray]]:
     """A column of ascending rows of the sample, block by block, each with where in `rows` it is."""
     ends = source.ends
     edges = np.searchsorted(rows, np.concatenate([[0], ends]))
@@ -131,7 +133,7 @@ class Share:
     samples: int  # N
 
     @classmethod
-    def read(cls, source: Plan, rows: range) -> "Share":
+    def read(cls, source: SamplePlan, rows: range) -> "Share":
         """From the parts."""
         return cls(torch.from_numpy(read_embeddings(source, rows)), rows.start, len(source))
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs, schemas
 from pipeline.runtime import config, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
@@ -120,7 +120,7 @@ def _shards(rows: pa.Table) -> pa.ChunkedArray:
     return pc.list_element(pc.split_pattern(rows["sample_id"], "/", max_splits=1), 0)
 
 
-def check(lists: Sequence[str], made: artifacts.Made) -> None:
+def check(lists: Sequence[str], made: outputs.Manifests) -> None:
     """UserError where the lists name samples, but none of a shard of this run."""
     known = pa.array([facts["shard"]["stem"] for facts in made["embeddings"]["shards"]])
     seen = 0
@@ -164,13 +164,13 @@ def _write(rows: pa.Table, folder: Folder, made_of: str) -> None:
     for sample_id, reason in zip(*(rows[name].to_pylist() for name in FIELDS), strict=True):
         reasons.setdefault(sample_id, printable(reason[:REASON_CHARS]))
     columns = [list(reasons), list(reasons.values())]
-    table = pa.table(dict(zip(FIELDS, columns, strict=True)), schema=artifacts.EXCLUDED)
+    table = pa.table(dict(zip(FIELDS, columns, strict=True)), schema=schemas.EXCLUDED)
     url = folder.file(f"{rows['shard'][0].as_py()}.parquet")
     tables.write(url, table, made_of=made_of, rows=table.num_rows)
 
 
 def run(
-    lists: Sequence[str], digests: list[str], made: artifacts.Made, paths: artifacts.RunPaths
+    lists: Sequence[str], digests: list[str], made: outputs.Manifests, paths: layout.RunPaths
 ) -> dict[str, int]:
     """Make the lists ready, forget those of before; how many samples of each shard are named."""
     folder = paths.exclude
@@ -189,12 +189,12 @@ def run(
     seen, own = counts[0][0], sum(of_these for _, of_these in counts)
     if own < seen:
         log.warning("write: %d of %d ids to exclude are of no shard of this run", seen - own, seen)
-    parts = {stem: facts["rows"] for stem, facts in artifacts.part_facts(folder, stems).items()}
+    parts = {stem: facts["rows"] for stem, facts in outputs.part_facts(folder, stems).items()}
     folder.finish(made_of, lists="ready", parts=parts, digests=digests)
     return parts
 
 
-def reasons(stem: str, paths: artifacts.RunPaths) -> dict[str, str]:
+def reasons(stem: str, paths: layout.RunPaths) -> dict[str, str]:
     """sample_id -> why it is left out, of one shard that has any."""
     rows = tables.read(paths.exclude.file(f"{stem}.parquet"))
     return dict(zip(*(rows[name].to_pylist() for name in FIELDS), strict=True))

@@ -25,15 +25,15 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs, schemas
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
-from pipeline.runtime.config import setting
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import columns, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import ShardReader
 from pipeline.write import dataset_card, exclude_lists
+from pipeline.write.settings import Config
 
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
@@ -41,24 +41,11 @@ TYPICAL = 5  # members named for each cluster
 MADE_WITH = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is written."""
-
-    shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
-    exclude: tuple[str, ...] = setting(
-        (), "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt"
-    )
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exclude", exclude_lists.urls_of(self.exclude))
-
-
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """What every task gets beside its shards."""
 
-    paths: artifacts.RunPaths
+    paths: layout.RunPaths
     kinds: dict[str, str]  # of the run's json columns
     captions: list[str | None]  # best caption of each cluster
     shards: bool
@@ -67,9 +54,9 @@ class Job:
     excluded: frozenset[str] = frozenset()  # stems of the shards that have excluded samples
 
 
-def label_rows(stem: str, job: Job) -> pa.Table:
+def label_rows(stem: str, job: WriteJob) -> pa.Table:
     """One row per input sample of a shard, in the order of the tar."""
-    wanted = [name for name in artifacts.embeddings_schema(1).names if name != "embedding"]
+    wanted = [name for name in schemas.embeddings_schema(1).names if name != "embedding"]
     embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"), wanted)
     assigned = tables.read(job.paths.assignments.file(f"{stem}.parquet"))
     rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
@@ -84,7 +71,7 @@ def label_rows(stem: str, job: Job) -> pa.Table:
         known = {"image_member": row["member"], "error_message": row["reason"]}
         rows.append({**row, **known, "status": "rejected"})
     rows.sort(key=lambda row: row["index"])
-    names = artifacts.label_names(job.kinds)
+    names = schemas.label_names(job.kinds)
     excluded = exclude_lists.reasons(stem, job.paths) if stem in job.excluded else {}
     for row in rows:
         if row["sample_id"] in excluded:
@@ -94,7 +81,7 @@ def label_rows(stem: str, job: Job) -> pa.Table:
             row[own] = columns.value(originals.get(name), job.kinds[name])
         if row["caption"] is None and isinstance(originals.get("caption"), str):
             row["caption"] = originals["caption"]
-    return pa.Table.from_pylist(rows, schema=artifacts.labels_schema(job.kinds))
+    return pa.Table.from_pylist(rows, schema=schemas.labels_schema(job.kinds))
 
 
 def relabel(
@@ -131,11 +118,11 @@ def relabel(
 
 def _json_label(label: dict[str, Any]) -> dict[str, Any]:
     """What goes under "ratecluster" in a sample's json: the fields that are not null."""
-    found = {name: label[name] for name in artifacts.IN_JSON if label[name] is not None}
+    found = {name: label[name] for name in schemas.IN_JSON if label[name] is not None}
     return {n: round(v, 6) if isinstance(v, float) else v for n, v in found.items()}
 
 
-def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
+def write_shards(shards: list[dict[str, Any]], job: WriteJob) -> list[int]:
     """Labels and labelled tar of some shards; returns how many samples each has."""
     counts = []
     for shard in shards:
@@ -154,15 +141,15 @@ def write_shards(shards: list[dict[str, Any]], job: Job) -> list[int]:
     return counts
 
 
-def _copy(shard: dict[str, Any], table: pa.Table, job: Job) -> None:
-    wanted = ["sample_id", "shard", *artifacts.IN_JSON]
+def _copy(shard: dict[str, Any], table: pa.Table, job: WriteJob) -> None:
+    wanted = ["sample_id", "shard", *schemas.IN_JSON]
     target = job.paths.labeled.file(f"{shard['stem']}.tar")
     labels = table.select(wanted).to_pylist()
     with storage.commit(target) as file:
         relabel(shard, file, labels, job.max_sample_bytes)
 
 
-def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
+def cluster_rows(paths: layout.RunPaths) -> pa.Table:
     """CLUSTERS: size, captions, tightness, neighbours and typical members of each cluster."""
     prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
     captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
@@ -192,10 +179,10 @@ def cluster_rows(paths: artifacts.RunPaths) -> pa.Table:
                 "typical_samples": typical[:TYPICAL],
             }
         )
-    return pa.Table.from_pylist(rows, schema=artifacts.CLUSTERS)
+    return pa.Table.from_pylist(rows, schema=schemas.CLUSTERS)
 
 
-def run_facts(paths: artifacts.RunPaths) -> dict[str, Any]:
+def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """What made this run: versions, and of each stage its settings, counts and fingerprint."""
     stages = {"embed": paths.embeddings, "train": paths.network, "select_k": paths.clusters}
     stages |= {"caption": paths.captions, "write": paths.labels}
@@ -210,7 +197,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
 
 
-def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
     """What writing these captions is to leave; UserError where a list to exclude is not there."""
     made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
     stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
@@ -219,7 +206,7 @@ def wanted(cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths) -> arti
         paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
         paths.top: ["clusters.parquet", "run.json"],
     }
-    return artifacts.Wanted("write", paths.labels, made_of, cfg, files)
+    return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)
 
 
 def digests(cfg: Config) -> list[str]:
@@ -227,12 +214,12 @@ def digests(cfg: Config) -> list[str]:
     return [exclude_lists.digest(url) for url in cfg.exclude]
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
-    made = artifacts.upstream(paths, "captions")
+    made = outputs.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
     want = wanted(cfg, made, paths)
-    if manifest := want.finished():
+    if manifest := want.if_done():
         return manifest
     exclude_lists.check(cfg.exclude, made)  # before anything that is there is given up
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
@@ -244,7 +231,7 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     limit = embedded["config"]["max_sample_bytes"]
     listed = exclude_lists.run(cfg.exclude, digests(cfg), made, paths)
     known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
-    job = Job(paths, *known)
+    job = WriteJob(paths, *known)
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
@@ -274,20 +261,20 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
     said = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
-    console.finished(log, "write", progress.seconds, *said)
+    console.log_finished(log, "write", progress.seconds, *said)
     return paths.labels.manifest()
 
 
-def _remove_others(paths: artifacts.RunPaths, done: set[str]) -> None:
+def _remove_others(paths: layout.RunPaths, done: set[str]) -> None:
     """Drop what another fingerprint made: labels and shards are never a mixture."""
     keep = {f"{stem}.parquet" for stem in done} | {f"{stem}.tar" for stem in done}
     for folder in (paths.labels, paths.labeled):
         folder.remove(folder.names() - keep)
 
 
-def _check_counts(embedded: dict[str, Any], paths: artifacts.RunPaths, made_of: str) -> int:
+def _check_counts(embedded: dict[str, Any], paths: layout.RunPaths, made_of: str) -> int:
     """Labels of every shard = samples in its tar, and they are of this run; how many excluded."""
-    facts = artifacts.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
+    facts = outputs.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
     for shard in embedded["shards"]:
         stem = shard["shard"]["stem"]
         wanted = {"rows": shard["samples"], "made_of": made_of}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking
+from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -28,7 +29,7 @@ def paths(tmp_path):
         x = directions[thing] + rng.normal(size=6) / 5
         return x / np.linalg.norm(x)
 
-    return artifacts.RunPaths(str(small_run.build(tmp_path, vector)))
+    return layout.RunPaths(str(small_run.build(tmp_path, vector)))
 
 
 STEMS = ["00000", "00001"]
@@ -86,7 +87,7 @@ def test_words_are_counted_from_texts_and_never_from_json(paths):
 )
 def test_settings_that_make_no_sense(settings, said):
     with pytest.raises(UserError) as caught:
-        caption.Config(**settings)
+        caption_settings.Config(**settings)
     assert said in str(caught.value)
 
 
@@ -106,8 +107,8 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     first = [{"jpg": t.encode(), "json": truth} for t in small_run.THINGS * 4]
     second = [{"jpg": b"car", "txt": b"the zorgmobile", "json": truth}] * 4
     root = small_run.build(tmp_path, pico.__getitem__, (first, second))
-    paths = artifacts.RunPaths(str(root))
-    manifest = caption.run(caption.Config(alt_texts=5), paths)
+    paths = layout.RunPaths(str(root))
+    manifest = caption.run(caption_settings.Config(alt_texts=5), paths)
     rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
     assert best[0] == "dog" and "pizza" in best[2]
@@ -122,13 +123,13 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert found.texts[found.names.index("dog")] == pytest.approx(pico["dog"], abs=1e-3)
     data = (root / "captions" / "captions.parquet").read_bytes()
 
-    assert caption.run(caption.Config(alt_texts=5), paths) == manifest
+    assert caption.run(caption_settings.Config(alt_texts=5), paths) == manifest
     words = tmp_path / "words.txt"
     words.write_text("hound\nautomobile\nDog\n")
-    own = caption.run(caption.Config(vocabulary=(str(words),), alt_texts=0), paths)
+    own = caption.run(caption_settings.Config(vocabulary=(str(words),), alt_texts=0), paths)
     assert own["candidates"] == 3 and own["from_alt_texts"] == 0
     assert own["captions"][0] in ("Dog", "hound") and own["captions"][1] == "automobile"
-    caption.run(caption.Config(alt_texts=5), paths)
+    caption.run(caption_settings.Config(alt_texts=5), paths)
     assert (root / "captions" / "captions.parquet").read_bytes() == data
 
 
@@ -138,18 +139,18 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     tmp_path, pico, ray_session, monkeypatch, results
 ):
     root = small_run.build(tmp_path, pico.__getitem__)
-    paths = artifacts.RunPaths(str(root))
-    caption.run(caption.Config(), paths)
+    paths = layout.RunPaths(str(root))
+    caption.run(caption_settings.Config(), paths)
     table = root / "captions" / "captions.parquet"
     expected = table.read_bytes()
     paths.captions.clear()
     with monkeypatch.context() as patch:
         interrupting.after(patch, results)
         with pytest.raises(interrupting.Interrupted):
-            caption.run(caption.Config(), paths)
+            caption.run(caption_settings.Config(), paths)
     with monkeypatch.context() as patch:
         counted = interrupting.after(patch, 99)
-        caption.run(caption.Config(), paths)
+        caption.run(caption_settings.Config(), paths)
     assert len(counted) == 4 - results
     assert table.read_bytes() == expected
     assert paths.captions.names() == {*caption.FILES, "manifest.json"}
@@ -161,21 +162,21 @@ def test_a_model_names_the_clusters_and_nothing_is_counted_again(
 ):
     root = tmp_path / "run"
     shutil.copytree(finished_run, root)
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     before = paths.captions.manifest()
     voted = (root / "captions" / "voted.parquet").read_bytes()
     counted = interrupting.after(monkeypatch, 99)
     with serving(lambda *_: (200, saying('{"caption": "some named things"}'))) as chat:
-        cfg = caption.Config(namer=chat.url, namer_model="tiny")
+        cfg = caption_settings.Config(namer=chat.url, namer_model="tiny")
         manifest = caption.run(cfg, paths)
         assert caption.run(cfg, paths) == manifest
         assert len(chat.asked) == 4 == manifest["named"]
-        caption.run(caption.Config(namer=chat.url, namer_model="other"), paths)
+        caption.run(caption_settings.Config(namer=chat.url, namer_model="other"), paths)
         assert len(chat.asked) == 8
     assert counted == [] and manifest["captions"] == ["some named things"] * 4
     assert (root / "captions" / "voted.parquet").read_bytes() == voted
     assert paths.captions.names() == {*caption.FILES, "manifest.json"}
-    assert caption.run(caption.Config(), paths)["captions"] == before["captions"]
+    assert caption.run(caption_settings.Config(), paths)["captions"] == before["captions"]
     (root / "captions" / "candidates.parquet").unlink()
-    caption.run(caption.Config(), paths)
+    caption.run(caption_settings.Config(), paths)
     assert counted != [] and paths.captions.names() == {*caption.FILES, "manifest.json"}

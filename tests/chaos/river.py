@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.store import tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
@@ -131,7 +131,7 @@ class River:
 
     def ids(self) -> Counter[str]:
         """How often each sample is a row of labels."""
-        folder = artifacts.RunPaths(str(self.folder)).labels
+        folder = layout.RunPaths(str(self.folder)).labels
         found: Counter[str] = Counter()
         for name in folder.names():
             if name.endswith(".parquet"):

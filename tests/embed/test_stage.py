@@ -13,7 +13,9 @@ import ray
 import torch
 from PIL import Image
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
+from pipeline.embed import encode_shard, survey
+from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -23,7 +25,7 @@ from pipeline.store.shards import ShardReader
 from pipeline.vision import clip
 from tests.conftest import ASSETS, TINY
 
-CFG = embed.Config(model="pico-clip", batch_size=16, threads=1, decode_threads=2)
+CFG = embed_settings.Config(model="pico-clip", batch_size=16, threads=1, decode_threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +40,11 @@ def parts(root) -> dict[str, bytes]:
 
 
 def embed_alone(shards, root, encoder, cfg=CFG):
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     with ThreadPoolExecutor(1) as thread:
         found = [
-            embed.embed_shard(shard, encoder, thread, cfg, paths, embed.decoded) for shard in shards
+            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decoded)
+            for shard in shards
         ]
     return found, paths
 
@@ -67,7 +70,7 @@ def test_rows_name_the_bytes_they_came_from(tiny_shards, tmp_path, encoder):
     shards = list_shards(str(tiny_shards))
     _, paths = embed_alone(shards, tmp_path, encoder)
     table = tables.read(paths.embeddings.file("00000.parquet"))
-    assert table.schema.equals(artifacts.embeddings_schema(encoder.dim), check_metadata=False)
+    assert table.schema.equals(schemas.embeddings_schema(encoder.dim), check_metadata=False)
     with (tiny_shards / "00000.tar").open("rb") as stream:
         samples = list(ShardReader(stream, None))
     tar = (tiny_shards / "00000.tar").read_bytes()
@@ -107,7 +110,7 @@ def test_a_shard_that_the_store_cuts_short_is_no_shorter_shard(
     (tmp_path / "00000.tar").write_bytes(data)
     with pytest.raises(OSError, match=f"ended after {len(data)} of {whole} bytes"):
         embed_alone([short], tmp_path / "run", encoder)
-    assert not artifacts.RunPaths(str(tmp_path / "run")).embeddings.names()
+    assert not layout.RunPaths(str(tmp_path / "run")).embeddings.names()
 
 
 def test_an_embedding_that_is_not_finite_is_rejected(tiny_shards, tmp_path, encoder):
@@ -147,7 +150,7 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
     for actors, readers, threads in ((1, 1, 1), (2, 3, 1), (1, 1, 0), (2, 3, 0)):
         root = tmp_path / f"{actors}-{readers}-{threads}"
         cfg = replace(CFG, actors=actors, readers=readers, threads=threads)
-        manifest = embed.run(cfg, shards, artifacts.RunPaths(str(root)))
+        manifest = embed.run(cfg, shards, layout.RunPaths(str(root)))
         assert manifest["samples"] == 2 * TINY + 3
         assert parts(root) == expected.setdefault(threads, parts(root))
 
@@ -160,7 +163,7 @@ def test_the_same_bytes_where_other_processes_decode(
     shards = list_shards(str(tiny_shards))
     embed_alone(shards, tmp_path / "alone", encoder)
     cfg = replace(CFG, decode_slots=slots)
-    manifest = embed.run(cfg, shards, artifacts.RunPaths(str(tmp_path)))
+    manifest = embed.run(cfg, shards, layout.RunPaths(str(tmp_path)))
     assert parts(tmp_path) == parts(tmp_path / "alone")
     assert 0 <= manifest["encoder_idle"] < 1 and manifest["decode_cpus_per_encoder"] > 0
 
@@ -183,13 +186,13 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 ):
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
     prepare = Slow(encoder.prepare, tmp_path)
-    found = embed.decoded_elsewhere(shard, prepare, replace(CFG, decode_slots=1))
+    found = encode_shard.decoded_elsewhere(shard, prepare, replace(CFG, decode_slots=1))
     first = next(found)
     (pid,) = [int(path.name) for path in tmp_path.iterdir()]
     os.kill(pid, signal.SIGKILL)
     batches = [first, *found]
     assert {int(path.name) for path in tmp_path.iterdir()} > {pid}
-    expected = list(embed.decoded(shard, encoder.prepare, CFG))
+    expected = list(encode_shard.decoded(shard, encoder.prepare, CFG))
     assert [batch.rows for batch in batches] == [batch.rows for batch in expected]
     for mine, theirs in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(mine.pixels, theirs.pixels)
@@ -199,7 +202,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 def test_an_error_of_the_store_comes_back_as_itself(tiny_shards, encoder, ray_session):
     shard = replace(list_shards(str(tiny_shards))[0], url="/nowhere/00000.tar")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        next(embed.decoded_elsewhere(shard, encoder.prepare, CFG))
+        next(encode_shard.decoded_elsewhere(shard, encoder.prepare, CFG))
 
 
 def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_work():
@@ -215,10 +218,10 @@ def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_wo
 def test_batches_that_a_second_decoder_cut_otherwise_are_no_shard(tiny_shards, tmp_path, encoder):
     """The first gave up on a sample that the second read: all batches after it begin one later."""
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
 
     def source(shard, prepare, cfg):
-        first, *rest = embed.decoded(shard, prepare, cfg)
+        first, *rest = encode_shard.decoded(shard, prepare, cfg)
         late = {**first.rows[5], "member": "x.png", "reason": "decode_timeout"}
         yield replace(
             first,
@@ -229,7 +232,7 @@ def test_batches_that_a_second_decoder_cut_otherwise_are_no_shard(tiny_shards, t
         yield from rest
 
     with ThreadPoolExecutor(1) as thread, pytest.raises(OSError, match="do not fit together"):
-        embed.embed_shard(shard, encoder, thread, CFG, paths, source)
+        encode_shard.embed_shard(shard, encoder, thread, CFG, paths, source)
     assert not paths.embeddings.names()
 
 
@@ -239,7 +242,7 @@ def test_a_decoder_that_nobody_listens_to_gives_back_its_cpu(
 ):
     before = ray.available_resources()["CPU"]
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
-    found = embed.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
+    found = encode_shard.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
     next(found)
     assert ray.available_resources()["CPU"] < before
     found.close()
@@ -285,7 +288,7 @@ def test_through_ray_the_embeddings_are_open_clips_own(finished_run, tiny_shards
     model, _, preprocess = open_clip.create_model_and_transforms(
         "pico-clip", pretrained=str(folder / "open_clip_model.safetensors")
     )
-    paths = artifacts.RunPaths(str(finished_run))
+    paths = layout.RunPaths(str(finished_run))
     for stem in ("00000", "00001"):
         table = tables.read(paths.embeddings.file(f"{stem}.parquet"))
         tar = (tiny_shards / f"{stem}.tar").read_bytes()
@@ -300,7 +303,7 @@ def test_through_ray_the_embeddings_are_open_clips_own(finished_run, tiny_shards
 @pytest.mark.ray
 def test_a_rerun_does_only_what_is_missing(tiny_shards, tmp_path, ray_session, caplog):
     shards = list_shards(str(tiny_shards))
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     embed.run(CFG, shards, paths)
     before = parts(tmp_path)
     untouched = (tmp_path / "embeddings" / "00000.parquet").stat().st_mtime_ns
@@ -320,7 +323,7 @@ def test_too_many_rejects_fail_the_stage_and_the_counts_are_named(
 ):
     cfg = replace(CFG, max_reject_fraction=0.01)
     with pytest.raises(RuntimeError, match=r"3 of 63 samples .*max_reject_fraction = 0.01"):
-        embed.run(cfg, list_shards(str(tiny_shards)), artifacts.RunPaths(str(tmp_path)))
+        embed.run(cfg, list_shards(str(tiny_shards)), layout.RunPaths(str(tmp_path)))
     assert not (tmp_path / "embeddings" / "manifest.json").exists()
 
 
@@ -329,8 +332,8 @@ def test_parts_of_other_settings_are_refused_by_name(tiny_shards, tmp_path, enco
     _, paths = embed_alone(shards, tmp_path, encoder)
     other = replace(CFG, batch_size=8)
     with pytest.raises(UserError, match=r"embed.batch_size was 16, is 8.*--overwrite"):
-        embed.plan(other, shards, paths)
-    assert embed.plan(other, shards, paths, overwrite=True) == ([], shards)
+        survey.plan(other, shards, paths)
+    assert survey.plan(other, shards, paths, overwrite=True) == ([], shards)
     assert not paths.embeddings.names()
 
 
@@ -339,13 +342,13 @@ def test_parts_of_another_collection_are_not_overwritten(tiny_shards, tmp_path, 
     _, paths = embed_alone(shards, tmp_path, encoder)
     namesake = [replace(shards[0], url="/elsewhere/00000.tar", size=1)]
     with pytest.raises(UserError, match=r"/elsewhere/00000.tar is not the 00000 .*--overwrite"):
-        embed.plan(CFG, namesake, paths)
+        survey.plan(CFG, namesake, paths)
     moved = [replace(shard, url=f"/moved/{shard.stem}.tar") for shard in shards]
-    done, todo = embed.plan(CFG, moved, paths)
+    done, todo = survey.plan(CFG, moved, paths)
     assert not todo and [f["shard"]["url"] for f in done] == [shard.url for shard in moved]
     fresh = [replace(shards[0], stem="other", url="/elsewhere/other.tar")]
     with pytest.raises(UserError, match=r"embed\.batch_size was 16, is 8"):
-        embed.plan(replace(CFG, batch_size=8), fresh, paths)
+        survey.plan(replace(CFG, batch_size=8), fresh, paths)
 
 
 def test_shards_that_cannot_be_read_at_all_count_as_rejects(tmp_path, encoder, tiny_shards):
@@ -363,10 +366,10 @@ def test_shards_that_cannot_be_read_at_all_count_as_rejects(tmp_path, encoder, t
 def test_a_shard_that_changed_or_is_new_is_to_do(tiny_shards, tmp_path, encoder):
     shards = list_shards(str(tiny_shards))
     _, paths = embed_alone(shards[:1], tmp_path, encoder)
-    done, todo = embed.plan(CFG, shards, paths)
+    done, todo = survey.plan(CFG, shards, paths)
     assert [facts["shard"]["stem"] for facts in done] == ["00000"] and todo == shards[1:]
     changed = [replace(shards[0], version="later"), shards[1]]
-    assert embed.plan(CFG, changed, paths) == ([], changed)
+    assert survey.plan(CFG, changed, paths) == ([], changed)
 
 
 def test_summary_adds_up_and_finds_clashing_columns(tmp_path, encoder, tiny_shards):
@@ -385,4 +388,4 @@ def test_summary_adds_up_and_finds_clashing_columns(tmp_path, encoder, tiny_shar
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reject_fraction": 1.5}, {"actors": -1}])
 def test_settings_out_of_range_are_refused_with_their_value(wrong):
     with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
-        embed.Config(**wrong)
+        embed_settings.Config(**wrong)

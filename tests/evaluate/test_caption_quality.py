@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking
 from pipeline.evaluate import caption_quality
+from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.evaluate.caption_quality import OURS, PLAIN, Voters
 from pipeline.store import tables
@@ -83,7 +84,7 @@ def paths(tmp_path):
     shard = [
         {"jpg": t.encode(), "json": b'{"label": "%s"}' % t.encode()} for t in small_run.THINGS * 4
     ]
-    found = artifacts.RunPaths(str(small_run.build(tmp_path, vectors.__getitem__, (shard, shard))))
+    found = layout.RunPaths(str(small_run.build(tmp_path, vectors.__getitem__, (shard, shard))))
     texts = np.stack(list(vectors.values()))
     rows = candidates.rows(WORDS, len(WORDS), texts, sp.csr_matrix((3, len(WORDS))))
     tables.write(found.captions.file("candidates.parquet"), rows)
@@ -92,7 +93,7 @@ def paths(tmp_path):
     return found
 
 
-CFG = evaluate.Config(baseline=False)
+CFG = evaluate_settings.Config(baseline=False)
 
 
 def test_evaluate_compares_ours_with_the_plain_vote(paths):
@@ -131,13 +132,15 @@ def test_class_names_are_out_of_the_vote_and_not_only_out_of_the_ranking(paths):
 
 
 def test_captions_of_other_clusters_and_of_no_candidates_are_not_scored(paths):
-    assert "captions" not in evaluate.run(evaluate.Config(baseline=False, captions=False), paths)
+    assert "captions" not in evaluate.run(
+        evaluate_settings.Config(baseline=False, captions=False), paths
+    )
     fake_run.refinish(paths.clusters, fingerprint="c2")
     assert "captions" not in evaluate.run(CFG, paths)
     fake_run.refinish(paths.clusters, fingerprint="c1")
     assert "captions" in evaluate.run(CFG, paths)
     paths.captions.remove({"candidates.parquet"})
-    assert "captions" not in evaluate.run(evaluate.Config(baseline=False, seed=3), paths)
+    assert "captions" not in evaluate.run(evaluate_settings.Config(baseline=False, seed=3), paths)
 
 
 def test_table_is_aligned():

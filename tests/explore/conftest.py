@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.explore.search import index
+from pipeline.explore.search import settings as index_settings
 from pipeline.explore.search.index import Space
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
@@ -21,7 +22,7 @@ FEATURES = 8
 
 
 @pytest.fixture(scope="session")
-def embedded_run(tmp_path_factory) -> artifacts.RunPaths:
+def embedded_run(tmp_path_factory) -> layout.RunPaths:
     """`fake_run`, with its pictures' embeddings by pico-clip and a network for them."""
     paths = fake_run.build(tmp_path_factory.mktemp("searchable"))
     encoder = clip.load("pico-clip", "", device="cpu", precision="fp32")
@@ -38,21 +39,21 @@ def embedded_run(tmp_path_factory) -> artifacts.RunPaths:
 
 
 @pytest.fixture(scope="session")
-def searchable(embedded_run, ray_session) -> artifacts.RunPaths:
+def searchable(embedded_run, ray_session) -> layout.RunPaths:
     """The same, with an index of both spaces."""
     for space in Space:
-        index.run(index.Config(), embedded_run, space)
+        index.run(index_settings.Config(), embedded_run, space)
     return embedded_run
 
 
-def picture(paths: artifacts.RunPaths, row: dict) -> bytes:
+def picture(paths: layout.RunPaths, row: dict) -> bytes:
     """The picture's file of a row of the embeddings."""
     shards = paths.embeddings.manifest()["shards"]
     url = next(s["shard"]["url"] for s in shards if s["shard"]["stem"] == row["shard"])
     return storage.read_range(url, row["tar_offset"], row["tar_size"])
 
 
-def _embed(paths: artifacts.RunPaths, stem: str, encoder: clip.Encoder) -> np.ndarray:
+def _embed(paths: layout.RunPaths, stem: str, encoder: clip.Encoder) -> np.ndarray:
     url = paths.embeddings.file(f"{stem}.parquet")
     table = tables.read(url).drop_columns(["embedding"])
     decoded = [images.decode(picture(paths, row), 10**6) for row in table.to_pylist()]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
 from tests import subspaces
 
@@ -48,9 +48,9 @@ def members(n: int = 90, k: int = 3, seed: int = 0) -> Members:
     return Members(x, clusters, scores)
 
 
-def build(root: Path, of: Members, parts: int = 3, k: int = 3) -> artifacts.RunPaths:
+def build(root: Path, of: Members, parts: int = 3, k: int = 3) -> layout.RunPaths:
     """The run below `root`; gives the members their sample ids."""
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     cuts = np.array_split(np.arange(len(of.vectors)), parts)
     of.ids = subspaces.write_parts(paths, [of.vectors[cut] for cut in cuts])
     subspaces.write_network(paths, of.vectors[:5], of.ids[:5])
@@ -67,7 +67,7 @@ def build(root: Path, of: Members, parts: int = 3, k: int = 3) -> artifacts.RunP
             }
             for i in cut
         ]
-        table = pa.Table.from_pylist(rows, schema=artifacts.ASSIGNMENTS)
+        table = pa.Table.from_pylist(rows, schema=schemas.ASSIGNMENTS)
         tables.write(paths.assignments.file(f"{number:05d}.parquet"), table)
     sizes = np.bincount(of.clusters, minlength=k).tolist()
     paths.clusters.finish(
@@ -76,7 +76,7 @@ def build(root: Path, of: Members, parts: int = 3, k: int = 3) -> artifacts.RunP
     return paths
 
 
-def listed(paths: artifacts.RunPaths, name: str) -> list[dict]:
+def listed(paths: layout.RunPaths, name: str) -> list[dict]:
     """All rows of a list, part after part."""
     folder = paths.folder(f"curation/{name}")
     names = sorted(n for n in folder.names() if n.endswith(".parquet") and n[0].isdigit())

@@ -3,13 +3,13 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
 
 
-def build(root: str, parts: list[np.ndarray]) -> artifacts.RunPaths:
+def build(root: str, parts: list[np.ndarray]) -> layout.RunPaths:
     """Parts of unit rows (n, D); the members of cluster c are the rows of part c."""
-    paths = artifacts.RunPaths(root)
+    paths = layout.RunPaths(root)
     shards = [_part(paths, number, x) for number, x in enumerate(parts)]
     sizes = [len(x) for x in parts]
     made_with = {"model": "pico-clip", "pretrained": "", "max_image_pixels": 10**6}
@@ -20,7 +20,7 @@ def build(root: str, parts: list[np.ndarray]) -> artifacts.RunPaths:
     return paths
 
 
-def _part(paths: artifacts.RunPaths, number: int, x: np.ndarray) -> dict:
+def _part(paths: layout.RunPaths, number: int, x: np.ndarray) -> dict:
     stem, keys = f"{number:05d}", range(len(x))
     known = {
         "sample_id": [f"{stem}/{key}" for key in keys],
@@ -28,7 +28,7 @@ def _part(paths: artifacts.RunPaths, number: int, x: np.ndarray) -> dict:
         "tar_offset": [512] * len(x),
         "tar_size": [1] * len(x),
     }
-    schema = artifacts.embeddings_schema(x.shape[1])
+    schema = schemas.embeddings_schema(x.shape[1])
     texts = [pa.array(known.get(f.name, [None] * len(x)), f.type) for f in list(schema)[:-1]]
     table = pa.table([*texts, tables.from_matrix(x)], schema=schema)
     tables.write(paths.embeddings.file(f"{stem}.parquet"), table)

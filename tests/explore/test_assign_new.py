@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.cli import main as cli
-from pipeline.embed import stage as embed
+from pipeline.embed import settings as embed_settings
 from pipeline.explore import assign_new
 from pipeline.ops.verify import stage as verify
 from pipeline.runtime.errors import UserError
@@ -60,7 +60,7 @@ def assigned(finished_run, new_shards, tmp_path_factory):
     """The root of the new shards, by the command line."""
     root = tmp_path_factory.mktemp("assigned")
     assert cli.invoke(arguments(finished_run, new_shards, root)) == 0
-    return artifacts.RunPaths(str(root))
+    return layout.RunPaths(str(root))
 
 
 def arguments(run, shards, root) -> list[str]:
@@ -69,7 +69,7 @@ def arguments(run, shards, root) -> list[str]:
 
 @pytest.fixture(scope="module")
 def source(finished_run):
-    return artifacts.RunPaths(str(finished_run))
+    return layout.RunPaths(str(finished_run))
 
 
 pytestmark = pytest.mark.ray
@@ -136,7 +136,7 @@ def test_samples_farther_than_the_runs_own_are_listed(
     before = assigned.folder("curation/unexplained").manifest()
     assert before["threshold"] == own.max() and before["config"]["quantile"] == 0.999
     root = shutil.copytree(assigned.root, tmp_path / "run")
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     again = [*arguments(source.root, new_shards, root), "--quantile", "0.9"]
     assert cli.invoke(again) == 0
     limit = float(np.sort(own)[int(np.ceil(0.9 * len(own))) - 1])
@@ -153,7 +153,7 @@ def test_samples_farther_than_the_runs_own_are_listed(
 
 def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, caplog):
     root = shutil.copytree(assigned.root, tmp_path / "run")
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     before = tables.read(paths.labels.file("held-out.parquet"))
     with caplog.at_level("INFO"):
         assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
@@ -180,7 +180,7 @@ def test_planted_copies_are_found(assigned, capsys):
 
 def test_what_curation_lists_write_leaves_out(assigned, tmp_path):
     root = shutil.copytree(assigned.root, tmp_path / "run")
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     assert cli.invoke(["balance", "--root", str(root), "--per-cluster", "10"]) == 0
     assert cli.invoke(["outliers", "--root", str(root), "--quantile", "0.9"]) == 0
     listed = [f"{root}/curation/{name}" for name in ("balance", "outliers")]
@@ -213,9 +213,11 @@ def test_refusals(source, tmp_path, new_shards, capsys):
 
 
 def test_the_encoder_is_the_runs():
-    made_with = {**asdict(embed.Config()), "model": "ViT-B-32", "batch_size": 8}
-    found = assign_new.encoder(embed.Config(actors=3), made_with)
+    made_with = {**asdict(embed_settings.Config()), "model": "ViT-B-32", "batch_size": 8}
+    found = assign_new.encoder(embed_settings.Config(actors=3), made_with)
     assert (found.model, found.batch_size, found.actors) == ("ViT-B-32", 8, 3)
     with pytest.raises(UserError, match=r"embed.model = 'ViT-L-14', but the run was made with"):
-        assign_new.encoder(embed.Config(model="ViT-L-14"), made_with)
-    assert assign_new.encoder(embed.Config(model="ViT-B-32"), made_with).model == "ViT-B-32"
+        assign_new.encoder(embed_settings.Config(model="ViT-L-14"), made_with)
+    assert (
+        assign_new.encoder(embed_settings.Config(model="ViT-B-32"), made_with).model == "ViT-B-32"
+    )

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.cli import main as cli
 from pipeline.cli import options
-from pipeline.embed import stage as embed
+from pipeline.embed import settings as embed_settings
+from pipeline.embed import survey
 from pipeline.ops import status
 from pipeline.runtime import config
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
-from pipeline.store.partial_sums import Unfinished
+from pipeline.store.partial_sums import PartialResult
 from tests.conftest import run_arguments
 
 STAGES = ["embed", "train", "select_k", "caption", "write", "evaluate", "report"]
@@ -98,15 +99,15 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
     said = "1 of 2 shards: 1 new, 0 changed, the first 00002; 1 vanished, the first 00001: left out"
     assert found["embed"]["rerun"] == said and found["embed"]["state"] == "out of date"
     assert set(states(found).values()) == {"out of date"}
-    paths = artifacts.RunPaths(str(run))
-    cfg = embed.Config(batch_size=16)
+    paths = layout.RunPaths(str(run))
+    cfg = embed_settings.Config(batch_size=16)
     shards = list_shards(str(folder))
-    done, todo = embed.plan(cfg, shards, paths)
+    done, todo = survey.plan(cfg, shards, paths)
     assert [facts["shard"]["stem"] for facts in done] == ["00000"] and todo == shards[1:]
     assert "1 parts are of shards that are not among these, the first 00001: left" in caplog.text
     assert (run / "embeddings" / "00001.parquet").exists()
     newer = [replace(list_shards(str(tiny_shards))[0], version="later")]
-    asked = status.Asked(config.load(options.KINDS, None), newer, as_made=True)
+    asked = status.StatusQuery(config.load(options.KINDS, None), newer, as_made=True)
     assert "1 of 1 shards: 0 new, 1 changed" in status.collect(asked, paths)[0].rerun
 
 
@@ -130,11 +131,11 @@ def test_sums_of_an_interrupted_stage(rows, run, tiny_shards, stage, folder):
     manifest = run / folder / "manifest.json"
     made_of = json.loads(manifest.read_text())["fingerprint"]
     manifest.unlink()
-    place = artifacts.RunPaths(str(run)).folder(folder)
-    Unfinished(place, "counts", "another-2").save({"sum": np.zeros(3)})
+    place = layout.RunPaths(str(run)).folder(folder)
+    PartialResult(place, "counts", "another-2").save({"sum": np.zeros(3)})
     given = settings(tiny_shards, run)
     assert rows(*given)[stage]["state"] == "not begun"
-    Unfinished(place, "counts", f"{made_of}-2").save({"sum": np.zeros(3)})
+    PartialResult(place, "counts", f"{made_of}-2").save({"sum": np.zeros(3)})
     found = rows(*given)[stage]
     assert (found["state"], found["rerun"]) == ("partly", "from where it was interrupted")
 

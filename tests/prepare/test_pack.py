@@ -12,6 +12,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.prepare import cifar, pack
+from pipeline.prepare import settings as pack_settings
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
 from pipeline.store.shards import ShardReader
@@ -41,7 +42,7 @@ def folder(tmp_path):
 
 def packed(folder, out, **settings) -> list[int]:
     pictures, _ = pack.folder_pictures(str(folder))
-    plans = pack.plan(pictures, pack.Config(**settings))
+    plans = pack.plan(pictures, pack_settings.Config(**settings))
     return [pack.pack_shard(shard, str(out)) for shard in plans]
 
 
@@ -117,10 +118,10 @@ def test_same_bytes_on_every_run_and_another_order_with_another_seed(folder, tmp
 
 def test_the_shuffle_mixes_classes(tmp_path):
     pictures = [pack.Picture(f"{c}/{i}", c, tmp_path) for c in "abcd" for i in range(250)]
-    plans = pack.plan(pictures, pack.Config(samples_per_shard=100))
+    plans = pack.plan(pictures, pack_settings.Config(samples_per_shard=100))
     assert all({p.label for p in shard.pictures} == set("abcd") for shard in plans)
     assert sorted(p.source for s in plans for p in s.pictures) == sorted(p.source for p in pictures)
-    assert pack.plan(pictures, pack.Config(samples_per_shard=100)) == plans
+    assert pack.plan(pictures, pack_settings.Config(samples_per_shard=100)) == plans
 
 
 def test_files_left_out_are_counted(folder):
@@ -162,11 +163,11 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"no images .* among 1 files"):
         pack.folder_pictures(str(tmp_path))
     with pytest.raises(UserError, match="samples_per_shard = 0"):
-        pack.Config(samples_per_shard=0)
+        pack_settings.Config(samples_per_shard=0)
     with pytest.raises(UserError, match="samples_per_shard = 10001"):
-        pack.Config(samples_per_shard=10_001)
+        pack_settings.Config(samples_per_shard=10_001)
     with pytest.raises(UserError, match="'val'"):
-        pack.Config(split="val")
+        pack_settings.Config(split="val")
 
 
 def cifar_of(classes, n=12):
@@ -181,7 +182,7 @@ def cifar_of(classes, n=12):
 
 def test_cifar10_is_lossless_png(tmp_path):
     pixels, targets, pictures = cifar_of(["airplane", "cat"])
-    (shard,) = pack.plan(pictures, pack.Config())
+    (shard,) = pack.plan(pictures, pack_settings.Config())
     pack.pack_shard(shard, str(tmp_path))
     for sample in samples_in(tmp_path):
         record = json.loads(sample.json_text())
@@ -201,7 +202,7 @@ def test_cifar100_has_superlabels(tmp_path):
     _, _, pictures = cifar_of(classes, 100)
     by_label = {p.label: p.superlabel for p in pictures}
     assert by_label["wolf"] == "large carnivores" and by_label["lawn mower"] == "vehicles 2"
-    (shard,) = pack.plan(pictures, pack.Config())
+    (shard,) = pack.plan(pictures, pack_settings.Config())
     pack.pack_shard(shard, str(tmp_path))
     row = pq.read_table(tmp_path / "00000.parquet").to_pylist()[0]
     assert row["superlabel"] == by_label[row["label"]]
@@ -210,7 +211,7 @@ def test_cifar100_has_superlabels(tmp_path):
 
 def test_what_is_there_is_known_by_what_it_was_made_from(folder, tmp_path):
     out = tmp_path / "out"
-    cfg = pack.Config(samples_per_shard=5)
+    cfg = pack_settings.Config(samples_per_shard=5)
     shards = pack.plan(pack.folder_pictures(str(folder))[0], cfg)
     assert pack.made(shards, str(out)) == set()
     pack.pack_shard(shards[0], str(out))
@@ -226,14 +227,14 @@ def test_what_is_there_is_known_by_what_it_was_made_from(folder, tmp_path):
 def test_shards_of_other_settings_are_not_mixed(folder, tmp_path, settings):
     packed(folder, tmp_path / "out", samples_per_shard=5)
     pictures, _ = pack.folder_pictures(str(folder))
-    shards = pack.plan(pictures, pack.Config(**{"samples_per_shard": 5} | settings))
+    shards = pack.plan(pictures, pack_settings.Config(**{"samples_per_shard": 5} | settings))
     with pytest.raises(UserError, match="choose an empty folder"):
         pack.made(shards, str(tmp_path / "out"))
 
 
 def test_a_shard_that_fails_leaves_nothing(folder, tmp_path):
     pictures, _ = pack.folder_pictures(str(folder))
-    (shard,) = pack.plan(pictures, pack.Config())
+    (shard,) = pack.plan(pictures, pack_settings.Config())
     shard.pictures[-1].content.unlink()
     with pytest.raises(FileNotFoundError):
         pack.pack_shard(shard, str(tmp_path / "out"))
@@ -244,7 +245,7 @@ def test_packs_into_any_store(folder, tmp_path):
     packed(folder, tmp_path / "out")
     url = f"memory://{tmp_path.name}/out"
     pictures, _ = pack.folder_pictures(str(folder))
-    (shard,) = pack.plan(pictures, pack.Config())
+    (shard,) = pack.plan(pictures, pack_settings.Config())
     pack.pack_shard(shard, url)
     assert {name: storage.read_bytes(f"{url}/{name}") for name in storage.Folder(url).names()} == (
         files(tmp_path / "out")
@@ -254,7 +255,7 @@ def test_packs_into_any_store(folder, tmp_path):
 
 @pytest.mark.ray
 def test_run_packs_the_same_bytes_and_only_what_is_missing(folder, tmp_path, ray_session):
-    cfg = pack.Config(samples_per_shard=5)
+    cfg = pack_settings.Config(samples_per_shard=5)
     packed(folder, tmp_path / "alone", samples_per_shard=5)
     out = tmp_path / "out"
     counts = pack.run(cfg, str(folder), str(out), None)
@@ -275,5 +276,5 @@ def test_run_refuses_an_output_with_other_shards(folder, tmp_path, ray_session):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "00007.tar").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"00007\.tar"):
-        pack.run(pack.Config(), str(folder), str(tmp_path / "out"), None)
+        pack.run(pack_settings.Config(), str(folder), str(tmp_path / "out"), None)
     assert files(tmp_path / "out") == {"00007.tar": b"mine"}

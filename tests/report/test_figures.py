@@ -34,7 +34,7 @@ def test_bits_of_unions_are_their_coding_lengths():
     bits = coding_rate.length_bits(count, gram, 0.1)
     clustered = {"sizes": count.long().tolist(), "cluster_bits": bits.tolist()}
     rows = [{"k": 4 - step, **vars(merge)} for step, merge in enumerate(merges)]
-    run = run_data.Run("", {}, {}, clustered, {}, None, None)
+    run = run_data.RunData("", {}, {}, clustered, {}, None, None)
     clusters = [{"id": c, "caption": f"c{c}"} for c in range(5)]
 
     class Table:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report import galleries, run_data
+from pipeline.report import settings as report_settings
 from pipeline.vision import thumbnails
 from tests import fake_run
 
@@ -20,7 +21,7 @@ def paths(tmp_path):
 def shown(paths, **settings):
     run = run_data.collect(paths)
     rows = run_data.clusters(run, paths)
-    return rows, galleries.add(rows, run, galleries.Config(**settings), paths)
+    return rows, galleries.add(rows, run, report_settings.Config(**settings), paths)
 
 
 def test_pictures_are_in_the_page_while_it_is_small(paths):

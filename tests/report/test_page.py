@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.report import stage as report
 from tests import chromium, fake_run, many_clusters
@@ -26,7 +27,7 @@ def small(tmp_path_factory) -> str:
     """The page of a small run with everything, at its URL."""
     paths = fake_run.build(tmp_path_factory.mktemp("small"))
     fake_run.written(paths)
-    evaluate.run(evaluate.Config(), paths)
+    evaluate.run(evaluate_settings.Config(), paths)
     return Path(report.run(report.Config(), paths)).as_uri()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.report import stage as report
 from pipeline.runtime.errors import UserError
@@ -87,7 +88,7 @@ def test_every_link_leads_somewhere_in_the_page(paths):
 
 def test_texts_of_the_web_are_escaped(paths):
     fake_run.written(paths)
-    evaluate.run(evaluate.Config(), paths)
+    evaluate.run(evaluate_settings.Config(), paths)
     html = made(paths)
     assert fake_run.SCRIPT not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
@@ -177,7 +178,7 @@ def test_a_changed_shard_leaves_boxes(paths, tmp_path):
 def test_clusters_table_and_evaluation_are_shown_once_they_are_there(paths):
     before = Page(made(paths)).text
     fake_run.written(paths)
-    evaluate.run(evaluate.Config(), paths)
+    evaluate.run(evaluate_settings.Config(), paths)
     after = Page(made(paths)).text
     for text in ("Nearest clusters", "Commonest true class", "96.6", "Accuracy by confidence"):
         assert text not in before
@@ -185,7 +186,7 @@ def test_clusters_table_and_evaluation_are_shown_once_they_are_there(paths):
 
 
 def test_an_evaluation_of_before_has_no_pictures(paths):
-    evaluate.run(evaluate.Config(baseline=False), paths)
+    evaluate.run(evaluate_settings.Config(baseline=False), paths)
     result = json.loads(Path(paths.evaluation_json).read_text())
     old = {name: value for name, value in result.items() if name != "confusion"}
     Path(paths.evaluation_json).write_text(json.dumps(old))
@@ -201,7 +202,7 @@ def test_exemplars_of_before_are_refused_with_what_to_do(paths):
 
 
 def test_evaluation_of_other_clusters_is_left_out(paths, caplog):
-    evaluate.run(evaluate.Config(), paths)
+    evaluate.run(evaluate_settings.Config(), paths)
     fake_run.refinish(paths.clusters, fingerprint="clusters-2")
     fake_run.refinish(paths.captions, upstream="clusters-2")
     assert "Beside true classes" not in Page(made(paths)).text

@@ -30,8 +30,8 @@ with progress.StageProgress("embed", 4, "shards") as bar:
         time.sleep(0.2)
         bar.advance(samples=500, rejected=1)
         log.info("hostile \\x1b[2J %s", "[bold]text[/]")
-console.finished(log, "embed", 69.4, "2,000 samples", "4 rejected", "29 samples/s")
-console.standing(log, "train", "my-run/network")
+console.log_finished(log, "embed", 69.4, "2,000 samples", "4 rejected", "29 samples/s")
+console.log_already_done(log, "train", "my-run/network")
 log.error("it broke")
 """
 HOSTILE = "hostile \\x1b[2J [bold]text[/]"

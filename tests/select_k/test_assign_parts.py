@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.select_k import assign_parts, full_passes
 from pipeline.store import tables
@@ -17,7 +17,7 @@ ETA = 0.1
 @pytest.fixture
 def run(tmp_path):
     """(paths, its x (160, 12), sample ids, an Assigner of 6 clusters)."""
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     x, _ = subspaces.union(4, 3, 40)
     ids = subspaces.write_parts(paths, [x[:70], x[70:70], x[70:]])
     subspaces.write_network(paths, x[:60], ids[:60])
@@ -58,7 +58,7 @@ def test_a_part_of_assignments(run):
         paths.embeddings.file("00000.parquet"), paths.assignments.file("00000.parquet"), assigner
     )
     table = tables.read(paths.assignments.file("00000.parquet"))
-    assert table.schema.equals(artifacts.ASSIGNMENTS)
+    assert table.schema.equals(schemas.ASSIGNMENTS)
     assert tables.facts(paths.assignments.file("00000.parquet")) == {"made_of": "abc", "rows": 70}
     assert table["sample_id"].to_pylist() == ids[:70]
     cosines = x[:70] @ assigner.prototypes.table.numpy().T
@@ -70,11 +70,11 @@ def test_a_part_of_assignments(run):
     assert [row[0] for row in top] == cluster.tolist()
     shares = np.array(table["top_shares"].to_pylist())
     weights = np.exp(cosines / ETA)
-    expected = np.sort(weights / weights.sum(1, keepdims=True))[:, : -artifacts.TOP - 1 : -1]
+    expected = np.sort(weights / weights.sum(1, keepdims=True))[:, : -schemas.TOP - 1 : -1]
     np.testing.assert_allclose(shares, expected, rtol=0.02)  # the part is float16
     np.testing.assert_allclose(table["confidence"], shares[:, 0])
     np.testing.assert_allclose(table["margin"], shares[:, 0] - shares[:, 1:].max(1), atol=1e-6)
-    assert typical.schema.equals(artifacts.EXEMPLARS)
+    assert typical.schema.equals(schemas.EXEMPLARS)
 
 
 def test_both_passes_agree_and_add_up_over_the_parts(run):
@@ -105,14 +105,14 @@ def test_an_empty_part_has_an_empty_table(run):
     assert not any(sums.any() for sums in stats)
     assert typical.num_rows == 0
     table = tables.read(paths.assignments.file("00001.parquet"))
-    assert table.num_rows == 0 and table.schema.equals(artifacts.ASSIGNMENTS)
+    assert table.num_rows == 0 and table.schema.equals(schemas.ASSIGNMENTS)
 
 
 def scored(rows):
     """Rows (cluster, outlier score, margin, sample id) with the other columns of EXEMPLARS."""
     clusters, scores, margins, ids = zip(*rows, strict=True)
     fixed = {"shard": "0", "key": "k", "image_member": "m", "tar_offset": 0, "tar_size": 1}
-    names = [f for f in artifacts.EXEMPLARS if f.name in fixed]
+    names = [f for f in schemas.EXEMPLARS if f.name in fixed]
     return pa.table(
         {
             "cluster_id": pa.array(clusters, pa.int32()),
@@ -126,7 +126,7 @@ def scored(rows):
 
 
 def exemplars(rows):
-    return pa.concat_tables([assign_parts.ranked(scored(rows), kind) for kind in artifacts.KINDS])
+    return pa.concat_tables([assign_parts.ranked(scored(rows), kind) for kind in schemas.KINDS])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_each_kind_goes_by_its_score_then_by_name(monkeypatch, kind, expected):
     monkeypatch.setitem(assign_parts.KEPT, kind, 2)
     rows = [(1, 0.5, 0, "a"), (0, 0.2, 0.1, "c"), (0, 0.2, 0.9, "b"), (0, 0.1, 0.3, "d")]
     best = assign_parts.ranked(scored([*rows, (2, 0.9, 1, "e")]), kind)
-    assert best.schema.equals(artifacts.EXEMPLARS)
+    assert best.schema.equals(schemas.EXEMPLARS)
     assert set(best["kind"].to_pylist()) == {kind}
     found = zip(*(best[n].to_pylist() for n in ("cluster_id", "rank", "sample_id")), strict=True)
     assert list(found) == expected
@@ -158,7 +158,7 @@ def test_chunks_do_not_change_the_exemplars(monkeypatch, cuts):
     ]
     whole = exemplars(rows)
     assert whole.num_rows == 4 * (5 + 3 + 4)
-    best = artifacts.EXEMPLARS.empty_table()
+    best = schemas.EXEMPLARS.empty_table()
     for piece in reversed(np.split(np.arange(200), cuts)):
         more = exemplars([rows[i] for i in piece])
         best = assign_parts.joined([best, more])

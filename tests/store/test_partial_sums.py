@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.store import partial_sums, storage
-from pipeline.store.partial_sums import RunningTotal, Unfinished
+from pipeline.store.partial_sums import PartialResult, ResumableSum
 from pipeline.store.storage import Folder
 
 CHUNKS = list(np.random.default_rng(0).normal(size=12))
@@ -26,7 +26,7 @@ def at_once(monkeypatch):
 
 def add_up(folder: Folder, made_of="f", stop=99, chunks=CHUNKS) -> tuple[float, int]:
     """The sum, and how many chunks were added here; stops as if killed after `stop` of them."""
-    running = RunningTotal(folder, "sum", made_of, len(chunks))
+    running = ResumableSum(folder, "sum", made_of, len(chunks))
     total = running.restored["total"] if running.done else np.zeros(1)
     for count, x in enumerate(running.left(chunks)):
         if count == stop:
@@ -40,16 +40,16 @@ def add_up(folder: Folder, made_of="f", stop=99, chunks=CHUNKS) -> tuple[float, 
 def test_an_interrupted_sum_goes_on_to_the_same_bits(folder, stop):
     whole, _ = add_up(Folder(f"{folder.url}/other"))
     add_up(folder, stop=stop)
-    running = RunningTotal(folder, "sum", "f", 12)
+    running = ResumableSum(folder, "sum", "f", 12)
     assert running.done == stop and len(running.left(CHUNKS)) == 12 - stop
     assert add_up(folder)[0] == whole
 
 
 def test_the_sum_of_other_settings_or_other_chunks_is_removed(folder):
     add_up(folder, stop=5)
-    assert RunningTotal(folder, "sum", "g", 12).done == 0 and folder.names() == set()
+    assert ResumableSum(folder, "sum", "g", 12).done == 0 and folder.names() == set()
     add_up(folder, stop=5)
-    assert RunningTotal(folder, "sum", "f", 13).done == 0 and folder.names() == set()
+    assert ResumableSum(folder, "sum", "f", 13).done == 0 and folder.names() == set()
 
 
 def test_a_sum_that_cannot_be_read_is_begun_again(folder, caplog):
@@ -58,7 +58,7 @@ def test_a_sum_that_cannot_be_read_is_begun_again(folder, caplog):
         url = folder.file("unfinished-sum.safetensors")
         storage.write_bytes(url, change(storage.read_bytes(url)))
         caplog.clear()
-        assert RunningTotal(folder, "sum", "f", 12).done == 0
+        assert ResumableSum(folder, "sum", "f", 12).done == 0
         assert "begun again" in caplog.text and folder.names() == set()
 
 
@@ -79,8 +79,8 @@ def test_commits_take_a_small_share_of_the_time(folder, monkeypatch):
         saved.append(clock[0])
         clock[0] += 10  # seconds for a commit
 
-    monkeypatch.setattr(Unfinished, "save", slow)
-    running = RunningTotal(folder, "sum", "f", 1000)
+    monkeypatch.setattr(PartialResult, "save", slow)
+    running = ResumableSum(folder, "sum", "f", 1000)
     while clock[0] < 1000:
         clock[0] += 1
         running.advance(dict)
@@ -94,8 +94,8 @@ def test_arrays_come_back_as_they_were(folder):
         "none": np.zeros((0, 4)),
         "one": np.int64(7),
     }
-    Unfinished(folder, "x", "f").save(arrays)
-    found = Unfinished(folder, "x", "f").load()
+    PartialResult(folder, "x", "f").save(arrays)
+    found = PartialResult(folder, "x", "f").load()
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
@@ -105,5 +105,5 @@ def test_arrays_come_back_as_they_were(folder):
 def test_when_the_stage_is_done_nothing_is_left(folder):
     add_up(folder, stop=3)
     storage.write_bytes(folder.file("curve.parquet"), b"")
-    partial_sums.finished(folder)
+    partial_sums.remove_all(folder)
     assert folder.names() == {"curve.parquet"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.mcr2.network import Network
 from pipeline.train.checkpoints import Checkpoints, State
 
@@ -30,7 +30,7 @@ def same(a, b):
 
 @pytest.fixture
 def paths(tmp_path):
-    return artifacts.RunPaths(str(tmp_path))
+    return layout.RunPaths(str(tmp_path))
 
 
 def test_what_is_saved_comes_back_weights_moments_looks_and_history(paths):

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.store import tables
 from pipeline.train import sampling
 from tests import subspaces
 
-PATHS = artifacts.RunPaths("/nowhere")
+PATHS = layout.RunPaths("/nowhere")
 GROUP = tables.ROW_GROUP_ROWS
 
 
@@ -81,7 +81,7 @@ def test_shares_are_runs_that_cover_all(rows, workers):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Shards of three parts, embedding by sample id, ids in order."""
-    paths = artifacts.RunPaths(str(tmp_path_factory.mktemp("sampled")))
+    paths = layout.RunPaths(str(tmp_path_factory.mktemp("sampled")))
     blocks = [subspaces.union(2, 3, n, seed)[0] for seed, n in enumerate((10, 1300, 15))]
     ids = subspaces.write_parts(paths, blocks)
     row_of = dict(zip(ids, np.concatenate(blocks).astype(np.float16), strict=True))

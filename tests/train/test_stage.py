@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import Judge
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
-from pipeline.train import sampling
+from pipeline.train import loop, sampling
+from pipeline.train import settings as train_settings
 from pipeline.train import stage as train
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.vision import text_encoding
@@ -27,7 +28,7 @@ from tests.mcr2.test_collectives import finish as finish_worker
 
 ALONE = Collectives()
 NO_WORDS = torch.zeros(0, 1)
-TOY = train.Config(
+TOY = train_settings.Config(
     words=0,
     hidden_dim=16,
     feature_dim=8,
@@ -49,11 +50,11 @@ def toy(each=25):
 
 
 def start(cfg, x, words=NO_WORDS, scale=1.0):
-    return train.new_state(cfg, train.new_network(cfg, x, words, scale))
+    return loop.new_state(cfg, loop.new_network(cfg, x, words, scale))
 
 
 def finish(cfg, x, state):
-    for _ in train.fit(cfg, x, state, ALONE):
+    for _ in loop.fit(cfg, x, state, ALONE):
         pass
     return state
 
@@ -80,20 +81,20 @@ def assert_same(a, b):
     [(1000, 1, 32, 16), (1000, 3, 30, 15), (20, 1, 20, 16), (7, 4, 4, 4), (2, 1, 2, 2)],
 )
 def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers, batch, columns):
-    cfg = train.fitted(replace(TOY, workers=workers), samples, 12)
+    cfg = train_settings.fitted(replace(TOY, workers=workers), samples, 12)
     assert (cfg.batch_size, cfg.columns) == (batch, columns)
 
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
-    assert train.fitted(TOY, 1000, 12) == TOY
+    assert train_settings.fitted(TOY, 1000, 12) == TOY
     free = replace(TOY, hidden_dim=0, feature_dim=0, columns=0)
-    cfg = train.fitted(free, 5000, 512)
+    cfg = train_settings.fitted(free, 5000, 512)
     assert cfg.hidden_dim == 2048
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
-    assert train.fitted(free, 100, 4000).feature_dim == 32
-    assert train.fitted(free, 100_000, 4000).feature_dim == 128
-    assert train.fitted(free, 100_000, 4000).hidden_dim == 4096
+    assert train_settings.fitted(free, 100, 4000).feature_dim == 32
+    assert train_settings.fitted(free, 100_000, 4000).feature_dim == 128
+    assert train_settings.fitted(free, 100_000, 4000).hidden_dim == 4096
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
 )
 def test_fitted_refuses_too_little(samples, batch, workers, named):
     with pytest.raises(UserError, match=named):
-        train.fitted(replace(TOY, batch_size=batch, workers=workers), samples, 12)
+        train_settings.fitted(replace(TOY, batch_size=batch, workers=workers), samples, 12)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,11 @@ def test_the_config_refuses_nonsense(change):
 def test_an_epoch_covers_all_but_the_incomplete_batch_once():
     for epoch in (0, 1):
         steps = range(epoch * 3, epoch * 3 + 3)
-        rows = torch.cat([train.batch_rows(TOY, 100, step, 0, 1) for step in steps])
+        rows = torch.cat([loop.batch_rows(TOY, 100, step, 0, 1) for step in steps])
         assert len(rows) == len(rows.unique()) == 96
-    first, second = (train.batch_rows(TOY, 100, step, 0, 1) for step in (0, 3))
+    first, second = (loop.batch_rows(TOY, 100, step, 0, 1) for step in (0, 3))
     assert not torch.equal(first, second)  # another order in another epoch
-    assert not torch.equal(first, train.batch_rows(replace(TOY, seed=1), 100, 0, 0, 1))
+    assert not torch.equal(first, loop.batch_rows(replace(TOY, seed=1), 100, 0, 0, 1))
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -147,12 +148,12 @@ def test_workers_share_the_batch_and_the_columns_of_one(workers):
     for step in range(8):
         for one, share in (
             (
-                train.batch_rows(TOY, 100, step, 0, 1),
-                lambda r, s=step: train.batch_rows(TOY, 100, s, r, workers),
+                loop.batch_rows(TOY, 100, step, 0, 1),
+                lambda r, s=step: loop.batch_rows(TOY, 100, s, r, workers),
             ),
             (
-                train.sampled_columns(TOY, step, 0, 1),
-                lambda r, s=step: train.sampled_columns(TOY, s, r, workers),
+                loop.sampled_columns(TOY, step, 0, 1),
+                lambda r, s=step: loop.sampled_columns(TOY, s, r, workers),
             ),
         ):
             shares = [share(rank) for rank in range(workers)]
@@ -171,21 +172,21 @@ def test_a_large_sample_is_shared_and_the_batches_are_those_of_one(workers):
     per_epoch = LARGE // 512
     seen = []
     for step in (0, 1, per_epoch - 1):
-        one = train.batch_rows(cfg, LARGE, step, 0, 1)
-        shares = [train.batch_rows(cfg, LARGE, step, rank, workers) for rank in range(workers)]
+        one = loop.batch_rows(cfg, LARGE, step, 0, 1)
+        shares = [loop.batch_rows(cfg, LARGE, step, rank, workers) for rank in range(workers)]
         assert torch.equal(torch.cat(shares), one)
         for rows, mine in zip(shares, held, strict=True):
             assert mine.start <= int(rows.min()) and int(rows.max()) < mine.stop
         seen.append(one)
     assert len(torch.cat(seen).unique()) == 3 * 512  # no row twice in an epoch
-    again = train.batch_rows(cfg, LARGE, per_epoch, 0, 1)
+    again = loop.batch_rows(cfg, LARGE, per_epoch, 0, 1)
     assert not torch.equal(again, seen[0])  # another order in another epoch
 
 
 def test_every_row_of_a_large_sample_has_the_same_chance():
     """Also the last of the runs that are a row longer; here 39 or 40 of 20,003 rows."""
     cfg, steps = replace(TOY, batch_size=512), range(39 * 120)
-    drawn = torch.cat([train.batch_rows(cfg, LARGE, step, 0, 1)[:50] for step in steps])
+    drawn = torch.cat([loop.batch_rows(cfg, LARGE, step, 0, 1)[:50] for step in steps])
     counts = drawn.bincount(minlength=LARGE)[: 50 * LARGE // 512].float()
     assert counts.min() > 100 and counts.max() == 120
     assert counts.mean() == pytest.approx(120 * 39 / (LARGE / 512), rel=1e-3)
@@ -196,28 +197,28 @@ def test_every_row_of_a_large_sample_has_the_same_chance():
     [(240, 500_000, 245_760), (1000, 500_000, 500_000), (1, 500_000, 16_384), (0, 100, 100)],
 )
 def test_no_more_is_read_than_the_steps_see(steps, most, expected):
-    cfg = train.Config(steps=steps, max_samples=most)
-    assert train.wanted_samples(cfg) == expected
+    cfg = train_settings.Config(steps=steps, max_samples=most)
+    assert train_settings.wanted_samples(cfg) == expected
 
 
 def test_landmarks_are_among_the_rows_that_all_see():
-    cfg = train.Config()
-    seen, kept = train.seen_rows(cfg, 250_000), train.landmark_rows(cfg, 250_000)
+    cfg = train_settings.Config()
+    seen, kept = loop.seen_rows(cfg, 250_000), loop.landmark_rows(cfg, 250_000)
     assert (len(seen), len(kept)) == (16_384, 15_000)
     assert torch.isin(kept, seen).all() and (kept.diff() > 0).all() and (seen.diff() > 0).all()
-    assert torch.equal(train.seen_rows(cfg, 100), torch.arange(100))
+    assert torch.equal(loop.seen_rows(cfg, 100), torch.arange(100))
 
 
 def sharing_worker(rank, size, store, out):
     """Trains on its share of a sample that is larger than what all see."""
     workers = join(rank, size, store)
-    train.SEEN = 50
+    train_settings.SEEN = 50
     x = toy()
     mine = sampling.shares(len(x), size)[rank]
     share = sampling.Share(x[mine.start : mine.stop], mine.start, len(x))
-    seen = sampling.gathered(share, train.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
+    seen = sampling.gathered(share, loop.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
     state = start(TOY, seen)
-    for _ in train.fit(TOY, share, state, workers, seen):
+    for _ in loop.fit(TOY, share, state, workers, seen):
         pass
     finish_worker((seen, state.history, state.looks), rank, out)
 
@@ -226,11 +227,11 @@ def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypa
     (seen, history, looks), (other, _, _) = spawn(
         sharing_worker, 2, tmp_path, monkeypatch=monkeypatch
     )
-    monkeypatch.setattr(train, "SEEN", 50)
+    monkeypatch.setattr(train_settings, "SEEN", 50)
     x = toy()
-    assert torch.equal(seen, x[train.seen_rows(TOY, len(x))]) and torch.equal(seen, other)
+    assert torch.equal(seen, x[loop.seen_rows(TOY, len(x))]) and torch.equal(seen, other)
     state = start(TOY, seen)
-    for _ in train.fit(TOY, x, state, ALONE, seen):
+    for _ in loop.fit(TOY, x, state, ALONE, seen):
         pass
     for name in ("loss", "expansion", "compression", "gradient_norm"):
         two, one = ([row[name] for row in rows] for rows in (history, state.history))
@@ -239,7 +240,7 @@ def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypa
 
 
 def test_sampled_columns_are_distinct_and_change_from_step_to_step():
-    drawn = [train.sampled_columns(TOY, step, 0, 1) for step in range(50)]
+    drawn = [loop.sampled_columns(TOY, step, 0, 1) for step in range(50)]
     assert all(len(c.unique()) == TOY.columns for c in drawn)
     assert torch.cat(drawn).unique().tolist() == list(range(TOY.batch_size))
 
@@ -250,7 +251,7 @@ def test_sampled_columns_are_distinct_and_change_from_step_to_step():
 def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
     x = toy().float()
     words = torch.eye(12)[[11, 9, 7, 6, 1, 0, 3]]  # subspaces have their means along 0, 3, 6, 9
-    network = train.new_network(replace(TOY, words=4), x, words, 20.0)
+    network = loop.new_network(replace(TOY, words=4), x, words, 20.0)
     assert torch.equal(network.words.table, words[[1, 3, 5, 6]])  # likeliest is the last
     assert network.words.scale == 20
     shares = torch.softmax(20 * x.double() @ words.double().T, dim=1).mean(0)
@@ -260,10 +261,10 @@ def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
 def test_no_more_words_than_asked_keep_all_and_the_samples_looked_at_are_limited(monkeypatch):
     x, words = toy(), torch.eye(12)
     for limit in (7, 8):
-        network = train.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
+        network = loop.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
         assert torch.equal(network.words.table, words[:7])
-    monkeypatch.setattr(train, "SEEN", 5)
-    a, b = (train.new_network(replace(TOY, words=4), x, words, 20.0) for _ in range(2))
+    monkeypatch.setattr(train_settings, "SEEN", 5)
+    a, b = (loop.new_network(replace(TOY, words=4), x, words, 20.0) for _ in range(2))
     assert torch.equal(a.words.table, b.words.table) and len(a.words.table) == 4
 
 
@@ -271,7 +272,7 @@ def test_no_more_words_than_asked_keep_all_and_the_samples_looked_at_are_limited
     ("text", "said"), [(None, "cannot read vocabulary"), ("# none\n\n", "has no words")]
 )
 def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_path, text, said):
-    paths = artifacts.RunPaths(str(tmp_path / "run"))
+    paths = layout.RunPaths(str(tmp_path / "run"))
     subspaces.write_parts(paths, [subspaces.union(4, 3, 25)[0]])
     words = tmp_path / "words.txt"
     if text is not None:
@@ -311,7 +312,7 @@ def test_the_history_has_a_row_of_every_step():
     history = finish(TOY, toy(), start(TOY, toy())).history
     assert [row["step"] for row in history] == list(range(12))
     for row in history:
-        assert list(row) == artifacts.HISTORY.names
+        assert list(row) == schemas.HISTORY.names
         assert row["loss"] == pytest.approx(row["compression"] - row["expansion"])
         assert row["compression"] > 0 and row["expansion"] > 0
         assert row["gradient_norm"] > 0 and row["samples_per_s"] > 0
@@ -321,8 +322,8 @@ def test_the_history_has_a_row_of_every_step():
 def test_the_first_step_is_of_the_network_at_its_start():
     """It is the structure of the sample: BatchNorm and the seed of the weights do not show yet."""
     x = toy()
-    network = train.new_network(TOY, x, NO_WORDS, 1.0).eval()
-    z = network.features(x[train.batch_rows(TOY, 100, 0, 0, 1)]).double()
+    network = loop.new_network(TOY, x, NO_WORDS, 1.0).eval()
+    z = network.features(x[loop.batch_rows(TOY, 100, 0, 0, 1)]).double()
     sign, logdet = np.linalg.slogdet(np.eye(8) + 8 / (32 * TOY.eps_sq) * (z.T @ z).numpy())
     state = finish(replace(TOY, steps=1), x, start(TOY, x))
     assert sign == 1 and state.history[0]["expansion"] == pytest.approx(logdet / 2, rel=1e-5)
@@ -337,7 +338,7 @@ def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
     judge = Judge.of(state.network, x, cfg.seed)
     seen = {0: judge.look(state.network)}
     weights = {0: {n: t.clone() for n, t in state.network.state_dict().items()}}
-    for _ in train.fit(cfg, x, state, ALONE):
+    for _ in loop.fit(cfg, x, state, ALONE):
         seen[state.step] = judge.look(state.network)
         weights[state.step] = {n: t.clone() for n, t in state.network.state_dict().items()}
     assert state.step == steps
@@ -352,7 +353,7 @@ def test_the_first_of_equal_looks_is_kept(monkeypatch):
     monkeypatch.setattr(Judge, "look", lambda judge, network: next(told))
     cfg, x = replace(TOY, steps=25), toy()
     state = start(cfg, x)
-    *_, ten = (state.saved()[0] for _ in islice(train.fit(cfg, x, state, ALONE), 10))
+    *_, ten = (state.saved()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
     told = iter([0.2, 0.5, 0.5, 0.1])
     state = finish(cfg, x, start(cfg, x))
     assert [look["information"] for look in state.looks] == [0.2, 0.5, 0.5, 0.1]
@@ -366,8 +367,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
     assert [look["step"] for look in whole.looks] == [0, 10, 12]
-    paths = artifacts.RunPaths(str(tmp_path))
-    for state in islice(train.fit(TOY, x, start(TOY, x), ALONE), stop):
+    paths = layout.RunPaths(str(tmp_path))
+    for state in islice(loop.fit(TOY, x, start(TOY, x), ALONE), stop):
         Checkpoints(paths, "abc").save(state)
     again = start(TOY, x)
     Checkpoints(paths, "abc").restore(again)
@@ -378,7 +379,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
 def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, monkeypatch):
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     Checkpoints(paths, "abc").save(whole)
     again = start(TOY, x)
     Checkpoints(paths, "abc").restore(again)
@@ -413,7 +414,7 @@ def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
 def poisoned(cfg, x, state, steps):
     """Train; after each of `steps`, in turn, a weight is not a number."""
     steps = list(steps)
-    for _ in train.fit(cfg, x, state, ALONE):
+    for _ in loop.fit(cfg, x, state, ALONE):
         if steps and state.step == steps[0]:
             steps.pop(0)
             with torch.no_grad():
@@ -424,14 +425,14 @@ def poisoned(cfg, x, state, steps):
 def rescued_at(cfg, x, step):
     """What a rescue at a look must come to: that state, with a smaller step."""
     state = start(cfg, x)
-    fitting = train.fit(cfg, x, state, ALONE)
+    fitting = loop.fit(cfg, x, state, ALONE)
     list(islice(fitting, step + 1))  # past the look
     at_look = start(cfg, x)
-    for _ in islice(train.fit(cfg, x, at_look, ALONE), step):
+    for _ in islice(loop.fit(cfg, x, at_look, ALONE), step):
         pass
     if step:
         at_look.note(state.looks[-1]["information"])
-    at_look.slow_down(train.SMALLER)
+    at_look.slow_down(loop.SMALLER)
     return finish(cfg, x, at_look)
 
 
@@ -464,10 +465,10 @@ def test_the_second_failure_ends_training_with_the_remedy(second, caplog):
 
 def test_a_resumed_training_remembers_that_it_was_rescued(tmp_path):
     x = toy()
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     whole = poisoned(TOY, x, start(TOY, x), [2])
     state = start(TOY, x)
-    fitting = train.fit(TOY, x, state, ALONE)
+    fitting = loop.fit(TOY, x, state, ALONE)
     list(islice(fitting, 2))
     with torch.no_grad():
         state.network.project.weight[0, 0] = float("nan")
@@ -497,7 +498,7 @@ def test_a_determinant_that_is_not_found_is_a_failure_with_its_condition_number(
 def test_gradients_that_are_not_finite_do_not_reach_the_weights(caplog):
     x = toy()
     state = start(TOY, x)
-    fitting = train.fit(TOY, x, state, ALONE)
+    fitting = loop.fit(TOY, x, state, ALONE)
     next(fitting)
     hook = state.network.residual[0].weight.register_hook(lambda grad: grad * float("nan"))
     state.rescued = True  # so that this failure is the end, and the weights stay for us to see
@@ -522,7 +523,7 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(caplog):
 
 
 def test_too_few_samples_are_refused_before_any_work(tmp_path):
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     subspaces.write_parts(paths, [subspaces.union(2, 3, 1)[0][:1]])
     with pytest.raises(UserError, match="too few"):
         train.run(TOY, paths)
@@ -532,7 +533,7 @@ def test_too_few_samples_are_refused_before_any_work(tmp_path):
 @pytest.fixture(scope="module")
 def trained(ray_session, tmp_path_factory):
     """(paths, embedding by sample id) of a run trained by one worker on two parts."""
-    paths = artifacts.RunPaths(str(tmp_path_factory.mktemp("trained")))
+    paths = layout.RunPaths(str(tmp_path_factory.mktemp("trained")))
     x, _ = subspaces.union(4, 3, 25)
     ids = subspaces.write_parts(paths, [x[:60], x[60:]])
     train.run(replace(TOY, checkpoint_steps=4), paths)
@@ -543,7 +544,7 @@ def trained(ray_session, tmp_path_factory):
 def unfinished(trained, tmp_path):
     """The embeddings of `trained` alone, as a run of their own."""
     shutil.copytree(trained[0].embeddings.url, tmp_path / "embeddings")
-    return artifacts.RunPaths(str(tmp_path))
+    return layout.RunPaths(str(tmp_path))
 
 
 def read_network(paths):
@@ -566,7 +567,7 @@ def test_run_leaves_network_history_and_landmarks(trained):
     }
     manifest = paths.network.manifest()
     history = tables.read(paths.network.file("history.parquet"))
-    assert history.schema.equals(artifacts.HISTORY)
+    assert history.schema.equals(schemas.HISTORY)
     x = torch.from_numpy(np.stack(list(row_of.values())))
     expected = finish(TOY, x, start(TOY, x))  # inside Ray as outside
     assert without_speed(history.to_pylist()) == without_speed(expected.history)
@@ -578,7 +579,7 @@ def test_run_leaves_network_history_and_landmarks(trained):
     assert all(torch.equal(kept[name], t) for name, t in network.state_dict().items())
 
     sample = tables.read(paths.network.file("sample.parquet"))
-    assert sample.schema.equals(artifacts.sample_schema(12, 8))
+    assert sample.schema.equals(schemas.sample_schema(12, 8))
     ids = sample["sample_id"].to_pylist()
     assert len(set(ids)) == 50 and {i.split("/")[0] for i in ids} == {"00000", "00001"}
     np.testing.assert_array_equal(
@@ -604,7 +605,7 @@ def test_a_run_with_words_has_those_of_the_encoder(ray_session, tmp_path):
     vectors, scale = text_encoding.encode(names, (), "pico-clip", "")
     rng = np.random.default_rng(0)
     x = np.repeat(vectors, 10, axis=0) + 0.01 * rng.normal(size=(40, vectors.shape[1]))
-    paths = artifacts.RunPaths(str(tmp_path / "run"))
+    paths = layout.RunPaths(str(tmp_path / "run"))
     subspaces.write_parts(paths, [x / np.linalg.norm(x, axis=1, keepdims=True)])
     vocabulary = tmp_path / "words.txt"
     vocabulary.write_text("zebra\ndog\ncar\nviolin\npizza\ntree\n")
@@ -639,7 +640,7 @@ def test_after_a_kill_the_rerun_goes_on_from_the_checkpoint(trained, unfinished)
     """The folder as a driver killed after step 8 leaves it: a checkpoint and no manifest."""
     finished, row_of = trained
     x = torch.from_numpy(np.stack(list(row_of.values())))
-    *_, state = islice(train.fit(TOY, x, start(TOY, x), ALONE), 8)
+    *_, state = islice(loop.fit(TOY, x, start(TOY, x), ALONE), 8)
     state.history[0]["samples_per_s"] = -1.0  # a mark
     made_of = f"{finished.network.manifest()['fingerprint']}-{TOY.batch_size}"
     Checkpoints(unfinished, made_of).save(state)

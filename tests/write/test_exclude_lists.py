@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.cli import main as cli
 from pipeline.ops.verify import stage as verify
 from pipeline.runtime import config
@@ -16,6 +16,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.store import tables
 from pipeline.store.storage import Folder
 from pipeline.write import exclude_lists
+from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 from tests import small_run
 
@@ -24,7 +25,7 @@ HOSTILE = ["a/../../etc/passwd", "a/<script>", "a/\x1b[31m", "a/line\nbreak", "a
 
 @pytest.fixture
 def paths(tmp_path):
-    return artifacts.RunPaths(str(small_run.build(tmp_path, small_run.axis)))
+    return layout.RunPaths(str(small_run.build(tmp_path, small_run.axis)))
 
 
 def listing(path, ids, **columns) -> str:
@@ -84,9 +85,11 @@ def test_what_is_no_list_of_what_is_removed_is_refused(tmp_path):
 
 def test_a_setting_may_hold_several_and_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = config.load({"write": write.Config}, None, ["write.exclude=a.txt, s3://b/c.parquet,/d"])
+    given = config.load(
+        {"write": write_settings.Config}, None, ["write.exclude=a.txt, s3://b/c.parquet,/d"]
+    )
     assert given["write"].exclude == (f"{tmp_path}/a.txt", "s3://b/c.parquet", "/d")
-    assert write.Config(exclude=given["write"].exclude) == given["write"]
+    assert write_settings.Config(exclude=given["write"].exclude) == given["write"]
 
 
 def test_the_digest_is_of_the_content(tmp_path):
@@ -143,7 +146,7 @@ def labels(paths) -> dict[str, dict]:
 
 
 def written(paths, *urls: str) -> dict:
-    return write.run(write.Config(exclude=urls), paths)
+    return write.run(write_settings.Config(exclude=urls), paths)
 
 
 @pytest.mark.ray
@@ -217,7 +220,7 @@ def test_a_run_with_excluded_samples_is_sound_until_a_table_says_otherwise(
 ):
     root = tmp_path / "run"
     shutil.copytree(finished_run, root)
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     ids = [*list(labels(paths))[::7], "00001/bad-cut"]
     (tmp_path / "bad.txt").write_text("\n".join(ids))
     arguments = ["write", "--root", str(root), "--set", f"write.exclude={tmp_path}/bad.txt"]

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
 from pipeline.store.shards import Sample
+from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 from tests import small_run
 
@@ -29,12 +30,12 @@ def root(tmp_path):
 
 @pytest.fixture
 def paths(root):
-    return artifacts.RunPaths(str(root))
+    return layout.RunPaths(str(root))
 
 
-def job_of(paths, shards=True) -> write.Job:
+def job_of(paths, shards=True) -> write.WriteJob:
     kinds = paths.embeddings.manifest()["columns"]
-    return write.Job(paths, kinds, list(small_run.THINGS), shards, "made-of", 1000)
+    return write.WriteJob(paths, kinds, list(small_run.THINGS), shards, "made-of", 1000)
 
 
 def shards_of(paths) -> list[dict]:
@@ -92,10 +93,10 @@ def test_json_columns_with_names_of_ours_are_renamed(paths):
 
 
 def test_all_parts_have_one_schema(paths):
-    schemas = [write.label_rows(stem, job_of(paths)).schema for stem in ("00000", "00001")]
-    assert schemas[0].equals(schemas[1])
-    assert schemas[0].names == artifacts.labels_schema(KINDS).names
-    assert len(set(schemas[0].names)) == len(schemas[0].names)
+    found_schemas = [write.label_rows(stem, job_of(paths)).schema for stem in ("00000", "00001")]
+    assert found_schemas[0].equals(found_schemas[1])
+    assert found_schemas[0].names == schemas.labels_schema(KINDS).names
+    assert len(set(found_schemas[0].names)) == len(found_schemas[0].names)
 
 
 def test_embeddings_and_assignments_of_other_samples_are_refused(paths):
@@ -133,7 +134,7 @@ def test_nothing_changes_but_one_key_of_the_json(paths, tmp_path, stem):
         was = next((small_run.originals(m.data) for m in old.members if m.suffix == "json"), {})
         was.pop("ratecluster", None)
         assert repr(facts) == repr(was)
-        expected = {n: label[n] for n in artifacts.IN_JSON if label[n] is not None}
+        expected = {n: label[n] for n in schemas.IN_JSON if label[n] is not None}
         assert given == expected and given["status"] == label["status"]
 
 
@@ -190,7 +191,7 @@ def test_the_table_of_clusters(paths):
 
 @pytest.fixture
 def finished(root, paths, ray_session):
-    write.run(write.Config(), paths)
+    write.run(write_settings.Config(), paths)
     return outputs(root)
 
 
@@ -212,7 +213,7 @@ def test_run_again_does_nothing(root, paths, finished, monkeypatch):
     monkeypatch.setattr(write.tasks, "results", None)
     manifest = paths.labels.manifest()
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    assert write.run(write.Config(), paths) == manifest
+    assert write.run(write_settings.Config(), paths) == manifest
     assert times == {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
 
@@ -222,7 +223,7 @@ def test_an_interrupted_run_makes_what_is_missing_and_the_same_bytes(root, paths
     (root / "clusters.parquet").unlink()
     kept = [root / "labels" / "00000.parquet", root / "labeled" / "00000.tar"]
     times = [path.stat().st_mtime_ns for path in kept]
-    write.run(write.Config(), paths)
+    write.run(write_settings.Config(), paths)
     assert outputs(root) == finished
     assert [path.stat().st_mtime_ns for path in kept] == times
     assert paths.labels.peek() is not None
@@ -231,7 +232,7 @@ def test_an_interrupted_run_makes_what_is_missing_and_the_same_bytes(root, paths
 @pytest.mark.ray
 def test_other_captions_make_everything_again(root, paths, finished):
     paths.captions.finish("w2", upstream="c1", captions=["hound", "car", "pizza"])
-    write.run(write.Config(), paths)
+    write.run(write_settings.Config(), paths)
     rows = pq.read_table(root / "labels" / "00000.parquet").to_pylist()
     assert [row["cluster_caption"] for row in rows] == ["hound", "car", None, "hound", "pizza"]
     assert outputs(root)["00000.tar"] != finished["00000.tar"]
@@ -239,7 +240,7 @@ def test_other_captions_make_everything_again(root, paths, finished):
 
 @pytest.mark.ray
 def test_without_shards(root, paths, finished):
-    write.run(write.Config(shards=False), paths)
+    write.run(write_settings.Config(shards=False), paths)
     assert list((root / "labeled").glob("*")) == []
     rows = pq.read_table(root / "labels" / "00000.parquet").to_pylist()
     assert rows == pq.read_table(io.BytesIO(finished["00000.parquet"])).to_pylist()
@@ -250,7 +251,7 @@ def test_counts_that_do_not_add_up_are_refused(root, paths, ray_session):
     url = paths.rejects.file("00000.parquet")
     tables.write(url, tables.read(url).slice(1))
     with pytest.raises(RuntimeError, match=r"write: 00000: labels are .*'rows': 4.*'rows': 5"):
-        write.run(write.Config(shards=False), paths)
+        write.run(write_settings.Config(shards=False), paths)
     assert paths.labels.peek() is None
 
 
@@ -258,6 +259,6 @@ def test_counts_that_do_not_add_up_are_refused(root, paths, ray_session):
 def test_a_shard_that_changed_since_fails_and_leaves_no_half(root, paths, ray_session):
     small_run.write_shard(root.parent / "input" / "00001.tar", 1, small_run.SECOND[:-1])
     with pytest.raises(RuntimeError, match="the shard changed since it was embedded"):
-        write.run(write.Config(), paths)
+        write.run(write_settings.Config(), paths)
     assert paths.labels.peek() is None and not (root / "labeled" / "00001.tar").exists()
     assert not any(path.name.startswith(".") for path in (root / "labeled").iterdir())

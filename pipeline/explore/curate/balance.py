@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle
 from pipeline.explore.curate.shuffle import Chunk, Spilled
 from pipeline.mcr2.diverse_subset import most_spread
@@ -96,7 +96,7 @@ def first_of_each(rows: pa.Table, order: list[tuple[str, str]], most: int) -> pa
 
 
 def spill(
-    chunk: Chunk, url: str, made_of: str, paths: artifacts.RunPaths, cfg: Config, k: int
+    chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, cfg: Config, k: int
 ) -> None:
     """Spill the candidates of some parts."""
     found = []
@@ -148,7 +148,7 @@ def _chosen(rows: pa.Table, cfg: Config, network: Network, eps_sq: float) -> pa.
 
 
 def removed(
-    chunk: Chunk, kept: list[str], paths: artifacts.RunPaths, cfg: Config, sizes: list[int]
+    chunk: Chunk, kept: list[str], paths: layout.RunPaths, cfg: Config, sizes: list[int]
 ) -> pa.Table:
     """REMOVED: the samples of some parts that no file of `kept` has; it is read file by file."""
     rows = lists.members(list(chunk.stems), paths, ["cluster_id"], [])
@@ -164,9 +164,9 @@ def removed(
     return pa.table(dict(zip(REMOVED.names, columns, strict=True)), schema=REMOVED)
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Choose, then list all others; the manifest of these."""
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     sizes = made["clusters"]["sizes"]
     held = [min(size, cfg.most) for size in sizes]
     groups = [
@@ -176,10 +176,10 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
     chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
     kept = lists.wanted("balance-kept", cfg, made, len(groups), paths)
     want = lists.wanted("balance", cfg, made, len(chunks), paths)
-    if (manifest := want.finished()) and kept.finished():
+    if (manifest := want.if_done()) and kept.if_done():
         return manifest
     with StageProgress("balance", len(chunks) + len(groups), "parts") as progress:
-        if not kept.finished():
+        if not kept.if_done():
             _choose_all(kept, groups, cfg, made, paths, progress)
             lists.finish(kept, made, lists="kept")
         urls = [kept.folder.file(name) for name in kept.files[kept.folder]]
@@ -191,11 +191,11 @@ def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
 
 
 def _choose_all(
-    kept: artifacts.Wanted,
+    kept: outputs.ExpectedOutputs,
     groups: list[Chunk],
     cfg: Config,
-    made: artifacts.Made,
-    paths: artifacts.RunPaths,
+    made: outputs.Manifests,
+    paths: layout.RunPaths,
     progress: StageProgress,
 ) -> None:
     """Spill the candidates beside the list, choose, forget them."""

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle, similarity
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime.config import setting
@@ -61,16 +61,16 @@ def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
     return pa.table(dict(zip(DUPLICATES.names, columns, strict=True)), schema=DUPLICATES)
 
 
-def run(cfg: Config, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Compare, then list what is over the threshold; counts, and the effect of thresholds."""
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
     files = similarity.wanted(made, paths).files[source]
     stems = [name.removesuffix(".parquet") for name in files]
     chunks = shuffle.cut(stems, lists.MOST_PARTS)
     want = lists.wanted("duplicates", cfg, made, len(chunks), paths)
-    manifest = want.finished()
+    manifest = want.if_done()
     if manifest is None:
         with StageProgress("duplicates", len(chunks), "parts") as progress:
             lists.write(want, chunks, part, progress, source, cfg.threshold)

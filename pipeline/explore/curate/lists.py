@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime import config, tasks
 from pipeline.runtime.progress import StageProgress
@@ -25,18 +25,18 @@ MOST_PARTS = 128  # of a list that is made part by part
 LISTED = [("sample_id", pa.string()), ("reason", pa.string()), ("cluster_id", pa.int32())]
 
 
-def folder(paths: artifacts.RunPaths, name: str) -> Folder:
+def folder(paths: layout.RunPaths, name: str) -> Folder:
     """Where a list lies."""
     return paths.folder(f"curation/{name}")
 
 
-def stems_of(made: artifacts.Made) -> list[str]:
+def stems_of(made: outputs.Manifests) -> list[str]:
     """Of all shards."""
     return [facts["shard"]["stem"] for facts in made["embeddings"]["shards"]]
 
 
 def members(
-    stems: list[str], paths: artifacts.RunPaths, assigned: list[str], embedded: list[str]
+    stems: list[str], paths: layout.RunPaths, assigned: list[str], embedded: list[str]
 ) -> pa.Table:
     """Rows of some parts: columns of the assignments, and beside them of the embeddings."""
     found = []
@@ -53,17 +53,17 @@ def members(
 
 
 def wanted(
-    name: str, cfg: Any, made: artifacts.Made, parts: int, paths: artifacts.RunPaths
-) -> artifacts.Wanted:
+    name: str, cfg: Any, made: outputs.Manifests, parts: int, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
     """A list of so many parts."""
     target = folder(paths, name)
     files = {target: [f"{number:05d}.parquet" for number in range(parts)]}
     made_of = config.fingerprint(cfg, name, made["clusters"]["fingerprint"])
-    return artifacts.Wanted(name, target, made_of, cfg, files)
+    return outputs.ExpectedOutputs(name, target, made_of, cfg, files)
 
 
 def write(
-    want: artifacts.Wanted,
+    want: outputs.ExpectedOutputs,
     chunks: list[Chunk],
     make: Callable[..., pa.Table],
     progress: StageProgress,
@@ -88,13 +88,15 @@ def _write_part(
     tables.write(url, rows, made_of=made_of, rows=rows.num_rows)
 
 
-def finish(want: artifacts.Wanted, made: artifacts.Made, **facts: object) -> dict[str, Any]:
+def finish(
+    want: outputs.ExpectedOutputs, made: outputs.Manifests, **facts: object
+) -> dict[str, Any]:
     """Count the parts, commit the manifest."""
     parts = want.parts(want.folder)
     names = {name.removesuffix(".parquet") for name in want.files[want.folder]}
     if parts != names:
         raise RuntimeError(f"{want.folder.url}: {len(names - parts)} parts went missing: run again")
-    known = artifacts.part_facts(want.folder, parts)
+    known = outputs.part_facts(want.folder, parts)
     manifest = {
         "upstream": made["clusters"]["fingerprint"],
         "config": config.facts(want.cfg),

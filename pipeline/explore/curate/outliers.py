@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime import tasks
@@ -46,7 +46,7 @@ class Config:
             raise UserError(f"--score {self.score}: give 0 to 2, as 1 − cosine is")
 
 
-def histogram(chunk: Chunk, paths: artifacts.RunPaths, upper: int | None) -> np.ndarray:
+def histogram(chunk: Chunk, paths: layout.RunPaths, upper: int | None) -> np.ndarray:
     """How many scores of some parts have each upper half, or each lower half after that upper."""
     counts = np.zeros(1 << HALF, np.int64)
     for stem in chunk.stems:
@@ -58,7 +58,7 @@ def histogram(chunk: Chunk, paths: artifacts.RunPaths, upper: int | None) -> np.
     return counts
 
 
-def quantile(share: float, made: artifacts.Made, paths: artifacts.RunPaths) -> float:
+def quantile(share: float, made: outputs.Manifests, paths: layout.RunPaths) -> float:
     """The least score that at least `share` of all samples do not exceed."""
     chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
     left = math.ceil(Fraction(str(share)) * made["embeddings"]["embedded"])
@@ -75,7 +75,7 @@ def quantile(share: float, made: artifacts.Made, paths: artifacts.RunPaths) -> f
     return float(np.uint32(bits).view(np.float32))
 
 
-def part(chunk: Chunk, paths: artifacts.RunPaths, code: str, threshold: float) -> pa.Table:
+def part(chunk: Chunk, paths: layout.RunPaths, code: str, threshold: float) -> pa.Table:
     """OUTLIERS of some parts."""
     rows = lists.members(list(chunk.stems), paths, ["cluster_id", "outlier_score"], [])
     over = pa.scalar(threshold, pa.float32())  # as the scores are: 0.3 is not over 0.3
@@ -89,21 +89,21 @@ def part(chunk: Chunk, paths: artifacts.RunPaths, code: str, threshold: float) -
 
 def run(
     cfg: Config,
-    paths: artifacts.RunPaths,
+    paths: layout.RunPaths,
     name: str = "outliers",
     code: str = "outlier",
-    of: artifacts.RunPaths | None = None,
+    of: layout.RunPaths | None = None,
 ) -> dict[str, Any]:
     """List them; the manifest, which has the `threshold`. The quantile is of the run `of`."""
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
     want = lists.wanted(name, cfg, made, len(chunks), paths)
-    if manifest := want.finished():
+    if manifest := want.if_done():
         return manifest
     threshold = cfg.score
     if cfg.quantile is not None:
         whose = of or paths
-        threshold = quantile(cfg.quantile, artifacts.upstream(whose, "clusters"), whose)
+        threshold = quantile(cfg.quantile, outputs.upstream(whose, "clusters"), whose)
     with StageProgress(name, len(chunks), "chunks") as progress:
         lists.write(want, chunks, part, progress, paths, code, threshold)
     return lists.finish(want, made, lists="removed", threshold=threshold)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import outputs
 from pipeline.runtime import tasks
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import tables
@@ -98,7 +98,7 @@ def _spill_one(
 
 
 def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[int]]:
-    facts = artifacts.part_facts(folder, names)
+    facts = outputs.part_facts(folder, names)
     return {name: f["counts"] for name, f in facts.items() if f.get("made_of") == made_of}
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle
 from pipeline.explore.curate.shuffle import Chunk, Spilled
 from pipeline.runtime import config, console, tasks
@@ -175,7 +175,7 @@ def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
     return rank[:n], rank[n:]
 
 
-def spill(chunk: Chunk, url: str, made_of: str, paths: artifacts.RunPaths, k: int) -> None:
+def spill(chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, k: int) -> None:
     """Spill the rows of some parts by cluster."""
     assigned = ["cluster_id", "outlier_score"]
     rows = lists.members(list(chunk.stems), paths, assigned, ["embedding"])
@@ -200,18 +200,18 @@ def compare(unit: Unit, spilled: Spilled, folder: Folder, made_of: str) -> int:
     return own.keys.num_rows
 
 
-def wanted(made: artifacts.Made, paths: artifacts.RunPaths) -> artifacts.Wanted:
+def wanted(made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
     """A part for every unit of the clusters."""
     target = lists.folder(paths, "similarity")
     made_of = config.digest({"floor": FLOOR}, THRESHOLDS, made["clusters"]["fingerprint"])
     names = [f"{unit.name}.parquet" for unit in units(made["clusters"]["sizes"])]
-    return artifacts.Wanted("similarity", target, made_of, None, {target: names})
+    return outputs.ExpectedOutputs("similarity", target, made_of, None, {target: names})
 
 
-def run(made: artifacts.Made, paths: artifacts.RunPaths) -> dict[str, Any]:
+def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
     """Compare what has not been compared yet; the manifest, with the effect of the thresholds."""
     want = wanted(made, paths)
-    if manifest := want.finished():
+    if manifest := want.if_done():
         return manifest
     sizes, made_of, target = made["clusters"]["sizes"], want.made_of, want.folder
     todo, done = units(sizes), want.parts(target)
@@ -227,7 +227,7 @@ def run(made: artifacts.Made, paths: artifacts.RunPaths) -> dict[str, Any]:
             spilled = shuffle.all_spilled(spill, chunks, *given)
             for rows in tasks.results(compare, left, spilled, target, made_of):
                 progress.advance(samples=rows)
-    known = artifacts.part_facts(target, want.parts(target))
+    known = outputs.part_facts(target, want.parts(target))
     compared = sum(facts["rows"] for facts in known.values())
     if compared != sum(sizes):
         raise RuntimeError(f"similarity: {compared} of {sum(sizes)} samples compared: run again")
@@ -244,5 +244,5 @@ def run(made: artifacts.Made, paths: artifacts.RunPaths) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     shuffle.forget(target)
-    console.finished(log, "similarity", progress.seconds, f"{compared:,} samples")
+    console.log_finished(log, "similarity", progress.seconds, f"{compared:,} samples")
     return target.manifest()

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.explore.export import common_layout
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import storage, tables
@@ -23,7 +23,7 @@ OURS = ("sample_id", "caption", "cluster_id", "cluster_caption", "confidence")
 TAKEN = {"image_path", "metadata"}  # what clip-retrieval, too, takes from no json
 
 
-def run(paths: artifacts.RunPaths, out: str) -> None:
+def run(paths: layout.RunPaths, out: str) -> None:
     """Write what is missing of the parts, then the manifest."""
     source, folder = common_layout.finished(paths), Folder(storage.absolute(out))
     made_of = source.made_of(NAME)
@@ -38,7 +38,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
     common_layout.finish(folder, NAME, made_of, samples, progress.seconds)
 
 
-def write_part(i: int, source: common_layout.Run, folder: Folder, done: set[str]) -> int:
+def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: set[str]) -> int:
     """The two files of a part, metadata last, unless it is among `done`; returns its rows."""
     stem, suffix = source.shards[i]["stem"], number(i, len(source.shards))
     name = f"metadata_{suffix}.parquet"
@@ -61,7 +61,7 @@ def number(i: int, parts: int) -> str:
     return f"{i:0{len(str(parts - 1))}d}"
 
 
-def metadata(source: common_layout.Run, stem: str) -> pa.Table:
+def metadata(source: common_layout.ExportedRun, stem: str) -> pa.Table:
     """`image_path` is the key, as clip-retrieval has it of shards; then OURS, then the json's."""
     originals = [name for name in source.originals if name not in TAKEN]
     table = source.rows(stem, ["key", *OURS, *originals])

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.explore.export import common_layout
 from pipeline.runtime import console
 from pipeline.runtime.errors import UserError
@@ -31,7 +31,7 @@ HEAD_BYTES = 1 << 16  # of a file that is there, to see what it is
 Entry = Callable[[int, str, dict[str, Any]], dict[str, Any]]
 
 
-def run(paths: artifacts.RunPaths, out: str) -> None:
+def run(paths: layout.RunPaths, out: str) -> None:
     """Stream the file: images in one pass over the parts, annotations in a second."""
     source, url = common_layout.finished(paths), storage.absolute(out)
     if not url.endswith(".json"):
@@ -46,7 +46,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
                 f"{out} is there and is no COCO export of {paths.root} as it is now; delete it, "
                 "or choose another --out"
             )
-        console.standing(log, f"export {NAME}", url)
+        console.log_already_done(log, f"export {NAME}", url)
         return
     storage.check_writable(url.rpartition("/")[0])
     with (
@@ -63,7 +63,7 @@ def run(paths: artifacts.RunPaths, out: str) -> None:
     common_layout.said(NAME, samples, progress.seconds, url)
 
 
-def categories(source: common_layout.Run) -> list[dict[str, Any]]:
+def categories(source: common_layout.ExportedRun) -> list[dict[str, Any]]:
     """One for each cluster."""
     return [
         {"id": row["cluster_id"] + 1, "name": row["name"], "supercategory": "cluster"}
@@ -100,7 +100,9 @@ def annotation(number: int, _: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _entries(source: common_layout.Run, entry: Entry, progress: StageProgress) -> Iterator[str]:
+def _entries(
+    source: common_layout.ExportedRun, entry: Entry, progress: StageProgress
+) -> Iterator[str]:
     """The entries of all samples, numbered through, as json."""
     wanted = [*COLUMNS, *({"url"} & set(source.originals))]
     number = 0

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs, schemas
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
@@ -34,10 +34,10 @@ AHEAD = 8  # parts under way at once, and held: stores answer slowly, and many a
 
 
 @dataclass(frozen=True)
-class Run:
+class ExportedRun:
     """A finished run, as exports see it."""
 
-    paths: artifacts.RunPaths
+    paths: layout.RunPaths
     shards: list[dict[str, Any]]  # stem, url, size, version of each input shard
     originals: list[str]  # the columns of labels that come from the samples' json
     clusters: list[dict[str, Any]]  # rows of CLUSTERS, and a `name` that no other cluster has
@@ -58,9 +58,9 @@ class Run:
         return table.filter(pc.equal(table["status"], "success")).select(list(columns))
 
 
-def finished(paths: artifacts.RunPaths) -> Run:
+def finished(paths: layout.RunPaths) -> ExportedRun:
     """The run at a root; UserError where its labels are not written, or made of something older."""
-    made = artifacts.upstream(paths, "captions")
+    made = outputs.upstream(paths, "captions")
     labels = paths.labels.manifest()
     if labels["upstream"] != made["captions"]["fingerprint"]:
         raise UserError(
@@ -68,10 +68,10 @@ def finished(paths: artifacts.RunPaths) -> Run:
             "`ratecluster write` again first"
         )
     embedded = made["embeddings"]
-    return Run(
+    return ExportedRun(
         paths,
         [fact["shard"] for fact in embedded["shards"]],
-        sorted(artifacts.label_names(embedded["columns"]).values()),
+        sorted(schemas.label_names(embedded["columns"]).values()),
         named(tables.read(paths.clusters_table).to_pylist()),
         labels["fingerprint"],
     )
@@ -111,7 +111,7 @@ def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
             "empty it, or choose another --out"
         )
     if names and folder.peek():
-        console.standing(log, f"export {export}", folder.url)
+        console.log_already_done(log, f"export {export}", folder.url)
         return False
     storage.check_writable(folder.url)
     claim = {"export": export, "made_of": made_of, "run": root}
@@ -127,7 +127,7 @@ def finish(folder: Folder, export: str, made_of: str, samples: int, seconds: flo
 
 def said(export: str, samples: int, seconds: float, url: str) -> None:
     """The line at the end."""
-    console.finished(log, f"export {export}", seconds, f"{samples:,} samples", url)
+    console.log_finished(log, f"export {export}", seconds, f"{samples:,} samples", url)
 
 
 def _claim(folder: Folder, names: set[str]) -> str | None:

@@ -15,7 +15,7 @@ import math
 import re
 from typing import IO, Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.explore.export import common_layout
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -34,7 +34,7 @@ PIECE = 1 << 20  # bytes between pictures that are read at once
 Row = dict[str, Any]
 
 
-def run(paths: artifacts.RunPaths, out: str, truth: str | None) -> None:
+def run(paths: layout.RunPaths, out: str, truth: str | None) -> None:
     """Pictures part by part, and beside them samples.json, streamed; then the manifest.
 
     The json column `truth`, if given, becomes the field ground_truth.
@@ -73,7 +73,7 @@ def run(paths: artifacts.RunPaths, out: str, truth: str | None) -> None:
 
 def part(
     shard: dict[str, Any],
-    source: common_layout.Run,
+    source: common_layout.ExportedRun,
     folder: Folder,
     kept: list[str],
     truth: str | None,

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.layout import Space
+from pipeline.explore.search.settings import Config
 from pipeline.mcr2.network import Network
 from pipeline.runtime import config, console, tasks
-from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import load_network
@@ -40,28 +40,7 @@ MOST_LISTS = 1 << 14  # training holds PER_LIST times as many vectors: 1.3 GB of
 PER_LIST = 40  # training samples; FAISS warns below 39
 LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
 BATCH_ROWS = 1 << 14  # added at once
-LEAST_COMPRESSED = 1000  # samples: codebooks have 256 centroids
-
-
 SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index is made from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """How much an index gives up of exactness for its size."""
-
-    flat_below: int = setting(
-        100_000, "samples: fewer are compared one by one, more by IVF-PQ, compressed"
-    )
-    code_bytes: int = setting(64, "of a compressed vector")
-
-    def __post_init__(self) -> None:
-        if self.flat_below < LEAST_COMPRESSED:
-            raise UserError(
-                f"index.flat_below = {self.flat_below}: give {LEAST_COMPRESSED} or more"
-            )
-        if not 1 <= self.code_bytes <= 1024:
-            raise UserError(f"index.code_bytes = {self.code_bytes}: give 1 to 1024")
 
 
 @dataclass(frozen=True)
@@ -137,11 +116,11 @@ def empty(cfg: Config, samples: int, x: np.ndarray) -> Any:
 
 
 @dataclass(frozen=True)
-class Job:
+class IndexJob:
     """What is indexed, and where to."""
 
-    paths: artifacts.RunPaths
-    want: artifacts.Wanted
+    paths: layout.RunPaths
+    want: outputs.ExpectedOutputs
     rows: Rows
     network: Network | None
 
@@ -151,7 +130,7 @@ class Job:
         return self.want.folder.file(_trained(self.want.made_of))
 
 
-def train(cfg: Config, job: Job, embedded: dict[str, Any]) -> None:
+def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
     """Commit an index without samples."""
     rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
     source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
@@ -161,7 +140,7 @@ def train(cfg: Config, job: Job, embedded: dict[str, Any]) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
-def add_parts(stems: Sequence[str], job: Job, data: np.ndarray) -> int:
+def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
     """Commit the inverted lists of some parts; returns their samples. `data` is what is trained."""
     faiss = load_faiss()
     index = faiss.deserialize_index(data)
@@ -187,25 +166,25 @@ def _lists(made_of: str, stems: Sequence[str]) -> str:
 
 
 def wanted(
-    cfg: Config, made: artifacts.Made, paths: artifacts.RunPaths, space: Space
-) -> artifacts.Wanted:
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths, space: Space
+) -> outputs.ExpectedOutputs:
     """What indexing what has these manifests is to leave."""
     made_of = config.fingerprint(cfg, made[SOURCE[space]]["fingerprint"], space.value)
     groups = tasks.chunks(Rows.of(made["embeddings"]).stems, MOST_GROUPS)
     names = [_trained(made_of), *(_lists(made_of, stems) for stems in groups)]
     folder = paths.index(space.value)
-    return artifacts.Wanted("index", folder, made_of, cfg, {folder: names})
+    return outputs.ExpectedOutputs("index", folder, made_of, cfg, {folder: names})
 
 
-def run(cfg: Config, paths: artifacts.RunPaths, space: Space) -> dict[str, Any]:
+def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
     """Train on a sample, commit the lists of every group of parts, then the manifest."""
     faiss = load_faiss()
-    made = artifacts.upstream(paths, SOURCE[space])
+    made = outputs.upstream(paths, SOURCE[space])
     want = wanted(cfg, made, paths, space)
-    if manifest := want.finished():
+    if manifest := want.if_done():
         return manifest
     network = load_network(paths) if space is Space.Z else None
-    job = Job(paths, want, Rows.of(made["embeddings"]), network)
+    job = IndexJob(paths, want, Rows.of(made["embeddings"]), network)
     stems, there = job.rows.stems, _resumed(want)
     groups = tasks.chunks(stems, MOST_GROUPS)
     todo = [group for group in groups if _lists(want.made_of, group) not in there]
@@ -229,11 +208,11 @@ def run(cfg: Config, paths: artifacts.RunPaths, space: Space) -> dict[str, Any]:
         seconds=round(progress.seconds, 2),
     )
     kind = f"IVF-PQ of {index.nlist:,} lists" if index.nlist > 1 else "flat"
-    console.finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
+    console.log_finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
     return want.folder.manifest()
 
 
-def _resumed(want: artifacts.Wanted) -> set[str]:
+def _resumed(want: outputs.ExpectedOutputs) -> set[str]:
     """The files that an interrupted build of the same has left; all others go.
 
     Without what they were trained by, lists are worth nothing: another machine may train otherwise.

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.artifacts.outputs import Space
-from pipeline.explore.search.index import Config, load_faiss, padded, wanted
+from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.layout import Space
+from pipeline.explore.search.index import load_faiss, padded, wanted
+from pipeline.explore.search.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
@@ -59,7 +60,7 @@ class Index:
             probes *= WIDER
 
 
-def opened(paths: artifacts.RunPaths, made: artifacts.Made, space: Space) -> Index:
+def opened(paths: layout.RunPaths, made: outputs.Manifests, space: Space) -> Index:
     """The index of a run with these manifests; UserError names the command that makes it.
 
     Local files are mapped where they are, remote ones copied to a cache of this machine once.
@@ -70,7 +71,7 @@ def opened(paths: artifacts.RunPaths, made: artifacts.Made, space: Space) -> Ind
     if manifest is None:
         raise UserError(f"{paths.root} has no index of {space.value}: {command} first")
     want = wanted(config.as_made(Config(), manifest["config"]), made, paths, space)
-    _, reason = want.standing()
+    _, reason = want.compare()
     if reason:
         raise UserError(f"{folder.url} is out of date, {reason}: {command} again")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

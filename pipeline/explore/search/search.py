@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.layout import Space
 from pipeline.explore.search.index import Rows, as_vectors
 from pipeline.explore.search.open_index import opened
 from pipeline.mcr2.network import Network
@@ -50,8 +50,8 @@ class Hit:
 class Search:
     """A finished run, opened for queries in some spaces. UserError where something is missing."""
 
-    def __init__(self, paths: artifacts.RunPaths, spaces: Sequence[Space]) -> None:
-        self.paths, self.made = paths, artifacts.upstream(paths, "captions")
+    def __init__(self, paths: layout.RunPaths, spaces: Sequence[Space]) -> None:
+        self.paths, self.made = paths, outputs.upstream(paths, "captions")
         embedded = self.made["embeddings"]
         self.rows = Rows.of(embedded)
         self.urls = {s["shard"]["stem"]: s["shard"]["url"] for s in embedded["shards"]}

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts import layout
+from pipeline.artifacts.layout import Space
 from pipeline.explore.search import pages
 from pipeline.explore.search.search import Search
 from pipeline.runtime.errors import UserError
@@ -170,7 +170,7 @@ def _hostname(netloc: str) -> str | None:
         return None
 
 
-def run(paths: artifacts.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
+def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted; `say` is told the address once it is open."""
     with _listening(host, port) as opened:
         spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]

@@ -107,7 +107,7 @@ def counted(shards: list[Shard], sampled: list[Sampled]) -> tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Reckoning:
+class Estimate:
     """The run that is planned, stage by stage."""
 
     sections: Sections

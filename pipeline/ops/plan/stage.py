@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ops.plan import estimate, trial
-from pipeline.ops.plan.estimate import GB, Plan, Reckoning, Target
+from pipeline.ops.plan.estimate import GB, Estimate, Plan, Target
 from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
@@ -58,10 +58,10 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
         sampled = [s for s in sampled if s.images]
         images, _, _ = estimate.counted(shards, sampled)
         found = trial.run(sections, sampled, images, root)
-    return planned(Reckoning(sections, len(shards), images, found, target), shards)
+    return planned(Estimate(sections, len(shards), images, found, target), shards)
 
 
-def planned(reckoning: Reckoning, shards: list[Shard]) -> Plan:
+def planned(reckoning: Estimate, shards: list[Shard]) -> Plan:
     """All that is said of it."""
     found, stages = reckoning.trial, reckoning.stages()
     images, low, high = estimate.counted(shards, found.sampled)
@@ -84,7 +84,7 @@ def planned(reckoning: Reckoning, shards: list[Shard]) -> Plan:
     )
 
 
-def notes(reckoning: Reckoning) -> list[str]:
+def notes(reckoning: Estimate) -> list[str]:
     """What a reader must know before believing the figures."""
     target, found, cfg = reckoning.target, reckoning.trial, reckoning.sections["embed"]
     facts = found.encoder.facts

@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
+from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
+from pipeline.embed import encode_shard, survey
+from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.embed.decoding import NO_PIXELS
 from pipeline.mcr2 import assignment, coding_rate
@@ -30,14 +33,16 @@ from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import look_steps
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime.errors import UserError
-from pipeline.select_k import stage as select_k
+from pipeline.select_k import choose_k
+from pipeline.select_k import settings as select_k_settings
 from pipeline.select_k.assign_parts import Assigner, assign_parts, load_network
 from pipeline.select_k.full_passes import statistics
 from pipeline.store import tables
 from pipeline.store.listing import Shard
-from pipeline.train import sampling
-from pipeline.train import stage as train
+from pipeline.train import loop, sampling, worker
+from pipeline.train import settings as train_settings
 from pipeline.vision import clip, text_encoding
+from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 
 TIMED_S = 3.0  # seconds that the encoders of images and of texts are timed for, at least
@@ -57,14 +62,16 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def embedding(cfg: embed.Config, shards: list[Shard], paths: artifacts.RunPaths) -> dict[str, Any]:
+def embedding(
+    cfg: embed_settings.Config, shards: list[Shard], paths: layout.RunPaths
+) -> dict[str, Any]:
     """The encoder's actor: decoding alone, the model alone, then both as they will run."""
     began, threads = CLOCK(), cfg.threads or os.cpu_count() or 1
-    embedder = embed.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
+    embedder = encode_shard.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
     encoder, load_s = embedder.encoder, CLOCK() - began
     samples, spent, began, batch = 0, 0.0, OWN(), NO_PIXELS
     for shard in shards:
-        for found in embed.decoded(shard, encoder.prepare, replace(cfg, decode_threads=1)):
+        for found in encode_shard.decoded(shard, encoder.prepare, replace(cfg, decode_threads=1)):
             samples += len(found.rows) + len(found.rejects)
             spent += found.decode_s
             batch = max(batch, found.pixels, key=len)
@@ -81,7 +88,7 @@ def embedding(cfg: embed.Config, shards: list[Shard], paths: artifacts.RunPaths)
     if errors := [row["error"] for row in rows if row["error"]]:
         raise RuntimeError(f"plan: {errors[0]}")
     summary = embed.summary([json.loads(row["facts"]) for row in rows], cfg, embed_s)
-    paths.embeddings.finish(embed.fingerprint(cfg, shards), **summary)
+    paths.embeddings.finish(survey.fingerprint(cfg, shards), **summary)
     return {
         "load_s": load_s,
         "decode_s": decode_s,
@@ -107,7 +114,9 @@ def timed_for(seconds: float, call: Callable[[], Any]) -> list[float]:
     return times
 
 
-def encoding(cfg: embed.Config, templates: tuple[str, ...], words: list[str]) -> dict[str, Any]:
+def encoding(
+    cfg: embed_settings.Config, templates: tuple[str, ...], words: list[str]
+) -> dict[str, Any]:
     """The text encoder's actor, over as many of the words as TIMED_S allow."""
     began = CLOCK()
     prompts = clip.templates(cfg.model, templates)
@@ -140,27 +149,27 @@ def filled(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def training(
-    cfg: train.Config, paths: artifacts.RunPaths, total: int, words: np.ndarray, scale: float
+    cfg: train_settings.Config, paths: layout.RunPaths, total: int, words: np.ndarray, scale: float
 ) -> dict[str, Any]:
     """A worker of Ray Train that trains alone: STEPS steps on the rows that all workers see."""
-    began, most = CLOCK(), train.wanted_samples(cfg)
+    began, most = CLOCK(), train_settings.wanted_samples(cfg)
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, cfg.seed)
     x = sampling.read_embeddings(source, range(len(source)))
     read_s, samples = (CLOCK() - began) / len(x), min(total, most)
-    fit = train.fitted(replace(cfg, workers=1), samples, x.shape[1])
-    x = filled(x, max(fit.batch_size, len(train.seen_rows(fit, samples))))
+    fit = train_settings.fitted(replace(cfg, workers=1), samples, x.shape[1])
+    x = filled(x, max(fit.batch_size, len(loop.seen_rows(fit, samples))))
     seen = torch.from_numpy(x)
     with one_thread():
         began = CLOCK()
-        network = train.new_network(fit, seen, torch.from_numpy(words), scale)
+        network = loop.new_network(fit, seen, torch.from_numpy(words), scale)
         network_s = CLOCK() - began
         network.to("cuda" if torch.cuda.is_available() else "cpu")
-        state, stamps = train.new_state(fit, network), [CLOCK()]
-        for _ in train.fit(replace(fit, steps=STEPS), seen, state, Collectives()):
+        state, stamps = loop.new_state(fit, network), [CLOCK()]
+        for _ in loop.fit(replace(fit, steps=STEPS), seen, state, Collectives()):
             stamps.append(CLOCK())
         looked = CLOCK()
-        kept = train.landmark_rows(fit, len(seen))
-        train.write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
+        kept = loop.landmark_rows(fit, len(seen))
+        worker.write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
         written_s = CLOCK() - looked
     paths.network.finish("trial", upstream=paths.embeddings.manifest()["fingerprint"], config={})
     step_s = median(np.diff(stamps[1:]).tolist())
@@ -179,20 +188,20 @@ def training(
     }
 
 
-def clustering(cfg: select_k.Config, paths: artifacts.RunPaths, total: int) -> dict[str, Any]:
+def clustering(cfg: select_k_settings.Config, paths: layout.RunPaths, total: int) -> dict[str, Any]:
     """The driver of select_k, without its passes: what is decided on the landmarks."""
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
-    fit = select_k.fitted(cfg, total, *z.shape)
+    fit = select_k_settings.fitted(cfg, total, *z.shape)
     with one_thread():
         began = CLOCK()
-        leaves = select_k.over_segment(z, fit)
+        leaves = choose_k.over_segment(z, fit)
         labels = assignment.nearest(z, leaves)
         stats = coding_rate.statistics(z, labels, len(leaves))
         for sums in stats:
             sums *= total / len(z)
-        choice = select_k.chosen(z, leaves, stats, fit)
-        prototypes = select_k.cut(z, choice.k, fit)
+        choice = choose_k.chosen(z, leaves, stats, fit)
+        prototypes = choose_k.cut(z, choice.k, fit)
         seconds = CLOCK() - began
     return {
         "cut": (leaves, prototypes),
@@ -207,9 +216,9 @@ def clustering(cfg: select_k.Config, paths: artifacts.RunPaths, total: int) -> d
 def passing(
     cut: tuple[torch.Tensor, assignment.Prototypes],
     words: np.ndarray,
-    captioning: caption.Config,
-    writing: write.Config,
-    paths: artifacts.RunPaths,
+    captioning: caption_settings.Config,
+    writing: write_settings.Config,
+    paths: layout.RunPaths,
 ) -> dict[str, Any]:
     """A task's process: the passes over all parts, as each stage makes them; seconds per image."""
     leaves, prototypes = cut
@@ -220,7 +229,7 @@ def passing(
     assigner = Assigner(network, prototypes, "trial")
     captions: list[str | None] = ["a caption"] * prototypes.k
     limit = embedded["config"]["max_sample_bytes"]
-    job = write.Job(paths, embedded["columns"], captions, writing.shards, "trial", limit)
+    job = write.WriteJob(paths, embedded["columns"], captions, writing.shards, "trial", limit)
     steps: dict[str, Callable[[], Any]] = {
         "statistics_s": lambda: statistics(urls, network, leaves),
         "assign_s": lambda: assign_parts(stems, paths, assigner),

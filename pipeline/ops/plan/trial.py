@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.caption import stage as caption
 from pipeline.ops.plan import stage_timings
 from pipeline.runtime.config import Sections
@@ -109,7 +109,7 @@ def sample(shard: Shard, images: int, folder: Path, max_sample_bytes: int) -> Sa
 
 def run(sections: Sections, sampled: list[Sampled], images: int, root: str) -> Trial:
     """The river over the sampled shards, as it will be for N images."""
-    cfg, paths = sections["embed"], artifacts.RunPaths(root)
+    cfg, paths = sections["embed"], layout.RunPaths(root)
     log.info("plan: %s over %d images", cfg.model, sum(s.images for s in sampled))
     encoder = apart(stage_timings.embedding, cfg, [s.copy for s in sampled], paths)
     log.info("plan: training, cutting and captioning")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.ops.verify.violations import DAMAGE, Findings, footer, open_part, read_part
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
@@ -27,15 +27,15 @@ from pipeline.store.storage import Folder
 BATCH_ROWS = 4096
 UNIT = 1e-3  # by which the length of a float16 vector may be off
 CLOSE = 1e-5  # by which a float32 may be off
-IDENTITY = [name for name, _ in artifacts.IDENTITY]
-SOURCE = [name for name, _ in artifacts.SOURCE]
+IDENTITY = [name for name, _ in schemas.IDENTITY]
+SOURCE = [name for name, _ in schemas.SOURCE]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """What the manifests say of all shards; None of a stage that has not run."""
 
-    paths: artifacts.RunPaths
+    paths: layout.RunPaths
     embedded: str  # what embed's parts were made of
     columns: dict[str, str]  # kinds of the json columns
     clustered: str | None  # fingerprint of the clusters
@@ -60,7 +60,7 @@ class Shard:
         return str(self.facts["shard"]["stem"])
 
 
-def check_rows(facts: dict[str, Any], run: Run) -> Shard:
+def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
     """Everything about the tables of one shard."""
     shard = Shard(facts, sizes=np.zeros(run.k, np.int64))
     embedded, rejected = _embedded(shard, run), _rejected(shard, run)
@@ -83,11 +83,11 @@ def check_rows(facts: dict[str, Any], run: Run) -> Shard:
     return shard
 
 
-def _excluded(shard: Shard, run: Run) -> pa.Table | None:
+def _excluded(shard: Shard, run: RunFacts) -> pa.Table | None:
     """exclude/: as many rows as its manifest says; none where it does not name the shard."""
     if shard.stem not in run.excluded:
-        return artifacts.EXCLUDED.empty_table()
-    table = _part(shard, run.paths.exclude, artifacts.EXCLUDED, {})
+        return schemas.EXCLUDED.empty_table()
+    table = _part(shard, run.paths.exclude, schemas.EXCLUDED, {})
     if table is not None and table.num_rows != run.excluded[shard.stem]:
         wanted = run.excluded[shard.stem]
         shard.found.add(f"exclude/{shard.stem}", f"has {table.num_rows} rows, not {wanted}")
@@ -131,7 +131,7 @@ def _footer_says(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str
             )
 
 
-def _embedded(shard: Shard, run: Run) -> pa.Table | None:
+def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
     """embeddings/: rows without the embedding, which has been checked."""
     place = f"embeddings/{shard.stem}"
     url = run.paths.embeddings.file(f"{shard.stem}.parquet")
@@ -139,7 +139,7 @@ def _embedded(shard: Shard, run: Run) -> pa.Table | None:
         return None
     kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
     shard.dim = kinds[0].list_size if kinds else 0
-    schema = artifacts.embeddings_schema(max(1, shard.dim))
+    schema = schemas.embeddings_schema(max(1, shard.dim))
     table = read_part(file, schema, place, shard.found, leave_out=["embedding"])
     if table is None:
         return None
@@ -176,11 +176,11 @@ def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list
         yield own.filter(pa.array(off)).to_pylist(), "embedding is not of unit length"
 
 
-def _rejected(shard: Shard, run: Run) -> pa.Table | None:
+def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
     """rejects/: the rows that are samples; those without an id tell of the shard's damage."""
     place, url = f"rejects/{shard.stem}", run.paths.rejects.file(f"{shard.stem}.parquet")
     file = open_part(url, place, shard.found)
-    table = read_part(file, artifacts.REJECTS, place, shard.found)
+    table = read_part(file, schemas.REJECTS, place, shard.found)
     if file is None or table is None:
         return None
     _footer_says(shard, place, file, {"stage": run.embedded})
@@ -221,9 +221,9 @@ def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> 
         shard.found.add(place, f"do not hold the {wanted} samples of the tar once each, by index")
 
 
-def _assigned(shard: Shard, run: Run) -> pa.Table | None:
+def _assigned(shard: Shard, run: RunFacts) -> pa.Table | None:
     """assignments/: rows that make sense; counts the clusters' sizes."""
-    table = _part(shard, run.paths.assignments, artifacts.ASSIGNMENTS, {"made_of": run.clustered})
+    table = _part(shard, run.paths.assignments, schemas.ASSIGNMENTS, {"made_of": run.clustered})
     place = f"assignments/{shard.stem}"
     if table is None or not _complete(shard, place, table, table.column_names):
         return None
@@ -244,7 +244,7 @@ def _unsound(row: dict[str, Any], k: int) -> str:
         return "cluster_id is out of range"
     if not -CLOSE <= row["outlier_score"] <= 2 + CLOSE:
         return "outlier_score is not within 0 and 2"
-    if len(shares) != len(clusters) or len(clusters) != min(artifacts.TOP, k):
+    if len(shares) != len(clusters) or len(clusters) != min(schemas.TOP, k):
         return "top_clusters and top_shares are not of the right length"
     if len(set(clusters)) < len(clusters) or not all(0 <= c < k for c in clusters):
         return "top_clusters are not different clusters"
@@ -271,13 +271,13 @@ def _same_samples(found: Findings, place: str, ids: pa.ChunkedArray, others: Any
     return False
 
 
-def _labels(shard: Shard, run: Run) -> pa.Table | None:
-    schema = artifacts.labels_schema(run.columns)
+def _labels(shard: Shard, run: RunFacts) -> pa.Table | None:
+    schema = schemas.labels_schema(run.columns)
     return _part(shard, run.paths.labels, schema, {"made_of": run.written})
 
 
 def expected(
-    embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: Run
+    embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: RunFacts
 ) -> Iterator[dict[str, Any]]:
     """The labels that the other tables ask for, in the order of the tar."""
     rows = [
@@ -288,7 +288,7 @@ def expected(
     for row in rejected.to_pylist():
         names = {"image_member": row["member"], "error_message": row["reason"]}
         rows.append({**row, **names, "status": "rejected"})
-    own = artifacts.label_names(run.columns)
+    own = schemas.label_names(run.columns)
     for row in sorted(rows, key=lambda row: int(row["index"])):
         json_of = columns.parse(row["json"])
         originals = {

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.ops.verify import row_checks, tar_checks
-from pipeline.ops.verify.row_checks import Run, Shard
+from pipeline.ops.verify.row_checks import RunFacts, Shard
 from pipeline.ops.verify.violations import Findings, open_part, read_part
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
@@ -45,15 +45,15 @@ Manifests = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """What every task gets beside its shard."""
 
-    run: Run
+    run: RunFacts
     tars: bool  # there are labelled shards
     limit: int  # bytes that embed read of a sample
 
 
-def run(paths: artifacts.RunPaths) -> Findings:
+def run(paths: layout.RunPaths) -> Findings:
     """Look at everything; UserError where there is nothing."""
     found = Findings()
     made = _chain(paths, found)
@@ -73,11 +73,11 @@ def run(paths: artifacts.RunPaths) -> Findings:
     if len(dims) > 1:
         found.add("embeddings", f"have several lengths: {sorted(dims)}")
     _tables(paths, made, sizes, max(dims, default=1), found)
-    console.finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
+    console.log_finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
     return found
 
 
-def check_shard(facts: dict[str, Any], job: Job) -> Shard:
+def check_shard(facts: dict[str, Any], job: ShardJob) -> Shard:
     """Everything about one shard; its tables stay behind."""
     shard = row_checks.check_rows(facts, job.run)
     if job.tars and shard.labels is not None:
@@ -86,7 +86,7 @@ def check_shard(facts: dict[str, Any], job: Job) -> Shard:
     return shard
 
 
-def _tar(shard: Shard, job: Job) -> None:
+def _tar(shard: Shard, job: ShardJob) -> None:
     """The labelled tar beside the input, if that can still be read and is what was embedded."""
     place, was = f"labeled/{shard.stem}", shard.facts["shard"]
     target = job.run.paths.labeled.file(f"{shard.stem}.tar")
@@ -99,7 +99,7 @@ def _tar(shard: Shard, job: Job) -> None:
     except Exception as error:  # whatever a store raises, it is no fault of the run
         shard.found.note(f"{place}: not compared, its input cannot be read: {error}")
         return
-    labels = shard.labels.select(["sample_id", "shard", *artifacts.IN_JSON]).to_pylist()
+    labels = shard.labels.select(["sample_id", "shard", *schemas.IN_JSON]).to_pylist()
     try:
         for key, what in tar_checks.differences(was, target, labels, job.limit):
             shard.found.add(place, what, [key])
@@ -107,7 +107,7 @@ def _tar(shard: Shard, job: Job) -> None:
         shard.found.note(f"{place}: not compared to its end: {error}")
 
 
-def _chain(paths: artifacts.RunPaths, found: Findings) -> Manifests:
+def _chain(paths: layout.RunPaths, found: Findings) -> Manifests:
     """The manifests, each made from the one before and as its own settings say; to the first gap.
 
     Fingerprints of network and captions hold word lists, which do not lie below the root.
@@ -132,7 +132,7 @@ def _chain(paths: artifacts.RunPaths, found: Findings) -> Manifests:
     return made
 
 
-def _manifest(paths: artifacts.RunPaths, name: str, found: Findings) -> dict[str, Any] | None:
+def _manifest(paths: layout.RunPaths, name: str, found: Findings) -> dict[str, Any] | None:
     try:
         return paths.folder(name).peek()
     except storage.DamagedError as error:
@@ -155,14 +155,14 @@ def _digest(name: str, manifest: dict[str, Any]) -> str:
     return str(manifest["fingerprint"])
 
 
-def _job(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> Job:
+def _job(paths: layout.RunPaths, made: Manifests, found: Findings) -> ShardJob:
     embedded, clustered = made["embeddings"], made.get("clusters", {})
     written = made.get("labels", {})
     lists = written.get("exclude", [])
     excluded = (_manifest(paths, "exclude", found) if lists else None) or {}
     if excluded.get("digests", []) != lists:
         found.add("exclude/manifest.json", "is not of the lists that the labels were made with")
-    facts = Run(
+    facts = RunFacts(
         paths,
         config.digest(embedded["config"]),
         embedded["columns"],
@@ -173,10 +173,10 @@ def _job(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> Job:
         excluded.get("parts", {}),
     )
     tars = bool(written.get("config", {}).get("shards"))
-    return Job(facts, tars, embedded["config"]["max_sample_bytes"])
+    return ShardJob(facts, tars, embedded["config"]["max_sample_bytes"])
 
 
-def _folders(paths: artifacts.RunPaths, made: Manifests, job: Job, found: Findings) -> None:
+def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Findings) -> None:
     """Every file that a finished stage leaves is there, and nothing else."""
     stems = [shard["shard"]["stem"] for shard in made["embeddings"]["shards"]]
     twice = [stem for stem, times in Counter(stems).items() if times > 1]
@@ -205,7 +205,7 @@ def _folders(paths: artifacts.RunPaths, made: Manifests, job: Job, found: Findin
 
 
 def _tables(
-    paths: artifacts.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Findings
+    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Findings
 ) -> None:
     """What is of the whole run agrees with its parts."""
     shards, manifest = made["embeddings"]["shards"], made["embeddings"]
@@ -224,7 +224,7 @@ def _tables(
         _index(paths, made, space, found)
 
 
-def _network(paths: artifacts.RunPaths, dim: int, found: Findings) -> None:
+def _network(paths: layout.RunPaths, dim: int, found: Findings) -> None:
     try:
         shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
         load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
@@ -233,47 +233,45 @@ def _network(paths: artifacts.RunPaths, dim: int, found: Findings) -> None:
     except Exception as error:  # safetensors has errors of its own
         found.add("network", f"cannot be read: {error}")
         return
-    schema = artifacts.sample_schema(dim, shape["feature_dim"])
+    schema = schemas.sample_schema(dim, shape["feature_dim"])
     _table(paths, "network/sample.parquet", schema, found)
-    _table(paths, "network/history.parquet", artifacts.HISTORY, found)
+    _table(paths, "network/history.parquet", schemas.HISTORY, found)
 
 
 def _table(
-    paths: artifacts.RunPaths, name: str, schema: pa.Schema, found: Findings
+    paths: layout.RunPaths, name: str, schema: pa.Schema, found: Findings
 ) -> list[dict[str, Any]]:
     """The rows of a table of the run; none, and a violation, if it is not what it should be."""
     table = read_part(open_part(paths.top.file(name), name, found), schema, name, found)
     return [] if table is None else table.to_pylist()
 
 
-def _clusters(
-    paths: artifacts.RunPaths, made: Manifests, sizes: np.ndarray, found: Findings
-) -> None:
+def _clusters(paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found: Findings) -> None:
     said = made["clusters"]
     if sizes.tolist() != said["sizes"] or said["samples"] != sum(said["sizes"]):
         off = [
             c for c, (n, m) in enumerate(zip(sizes.tolist(), said["sizes"], strict=True)) if n != m
         ]
         found.add("clusters/manifest.json", f"sizes are not those of assignments/: clusters {off}")
-    curve = _table(paths, "clusters/curve.parquet", artifacts.CURVE, found)
-    _table(paths, "clusters/tree.parquet", artifacts.TREE, found)
-    exemplars = _table(paths, "clusters/exemplars.parquet", artifacts.EXEMPLARS, found)
+    curve = _table(paths, "clusters/curve.parquet", schemas.CURVE, found)
+    _table(paths, "clusters/tree.parquet", schemas.TREE, found)
+    exemplars = _table(paths, "clusters/exemplars.parquet", schemas.EXEMPLARS, found)
     if [row["k"] for row in curve] != list(range(1, len(curve) + 1)):
         found.add("clusters/curve.parquet", "is not of every k from 1")
-    wanted = {(c, kind) for c, n in enumerate(said["sizes"]) if n for kind in artifacts.KINDS}
+    wanted = {(c, kind) for c, n in enumerate(said["sizes"]) if n for kind in schemas.KINDS}
     if odd := {(row["cluster_id"], row["kind"]) for row in exemplars} ^ wanted:
         listed = sorted({cluster for cluster, _ in odd})
         found.add("clusters/exemplars.parquet", f"is not of every kind and cluster: {listed}")
     place = "clusters/prototypes.parquet"
     if (file := open_part(paths.top.file(place), place, found)) is not None:
         kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
-        schema = artifacts.prototypes_schema(kinds[0].list_size if kinds else 1)
+        schema = schemas.prototypes_schema(kinds[0].list_size if kinds else 1)
         table = read_part(file, schema, place, found)
         if table is not None and set(table["cluster_id"].to_pylist()) != set(range(len(sizes))):
             found.add(place, "is not of every cluster")
 
 
-def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findings) -> None:
+def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Findings) -> None:
     """An index that search would take is of all that was embedded."""
     place = f"index/{space}"
     if (manifest := _manifest(paths, place, found)) is None:
@@ -286,10 +284,10 @@ def _index(paths: artifacts.RunPaths, made: Manifests, space: str, found: Findin
     found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
 
 
-def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
-    _table(paths, "captions/candidates.parquet", artifacts.candidates_schema(dim), found)
-    _table(paths, "captions/voted.parquet", artifacts.CAPTIONS, found)
-    rows = _table(paths, "captions/captions.parquet", artifacts.CAPTIONS, found)
+def _captions(paths: layout.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
+    _table(paths, "captions/candidates.parquet", schemas.candidates_schema(dim), found)
+    _table(paths, "captions/voted.parquet", schemas.CAPTIONS, found)
+    rows = _table(paths, "captions/captions.parquet", schemas.CAPTIONS, found)
     best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
     said = made["captions"]["captions"]
     if [best.get(c) for c in range(len(said))] != said or len(said) != len(
@@ -298,19 +296,19 @@ def _captions(paths: artifacts.RunPaths, made: Manifests, dim: int, found: Findi
         found.add("captions/captions.parquet", "is not what the manifest names the clusters")
 
 
-def _written(paths: artifacts.RunPaths, made: Manifests, found: Findings) -> None:
+def _written(paths: layout.RunPaths, made: Manifests, found: Findings) -> None:
     """clusters.parquet and run.json say what the other tables and manifests say."""
     if made["labels"]["labels"] != made["embeddings"]["samples"]:
         found.add("labels/manifest.json", "has not as many labels as there are samples")
     ranked: dict[int, list[str]] = {}
-    for row in _table(paths, "captions/captions.parquet", artifacts.CAPTIONS, Findings()):
+    for row in _table(paths, "captions/captions.parquet", schemas.CAPTIONS, Findings()):
         ranked.setdefault(row["cluster_id"], []).append(row["caption"])
     wanted = [
         (c, size, made["captions"]["captions"][c], ranked.get(c, []))
         for c, size in enumerate(made["clusters"]["sizes"])
     ]
     names = ("cluster_id", "size", "cluster_caption", "captions")
-    rows = _table(paths, "clusters.parquet", artifacts.CLUSTERS, found)
+    rows = _table(paths, "clusters.parquet", schemas.CLUSTERS, found)
     if [tuple(row[name] for name in names) for row in rows] != wanted:
         found.add("clusters.parquet", "is not what sizes and captions of the clusters are")
     try:

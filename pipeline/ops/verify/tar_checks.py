@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import schemas
 from pipeline.store import storage
 from pipeline.store.shards import Member, Sample, ShardReader, is_unsafe, split_name
 
@@ -90,7 +90,7 @@ def _label(data: bytes, name: str, sample: Sample, row: dict[str, Any]) -> Itera
     before.pop("ratecluster", None)
     if repr(facts) != repr(before):
         yield key, f"{name} holds more than the input's json and the label, or less"
-    wanted = {name: row[name] for name in artifacts.IN_JSON if row[name] is not None}
+    wanted = {name: row[name] for name in schemas.IN_JSON if row[name] is not None}
     for field in sorted(wanted.keys() | label.keys()):
         if not _alike(label.get(field), wanted.get(field)):
             yield key, f"{field} is {label.get(field)!r} in its json, not {wanted.get(field)!r}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import outputs
 from pipeline.cli import main as cli
 from pipeline.explore.curate import similarity
 from pipeline.store import tables
@@ -59,7 +59,7 @@ def test_another_threshold_computes_no_cosine(tmp_path, members, ray_session, mo
 
 def test_an_interrupted_comparison_goes_on(tmp_path, members, ray_session):
     paths = cut_run.build(tmp_path, members)
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     before = similarity.run(made, paths)
     folder = paths.folder("curation/similarity")
     part = next(n for n in sorted(folder.names()) if n[0].isdigit())

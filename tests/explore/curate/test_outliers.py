@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import outliers
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime.errors import UserError
@@ -18,7 +18,7 @@ SHARES = (0.001, 0.07, 0.5, 0.9, 0.99, 0.999)
 
 
 def test_counts_are_of_halves_of_the_bits(tmp_path):
-    paths = artifacts.RunPaths(str(tmp_path))
+    paths = layout.RunPaths(str(tmp_path))
     scores = np.array([0.0, -0.0, -1e-7, 0.25, 0.25, 1.5], np.float32)
     table = pa.table({"outlier_score": scores})
     tables.write(paths.assignments.file("a.parquet"), table)
@@ -34,7 +34,7 @@ def test_the_quantile_is_exact(tmp_path, ray_session):
     members = cut_run.members(400)
     members.scores = np.random.default_rng(0).random(400).astype(np.float32) ** 3
     paths = cut_run.build(tmp_path, members, parts=7)
-    made = artifacts.upstream(paths, "clusters")
+    made = outputs.upstream(paths, "clusters")
     for share in SHARES:
         at = math.ceil(Fraction(str(share)) * 400)  # numpy takes 0.07 × 400 for more than 28
         assert outliers.quantile(share, made, paths) == np.sort(members.scores)[at - 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout
 from pipeline.cli import main as cli
 from pipeline.explore.export import clip_retrieval as export_clip_retrieval
 from pipeline.explore.export import coco as export_coco
@@ -36,7 +36,7 @@ def built(tmp_path_factory):
 def paths(built, tmp_path):
     """A copy that may be changed."""
     shutil.copytree(built.root, tmp_path / "run")
-    return artifacts.RunPaths(str(tmp_path / "run"))
+    return layout.RunPaths(str(tmp_path / "run"))
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.artifacts import outputs as artifacts
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts import layout
+from pipeline.artifacts.layout import Space
 from pipeline.explore.search import index, open_index
-from pipeline.explore.search.index import Config, Rows
+from pipeline.explore.search.index import Rows
 from pipeline.explore.search.search import Search
+from pipeline.explore.search.settings import Config
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
 from pipeline.store import tables
@@ -29,7 +30,7 @@ COMPRESSED = Config(flat_below=1000)
 pytestmark = pytest.mark.ray
 
 
-def recall(paths: artifacts.RunPaths, x: np.ndarray, queries: np.ndarray, top: int = 10) -> float:
+def recall(paths: layout.RunPaths, x: np.ndarray, queries: np.ndarray, top: int = 10) -> float:
     """The share of the truly nearest that are found."""
     search = Search(paths, [Space.CLIP])
     found = [search.ranked(query, Space.CLIP, top)[0] for query in queries]
@@ -38,7 +39,7 @@ def recall(paths: artifacts.RunPaths, x: np.ndarray, queries: np.ndarray, top: i
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory, ray_session) -> tuple[artifacts.RunPaths, np.ndarray]:
+def large(tmp_path_factory, ray_session) -> tuple[layout.RunPaths, np.ndarray]:
     """20,000 samples in seven parts, compressed."""
     x = points.mixture(20_000, 64, 300, 0.7)
     parts = np.split(x, [3000, 3001, 6000, 9500, 13_000, 17_777])
@@ -134,7 +135,7 @@ def test_a_remote_index_is_copied_once(large, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = fsspec.filesystem("memory")
     store.put(paths.root, "/remote/run", recursive=True)
-    remote = artifacts.RunPaths("memory://remote/run")
+    remote = layout.RunPaths("memory://remote/run")
     expected = Search(paths, [Space.CLIP]).nearest(x[77], Space.CLIP, 9)
     assert Search(remote, [Space.CLIP]).nearest(x[77], Space.CLIP, 9) == expected
     copies = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
@@ -152,11 +153,11 @@ def test_a_remote_index_is_copied_once(large, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def small(tmp_path, ray_session) -> artifacts.RunPaths:
+def small(tmp_path, ray_session) -> layout.RunPaths:
     return points.build(str(tmp_path), np.split(points.mixture(60, 16, 3, 0.5), 3))
 
 
-def files(paths: artifacts.RunPaths) -> dict[str, int]:
+def files(paths: layout.RunPaths) -> dict[str, int]:
     folder = Path(paths.index("clip").url)
     return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
 

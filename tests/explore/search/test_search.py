@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.artifacts.outputs import Space
+from pipeline.artifacts.layout import Space
 from pipeline.cli import main as cli
 from pipeline.cli.search_commands import STRIP
 from pipeline.explore.search import pages

@@ -12,7 +12,7 @@ from pipeline.cli import main as cli
 from pipeline.cli import options
 from pipeline.ops.plan import estimate, stage_timings, trial
 from pipeline.ops.plan import stage as plan
-from pipeline.ops.plan.estimate import Reckoning, Target
+from pipeline.ops.plan.estimate import Estimate, Target
 from pipeline.ops.plan.trial import Sampled, Timed, Trial
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
@@ -50,7 +50,7 @@ def made_up(**encoder: float) -> Trial:
 
 def stages(images: int, shards: int, target: Target, *sets: str, **encoder: float) -> dict:
     sections = config.load(options.KINDS, None, sets)
-    reckoning = Reckoning(sections, shards, images, made_up(**encoder), target)
+    reckoning = Estimate(sections, shards, images, made_up(**encoder), target)
     return {stage.stage: stage for stage in reckoning.stages()}
 
 
@@ -189,7 +189,7 @@ def test_the_command(tiny_shards, tmp_path, capfd, monkeypatch):
 
 def test_the_text_is_no_wider_than_a_page():
     sections = config.load(options.KINDS, None)
-    reckoning = Reckoning(sections, 10, 10**6, made_up(), Target(2, 8, 1, 0.0))
+    reckoning = Estimate(sections, 10, 10**6, made_up(), Target(2, 8, 1, 0.0))
     found = plan.planned(reckoning, [shard(n) for n in range(10)])
     lines = plan.text(found).splitlines()
     assert max(map(len, lines)) <= plan.WIDTH

@@ -16,7 +16,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from pipeline.artifacts import outputs as artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.cli import main as cli
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify import stage as verify
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 def paths(finished_run, tmp_path):
     """A finished run to spoil."""
     shutil.copytree(finished_run, tmp_path / "run")
-    return artifacts.RunPaths(str(tmp_path / "run"))
+    return layout.RunPaths(str(tmp_path / "run"))
 
 
 def said(paths) -> str:
@@ -411,7 +411,7 @@ def test_a_violation_is_exit_code_1_and_names_shard_and_key(paths, capsys):
 
 def test_nothing_there_is_the_users_mistake(tmp_path, capsys):
     with pytest.raises(UserError, match="no run is there"):
-        verify.run(artifacts.RunPaths(str(tmp_path)))
+        verify.run(layout.RunPaths(str(tmp_path)))
     assert cli.invoke(["verify", "--root", str(tmp_path / "nowhere")]) == 2
     assert "no run is there" in capsys.readouterr().err
 
@@ -546,7 +546,7 @@ def test_labelled_shards_of_odd_ones_are_sound_and_hold_large_members_whole(tmp_
     odd_shard(source)
     with source.open("rb") as stream:
         samples = list(ShardReader(stream, limit))
-    empty = dict.fromkeys(artifacts.IN_JSON)
+    empty = dict.fromkeys(schemas.IN_JSON)
     labels = [
         {**empty, "shard": "0", "sample_id": f"0/{s.id}", "status": "success", "confidence": 1 / 3}
         for s in samples
@@ -570,7 +570,7 @@ def test_a_large_member_that_is_cut_off_is_left_out(tmp_path):
     source, target = tmp_path / "0.tar", tmp_path / "labelled.tar"
     small_run.write_shard(source, 0, [{"jpg": b"dog"}, {"jpg": b"x" * 9000}])
     source.write_bytes(source.read_bytes()[:6000])
-    empty = dict.fromkeys(artifacts.IN_JSON)
+    empty = dict.fromkeys(schemas.IN_JSON)
     labels = [{**empty, "shard": "0", "sample_id": f"0/d0/00{i}", "status": "x"} for i in (0, 1)]
     with target.open("wb") as file:
         assert write.relabel(shard_at(source), file, labels, 1000) == 2
