@@ -15,7 +15,7 @@ from benchmarks.published import Words
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 from pipeline.store.shards import ShardReader
-from pipeline.vision import clip, images, vocabulary
+from pipeline.vision import clip, images, prompts, vocabulary
 from pipeline.vision.text_encoding import TextEncoder
 
 MODEL = "pico-clip"
@@ -76,7 +76,7 @@ class Source:
     @cached_property
     def words(self) -> Words:
         """Their vectors."""
-        encoder = TextEncoder(MODEL, "", clip.templates(MODEL))
+        encoder = TextEncoder(MODEL, "", prompts.templates(MODEL))
         row = encoder({"index": 0, "words": self.vocabulary})
         return Words(torch.from_numpy(row["vectors"]), row["logit_scale"])
 

@@ -34,11 +34,12 @@ from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from pipeline.artifacts import layout, outputs, schemas
-from pipeline.caption import stage as caption
+from pipeline.caption import settings as caption_settings
 from pipeline.cli import options
 from pipeline.embed import encode_shard, survey
 from pipeline.embed import settings as embed_settings
@@ -48,7 +49,7 @@ from pipeline.runtime import config
 from pipeline.store import storage, tables
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
-from pipeline.train import stage as train
+from pipeline.train import settings as train_settings
 from pipeline.vision import clip
 from pipeline.write import stage as write
 
@@ -198,9 +199,9 @@ def _refinish(shards: list[Shard], paths: layout.RunPaths) -> None:
     paths.embeddings.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
     model = cfg["embed"].model
     for name, folder, more in (
-        ("train", paths.network, [train.check(cfg["train"], model)]),
+        ("train", paths.network, [train_settings.check(cfg["train"], model)]),
         ("select_k", paths.clusters, []),
-        ("caption", paths.captions, [caption.check(cfg["caption"], model)]),
+        ("caption", paths.captions, [caption_settings.check(cfg["caption"], model)]),
         ("write", paths.labels, []),
     ):
         manifest = {**folder.manifest(), "upstream": last}

@@ -29,6 +29,8 @@ RAY = {  # the only modules that import Ray
     "runtime/tasks.py",
     "vision/text_encoding.py",
     "embed/stage.py",
+    "embed/worker.py",
+    "train/worker.py",
     "train/stage.py",
 }
 TRUTH = {"pipeline.evaluate.metrics", "pipeline.evaluate.confusion"}  # compare with labels

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from pipeline.artifacts import layout, schemas
-from pipeline.embed import decoding, encode_shard
+from pipeline.embed import decoding, encode_shard, worker
 from pipeline.embed import settings as embed_settings
 from pipeline.embed.decoding import Decoder, Limits
 from pipeline.report import stage as report
@@ -353,7 +353,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     (folder / "run").chmod(0o777)
     shards = list_shards(str(folder / "list.txt"))
     become()
-    actor = object.__new__(encode_shard.Embedder)
+    actor = object.__new__(worker.Embedder)
     actor.cfg, actor.paths = CFG, layout.RunPaths(str(folder / "run"))
     actor.encoder, actor.name = encoder, "one"
     with ThreadPoolExecutor(1) as actor.thread:

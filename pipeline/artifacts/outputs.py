@@ -1,4 +1,4 @@
-"""What passes between the rooms: each stage's folder, and the columns of each table."""
+"""Manifests: what a stage left, what it should leave, and what it was made from."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.artifacts import stages
 from pipeline.artifacts.layout import RunPaths
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
-from pipeline.store.storage import Folder
+from pipeline.store.storage import MANIFEST, Folder
 
 log = logging.getLogger(__name__)
 Manifests = dict[str, dict[str, Any]]  # folder name -> manifest
-MAKERS = {"embeddings": "embed", "network": "train", "clusters": "select-k", "captions": "caption"}
 
 
 def upstream(paths: "RunPaths", last: str) -> Manifests:
@@ -25,7 +25,8 @@ def upstream(paths: "RunPaths", last: str) -> Manifests:
     """
     found: Manifests = {}
     before = ""
-    for name, command in MAKERS.items():
+    for stage in stages.chain():
+        name, command = stage.folder, stage.command
         manifest = paths.folder(name).peek()
         if manifest is None:
             raise UserError(
@@ -51,13 +52,14 @@ class ExpectedOutputs:
     made_of: str
     cfg: Any
     files: Mapping[Folder, Collection[str]]
+    manifest: str = MANIFEST
 
     def compare(self) -> tuple[dict[str, Any] | None, str]:
         """The manifest that is there, and why it is not the one wanted: "" where it is.
 
         Whatever made it; None, and no reason, where the stage has not finished.
         """
-        manifest = self.folder.peek()
+        manifest = self.folder.peek(self.manifest)
         if manifest is None:
             return None, ""
         if manifest["fingerprint"] == self.made_of:

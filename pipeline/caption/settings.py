@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from pipeline.artifacts import layout, outputs, stages
 from pipeline.caption import (
     vlm_client,
 )
-from pipeline.runtime.config import setting
+from pipeline.runtime import config
+from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
-from pipeline.vision import clip
+from pipeline.vision import prompts, vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +34,26 @@ class Config(vlm_client.Config):
             raise UserError(f"caption.temperature = {self.temperature}: give a positive number")
         if self.alt_texts < 0 or self.actors < 0:
             raise UserError("caption.alt_texts and caption.actors: give 0 or more")
-        clip.check_templates(self.templates)
+        prompts.check_templates(self.templates)
+
+
+def check(sections: Sections) -> None:
+    """UserError where the vocabulary is empty or the captioning server cannot be asked."""
+    cfg = sections["caption"]
+    read_vocabulary(cfg, sections["embed"].model)
+    vlm_client.check(cfg)
+
+
+def read_vocabulary(cfg: Config, model: str) -> list[str]:
+    """The candidate names; UserError if there are none."""
+    return vocabulary.chosen(cfg.vocabulary, model)
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """What captioning these clusters is to leave."""
+    names = read_vocabulary(cfg, made["embeddings"]["config"]["model"])
+    made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
+    files = {paths.captions: stages.named("caption").files}
+    return outputs.ExpectedOutputs("caption", paths.captions, made_of, cfg, files)

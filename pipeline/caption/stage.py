@@ -33,22 +33,16 @@ from pipeline.caption import (
     tokenization,
     vlm_captions,
 )
-from pipeline.caption.settings import Config
+from pipeline.caption.settings import Config, expected, read_vocabulary
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import ResumableSum
-from pipeline.vision import text_encoding, vocabulary
+from pipeline.vision import text_encoding
 
 log = logging.getLogger(__name__)
 MOST_TASKS = 1024
 CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
-FILES = ("captions.parquet", "voted.parquet", "candidates.parquet")
-
-
-def check(cfg: Config, model: str) -> list[str]:
-    """The vocabulary; UserError if it is missing or empty."""
-    return vocabulary.chosen(cfg.vocabulary, model)
 
 
 def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_ngrams.Counts:
@@ -84,14 +78,6 @@ def _joined(stem: str, paths: layout.RunPaths, wanted: list[str]) -> tuple[pa.Ta
     return rows, assigned["cluster_id"].to_numpy()
 
 
-def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
-    """What captioning these clusters is to leave."""
-    names = check(cfg, made["embeddings"]["config"]["model"])
-    made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
-    files = {paths.captions: FILES}
-    return outputs.ExpectedOutputs("caption", paths.captions, made_of, cfg, files)
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Rank the candidates, have a model name the clusters if asked to; the manifest last.
 
@@ -99,11 +85,11 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """
     made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
-    want = wanted(cfg, made, paths)
+    want = expected(cfg, made, paths)
     if manifest := want.if_done():
         partial_sums.remove_all(paths.captions)
         return manifest
-    names, started = check(cfg, embedded["config"]["model"]), time.monotonic()
+    names, started = read_vocabulary(cfg, embedded["config"]["model"]), time.monotonic()
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})

@@ -1,6 +1,5 @@
 """What commands share: their options, settings from file and `--set`, owning a root."""
 
-import ast
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,59 +11,42 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.artifacts import layout
+from pipeline.artifacts.stages import STAGES
 from pipeline.runtime import cluster, config, progress
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.interrupt import Interruption
 from pipeline.store import lock, storage
 from pipeline.store.listing import Shard
 
-ROOMS = {  # section -> the module that has its Config
-    "shards": "prepare.pack",
-    "embed": "embed.stage",
-    "train": "train.stage",
-    "select_k": "select_k.stage",
-    "caption": "caption.stage",
-    "write": "write.stage",
-    "evaluate": "evaluate.stage",
-    "report": "report.galleries",
-    "index": "explore.search.index",
-    "run": "runtime.progress",
+SETTINGS = {  # section -> the module that has its Config
+    "shards": "pipeline.prepare.settings",
+    **{stage.name: f"{stage.package}.settings" for stage in STAGES},
+    "index": "pipeline.explore.search.settings",
+    "run": "pipeline.runtime.progress",
 }
 
 
 class _Kinds(Mapping[str, type]):
-    """Section -> its Config; a room is entered when its own is asked for."""
+    """Section -> its Config, imported when it is asked for."""
 
     def __getitem__(self, section: str) -> type:
-        kind: type = import_module(f"pipeline.{ROOMS[section]}").Config
+        kind: type = import_module(SETTINGS[section]).Config
         return kind
 
     def __iter__(self) -> Iterator[str]:
-        return iter(ROOMS)
+        return iter(SETTINGS)
 
     def __len__(self) -> int:
-        return len(ROOMS)
+        return len(SETTINGS)
 
 
 KINDS = _Kinds()
 
 
 def completed(incomplete: str) -> list[str]:
-    """`section.key=` for --set: as the source has them, since entering a room takes seconds."""
-    names = [f"{section}.{key}=" for section, room in ROOMS.items() for key in _keys(room)]
+    """`section.key=` for the completion of --set."""
+    names = [f"{name}=" for name, _, _ in config.describe(KINDS)]
     return [name for name in names if name.startswith(incomplete)]
-
-
-def _keys(room: str) -> Iterator[str]:
-    """The settings of a room's Config, after those of the rooms that it takes them over from."""
-    source = Path(__file__).parents[1].joinpath(*room.split(".")).with_suffix(".py")
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    (kind,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
-    for base in kind.bases:
-        yield from _keys(ast.unparse(base).removesuffix(".Config"))
-    for line in kind.body:
-        if isinstance(line, ast.AnnAssign):
-            yield ast.unparse(line.target)
 
 
 Root = Annotated[

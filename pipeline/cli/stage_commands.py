@@ -1,11 +1,9 @@
 """The commands of the stages, and of all of them. What each says is its manual page."""
 
-from collections.abc import Callable
 from typing import Any
 
-from pipeline.artifacts import layout
-from pipeline.caption import stage as caption
-from pipeline.caption import vlm_client
+from pipeline.artifacts import layout, stages
+from pipeline.artifacts.stages import Stage, named
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import (
     Address,
@@ -19,15 +17,10 @@ from pipeline.cli.options import (
     owning,
     with_captions,
 )
-from pipeline.embed import stage as embed
-from pipeline.evaluate import stage as evaluate
-from pipeline.report import stage as report
 from pipeline.runtime import console
+from pipeline.runtime.config import Sections
 from pipeline.runtime.reject_reasons import printable
-from pipeline.select_k import stage as select_k
 from pipeline.store.listing import list_shards
-from pipeline.train import stage as train
-from pipeline.write import stage as write
 
 LARGEST = 10  # clusters in the summary
 
@@ -57,11 +50,11 @@ def embed_command(
           --set embed.model=ViT-L-14 --set embed.pretrained=openai
     """
     sections, paths = begin(root, config_file, sets, address)
-    found = list_shards(shards)
-    embed.check(sections["embed"])
+    found, embed = list_shards(shards), named("embed")
+    check(embed, sections)
     with owning(paths.root, sections["run"], found):
-        made = embed.run(sections["embed"], found, paths, overwrite)
-    console.answer("", stage_facts("embed", made, paths))
+        made = embed.stage.run(sections["embed"], paths, found, overwrite)
+    _answer(embed, made, paths)
 
 
 def caption_command(
@@ -92,14 +85,11 @@ def caption_command(
       ratecluster caption --root my-run --captions-from my-words.txt
     """
     sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
-    vlm_client.check(sections["caption"])
-    with owning(paths.root, sections["run"]):
-        made = caption.run(sections["caption"], paths)
-    console.answer("", stage_facts("caption", made, paths))
+    _run_one(named("caption"), sections, paths)
 
 
-def _stage(section: str, room: Any, shown: Callable[[Any], str]) -> Callable[..., None]:
-    """The command of a stage that needs nothing but what lies in the run's root."""
+def _command(stage: Stage) -> Any:
+    """The command of a stage that reads nothing but the run's root."""
 
     def command(
         root: Root,
@@ -107,19 +97,29 @@ def _stage(section: str, room: Any, shown: Callable[[Any], str]) -> Callable[...
         sets: Overrides = None,
         address: Address = None,
     ) -> None:
-        sections, paths = begin(root, config_file, sets, address)
-        with owning(paths.root, sections["run"]):
-            made = room.run(sections[section], paths)
-        made = made if isinstance(made, dict) else {"report": made}
-        console.answer(shown(made), stage_facts(section, made, paths))
+        _run_one(stage, *begin(root, config_file, sets, address))
 
     return command
 
 
-def stage_facts(stage: str, made: dict[str, Any], paths: layout.RunPaths) -> dict[str, Any]:
-    """What a stage's manifest says, but for the list of shards."""
+def _run_one(stage: Stage, sections: Sections, paths: layout.RunPaths) -> None:
+    with owning(paths.root, sections["run"]):
+        made = stage.stage.run(sections[stage.name], paths)
+    _answer(stage, made, paths)
+
+
+def _answer(stage: Stage, made: dict[str, Any], paths: layout.RunPaths) -> None:
+    """Print what a stage prints, if anything; with --json its manifest without the shards."""
+    text = getattr(stage.stage, "text", None)  # of evaluate and report
     facts = {name: value for name, value in made.items() if name != "shards"}
-    return {"stage": stage, "root": paths.root, **facts}
+    shown = {"stage": stage.name, "root": paths.root, **facts}
+    console.answer(text(made) if text else "", shown)
+
+
+def check(stage: Stage, sections: Sections) -> None:
+    """UserError for what would stop the stage, before any stage has begun."""
+    if look := getattr(stage.settings, "check", None):
+        look(sections)
 
 
 TRAIN = """Embeddings to the network that makes clusters visible.
@@ -200,14 +200,13 @@ Examples:
   ratecluster evaluate --root my-run --set evaluate.label=label
 """
 
-STAGES = {
-    "train": (train, TRAIN),
-    "select-k": (select_k, SELECT_K),
-    "write": (write, WRITE),
-    "report": (report, REPORT),
-    "evaluate": (evaluate, EVALUATE),
+PAGES = {
+    "train": TRAIN,
+    "select_k": SELECT_K,
+    "write": WRITE,
+    "evaluate": EVALUATE,
+    "report": REPORT,
 }
-SHOWN = {"report": lambda made: made["report"], "evaluate": lambda made: evaluate.tables_of(made)}
 
 
 def run_command(
@@ -239,29 +238,31 @@ def run_command(
       ratecluster run --shards my-shards --root my-run --quiet --json > summary.json
     """
     sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
-    found = list_shards(shards)
-    embed.check(sections["embed"])
-    train.check(sections["train"], sections["embed"].model)  # before days of embedding
-    caption.check(sections["caption"], sections["embed"].model)
-    vlm_client.check(sections["caption"])
-    scores = None
+    found, asked = (
+        list_shards(shards),
+        [stage for stage in stages.STAGES if _asked(stage, sections)],
+    )
+    for stage in asked:
+        check(stage, sections)
+    more: dict[str, dict[str, Any]] = {"embed": {"shards": found, "overwrite": overwrite}}
+    made: dict[str, dict[str, Any]] = {}
     with owning(paths.root, sections["run"], found):
-        embed.run(sections["embed"], found, paths, overwrite)
-        if sections["evaluate"].label:
-            evaluate.check(sections["evaluate"], paths)
-        for name, stage in RIVER.items():
-            stage.run(sections[name], paths)
-        if sections["evaluate"].label:
-            scores = evaluate.run(sections["evaluate"], paths)
-        page = report.run(sections["report"], paths)
-    facts = {"root": paths.root, **summary(paths), "report": page}
-    if scores:
-        facts["evaluation"] = scores["rows"]
-    table = [evaluate.tables_of(scores)] if scores else []
-    console.answer("\n".join([summary_text(facts), *table, f"report: {page}"]), facts)
+        for stage in asked:
+            made[stage.name] = stage.stage.run(
+                sections[stage.name], paths, **more.get(stage.name, {})
+            )
+            if stage.name == "embed" and named("evaluate") in asked:
+                named("evaluate").settings.find_label(sections["evaluate"], paths)
+    facts = {"root": paths.root, **summary(paths), "report": made["report"]["page"]}
+    texts = [summary_text(facts)]
+    if "evaluate" in made:
+        facts["evaluation"] = made["evaluate"]["rows"]
+        texts.append(named("evaluate").stage.text(made["evaluate"]))
+    console.answer("\n".join([*texts, f"report: {facts['report']}"]), facts)
 
 
-RIVER = {"train": train, "select_k": select_k, "caption": caption, "write": write}
+def _asked(stage: Stage, sections: Sections) -> bool:
+    return not stage.asked_by or bool(getattr(sections[stage.name], stage.asked_by))
 
 
 def summary(paths: layout.RunPaths) -> dict[str, Any]:
@@ -293,15 +294,9 @@ def summary_text(facts: dict[str, Any]) -> str:
 
 
 def add(app: App) -> None:
-    """Put them in, in the order in which the river flows."""
-    app.command("embed")(embed_command)
-    for name, (room, page) in STAGES.items():
-        if name == "write":
-            app.command("caption")(caption_command)
-        app.command(name, help=page)(_stage(name.replace("-", "_"), room, SHOWN.get(name, _silent)))
+    """Add the commands of the stages in their order, then `run`."""
+    own = {"embed": embed_command, "caption": caption_command}
+    for stage in stages.STAGES:
+        command = own.get(stage.name) or _command(stage)
+        app.command(stage.command, help=PAGES.get(stage.name))(command)
     app.command("run")(run_command)
-
-
-def _silent(made: Any) -> str:
-    """The result of a stage whose line in the log says enough."""
-    return ""

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
-from pipeline.runtime.config import setting
+from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
+from pipeline.vision import weights
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"embed.precision = {self.precision!r}: choose one of {', '.join(PRECISIONS)}"
+            )
         for name in ("batch_size", "readers", "max_image_pixels", "max_sample_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 1 or more")
@@ -43,3 +50,9 @@ class Config:
             raise UserError(f"embed.decode_timeout_s = {self.decode_timeout_s}: give more than 0")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
+
+
+def check(sections: Sections) -> None:
+    """UserError for an unknown model, tag or checkpoint; loads nothing."""
+    cfg = sections["embed"]
+    weights.check(cfg.model, cfg.pretrained)

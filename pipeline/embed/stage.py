@@ -22,27 +22,20 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.artifacts import layout, outputs
-from pipeline.embed.encode_shard import Embedder
 from pipeline.embed.settings import Config
 from pipeline.embed.survey import fingerprint, finished, plan
+from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
 from pipeline.store import columns
 from pipeline.store.listing import Shard
-from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
 STARVING = 0.2  # of an encoder's time without images
 
 
-def check(cfg: Config) -> None:
-    """Raise UserError for an unknown model, tag or checkpoint; loads nothing."""
-    clip.check(cfg.model, cfg.pretrained)
-    clip.choose_precision(cfg.model, "cpu", cfg.precision)
-
-
 def run(
-    cfg: Config, shards: list[Shard], paths: layout.RunPaths, overwrite: bool = False
+    cfg: Config, paths: layout.RunPaths, shards: list[Shard], overwrite: bool = False
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
     if before := finished(cfg, shards, paths):

@@ -20,6 +20,7 @@ from pipeline.caption import candidates, ranking, tokenization
 from pipeline.caption.candidates import Candidates
 from pipeline.evaluate import wordnet
 from pipeline.vision import clip
+from pipeline.vision.prompts import templates as templates_of
 
 MAX_VOTERS = 100_000  # labelled samples that vote, spread evenly over all
 OURS, PLAIN = "ratecluster", "plain top-5 vote"
@@ -141,7 +142,7 @@ def _cosine(
     """Cosine of two of the texts by the run's own text encoder."""
     model, order = encoder["model"], sorted(texts)
     loaded = clip.load(model, encoder["pretrained"])
-    prompts = clip.templates(model, templates)
+    prompts = templates_of(model, templates)
     vectors = loaded.encode_words(order, prompts, clip.TEXTS_PER_BATCH)
     of = dict(zip(order, vectors, strict=True))
     return lambda one, other: float(of[one] @ of[other])

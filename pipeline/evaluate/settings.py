@@ -1,7 +1,10 @@
 """Settings of evaluate."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.artifacts import layout, outputs
+from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 
@@ -21,3 +24,34 @@ class Config:
     def __post_init__(self) -> None:
         if self.restarts < 1:
             raise UserError(f"evaluate.restarts = {self.restarts}: give 1 or more")
+
+
+FILE = "evaluation.json"
+SHOWN_FIELDS = 20  # named in a message
+
+
+def find_label(cfg: Config, paths: layout.RunPaths) -> str:
+    """The json field of the truth; UserError if no sample of the embedded ones has it."""
+    embedded, field = paths.embeddings.manifest(), cfg.label or "label"
+    if field not in embedded["columns"]:
+        raise _no_label(field, embedded)
+    return field
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """evaluation.json of these clusters and captions."""
+    captioned = made.get("captions", {}).get("fingerprint")
+    made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], captioned)
+    return outputs.ExpectedOutputs("evaluate", paths.top, made_of, cfg, {}, FILE)
+
+
+def _no_label(field: str, embedded: dict[str, Any]) -> UserError:
+    there = [repr(name) for name in embedded["columns"]]
+    more = ", …" if len(there) > SHOWN_FIELDS else ""
+    listed = ", ".join(there[:SHOWN_FIELDS]) + more if there else "no json fields at all"
+    return UserError(
+        f"no embedded sample has a class in its json field {field!r}: set evaluate.label to the "
+        f"field that holds it; there are {listed}"
+    )

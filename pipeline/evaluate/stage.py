@@ -25,16 +25,14 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from pipeline.artifacts import layout, outputs
 from pipeline.evaluate import caption_quality, confusion, metrics
-from pipeline.evaluate.settings import Config
+from pipeline.evaluate.settings import Config, _no_label, expected, find_label
 from pipeline.runtime import config, console
-from pipeline.runtime.errors import UserError
 from pipeline.store import columns, storage, tables
 
 log = logging.getLogger(__name__)
 READERS = 8  # parts read at once
 MAX_KMEANS = 200_000  # samples; above, k-means goes by mini-batches
 BATCH_ROWS = 10_240  # of a mini-batch
-SHOWN_FIELDS = 20  # named in a message
 Captions = dict[int, str]  # cluster -> its best caption
 
 
@@ -147,26 +145,16 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check(cfg: Config, paths: layout.RunPaths) -> str:
-    """The json field of the truth; UserError if no sample of the embedded ones has it."""
-    embedded, field = paths.embeddings.manifest(), cfg.label or "label"
-    if field not in embedded["columns"]:
-        raise _no_label(field, embedded)
-    return field
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json."""
     started = time.monotonic()
     made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
     captioned = paths.captions.peek()
-    made_of = fingerprint(cfg, clustered, captioned)
-    result = earlier(paths)
-    if result.get("fingerprint") == made_of:
-        console.log_already_done(log, "evaluate", paths.evaluation_json)
-        return result
-    field = check(cfg, paths)
+    want = expected(cfg, made | ({"captions": captioned} if captioned else {}), paths)
+    if before := want.if_done():
+        return before
+    field = find_label(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
     with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
     few = -(-embedded["embedded"] // caption_quality.MAX_VOTERS) if with_captions else 0
@@ -174,7 +162,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     if not len(samples.truth):
         raise _no_label(field, embedded)
     captions = _best_captions(paths) if captioned else {}
-    result = {"fingerprint": made_of, "clustering": clustered["fingerprint"], "label": field}
+    result = {"fingerprint": want.made_of, "clustering": clustered["fingerprint"], "label": field}
     result["config"] = config.facts(cfg)
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
     if with_captions and captioned:
@@ -184,8 +172,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         )
         named = [cluster["majority"] for cluster in result["clusters"]]
         result["captions"] = caption_quality.scored(voters, named, embedded, captioned, paths)
-    text = json.dumps(result, indent=1, sort_keys=True)
-    storage.write_bytes(paths.evaluation_json, text.encode())
+    data = json.dumps(result, indent=1, sort_keys=True).encode()
+    storage.write_bytes(paths.evaluation_json, data)
     paths.top.sweep()
     console.log_finished(
         *(log, "evaluate", time.monotonic() - started, f"{len(samples.truth):,} samples"),
@@ -194,7 +182,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return result
 
 
-def tables_of(result: dict[str, Any]) -> str:
+def text(result: dict[str, Any]) -> str:
     """All that is compared, as text."""
     more = [caption_quality.table(result["captions"])] if "captions" in result else []
     return "\n".join([table(result), *more])
@@ -228,27 +216,3 @@ def evaluated(
 def _best_captions(paths: layout.RunPaths) -> Captions:
     rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     return {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
-
-
-def fingerprint(cfg: Config, clustered: dict[str, Any], captioned: dict[str, Any] | None) -> str:
-    """Of what scoring these clusters is to leave."""
-    before = captioned["fingerprint"] if captioned else None
-    return config.fingerprint(cfg, clustered["fingerprint"], before)
-
-
-def earlier(paths: layout.RunPaths) -> dict[str, Any]:
-    """evaluation.json; empty where it is not there."""
-    try:
-        return json.loads(storage.read_bytes(paths.evaluation_json))
-    except FileNotFoundError:
-        return {}
-
-
-def _no_label(field: str, embedded: dict[str, Any]) -> UserError:
-    there = [repr(name) for name in embedded["columns"]]
-    more = ", …" if len(there) > SHOWN_FIELDS else ""
-    listed = ", ".join(there[:SHOWN_FIELDS]) + more if there else "no json fields at all"
-    return UserError(
-        f"no embedded sample has a class in its json field {field!r}: set evaluate.label to the "
-        f"field that holds it; there are {listed}"
-    )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.stages import chain
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.explore.curate import outliers
@@ -29,14 +30,12 @@ from pipeline.select_k.assign_parts import Assigner, load_network
 from pipeline.select_k.full_passes import Parts, assign_all
 from pipeline.store import partial_sums, storage, tables
 from pipeline.store.listing import Shard
+from pipeline.vision import weights
+from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 
 log = logging.getLogger(__name__)
-COPIED = {
-    "network": ("network.safetensors", "network.json", "history.parquet", "sample.parquet"),
-    "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet"),
-    "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
-}
+COPIED = [stage for stage in chain() if stage.name in ("train", "select_k", "caption")]
 
 
 def encoder(asked: embed_settings.Config, made_with: dict[str, Any]) -> embed_settings.Config:
@@ -83,9 +82,11 @@ def run(
     check(source, shards, paths)
     before = given["embeddings"]
     asked = encoder(sections["embed"], before["config"])
-    embed.check(asked)
-    write.digests(sections["write"])  # lists that are not there are told of before the work
-    embedded = embed.run(asked, shards, paths, overwrite)
+    weights.check(asked.model, asked.pretrained)
+    write_settings.digests(
+        sections["write"]
+    )  # lists that are not there are told of before the work
+    embedded = embed.run(asked, paths, shards, overwrite)
     if embedded["precisions"] != before.get("precisions"):
         log.warning(
             "assign: the run was embedded on %s, these shards on %s: cosines may differ a little",
@@ -111,16 +112,15 @@ def wanted(
     paths: layout.RunPaths,
 ) -> dict[str, outputs.ExpectedOutputs]:
     """What is to lie in the folders that are the run's; each was made from the one before."""
-    prints = [given[name]["fingerprint"] for name in COPIED]
+    prints = [given[stage.folder]["fingerprint"] for stage in COPIED]
     upstream: list[Any] = [embedded["fingerprint"], prints]
     found = {}
-    for name, files in COPIED.items():
-        folder = paths.folder(name)
-        all_files = {folder: list(files)}
-        if name == "clusters":
-            stems = [facts["shard"]["stem"] for facts in embedded["shards"]]
-            all_files[folder].append("exemplars.parquet")
-            all_files[paths.assignments] = [f"{stem}.parquet" for stem in stems]
+    stems = [facts["shard"]["stem"] for facts in embedded["shards"]]
+    for stage in COPIED:
+        name, folder = stage.folder, paths.folder(stage.folder)
+        all_files = {folder: list(stage.files)}
+        for part, suffix in stage.parts.items():
+            all_files[paths.folder(part)] = [f"{stem}{suffix}" for stem in stems]
         made_of = config.digest(given[name]["config"], *upstream)
         found[name] = outputs.ExpectedOutputs(f"assign: {name}", folder, made_of, None, all_files)
         upstream = [made_of]
@@ -130,7 +130,8 @@ def wanted(
 def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.Folder) -> None:
     """The files of the run, then a manifest that says whose they are."""
     want.folder.remove({"manifest.json"})
-    for name in COPIED[source.url.rpartition("/")[2]]:
+    of_new_samples = {"exemplars.parquet"}
+    for name in sorted(set(want.files[want.folder]) - of_new_samples):
         storage.write_bytes(want.folder.file(name), storage.read_bytes(source.file(name)))
     facts = {**facts, "taken_from": source.url.rpartition("/")[0]}
     want.folder.finish(want.made_of, **{k: v for k, v in facts.items() if k != "fingerprint"})

@@ -12,24 +12,17 @@ import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.artifacts import layout, outputs
-from pipeline.caption import stage as caption
+from pipeline.artifacts import layout, outputs, stages
+from pipeline.artifacts.stages import Stage
 from pipeline.embed import survey
-from pipeline.evaluate import stage as evaluate
-from pipeline.report import stage as report
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
-from pipeline.select_k import stage as select_k
 from pipeline.store import lock, partial_sums
 from pipeline.store.listing import Shard
-from pipeline.train import stage as train
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.write import stage as write
 
 WIDTH = 100  # columns of the text
-STAGES = {"train": train, "select_k": select_k, "caption": caption, "write": write}
-FOLDERS = {"train": "network", "select_k": "clusters", "caption": "captions", "write": "labels"}
 HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
 
 
@@ -64,33 +57,55 @@ class StatusQuery:
 
 def collect(query: StatusQuery, paths: layout.RunPaths) -> list[StageStatus]:
     """A row per stage, in their order."""
-    row, embedded = embed_row(query, paths)
-    rows = [row]
-    made = {"embeddings": embedded} if embedded else {}
-    for stage, room in STAGES.items():
-        folder = paths.folder(FOLDERS[stage])
-        before = folder.peek()
-        if before and "taken_from" in before:
-            rows.append(_taken(stage, before, made))
-            if rows[-1].state == "done":
-                made[FOLDERS[stage]] = before
-            continue
-        try:
-            if len(made) < len(rows):
-                raise UserError("what the stage before it leaves is not known")
-            want = room.wanted(query.settings(stage, (before or {}).get("config")), made, paths)
-        except UserError as error:
-            begun = before or row.state != "not begun"
-            rerun = f"cannot tell: {error}" if begun else "all of it"
-            rows.append(StageStatus(stage, "unknown" if begun else "not begun", rerun))
-            continue
-        rows.append(stage_row(want, paths))
-        made[FOLDERS[stage]] = {"fingerprint": want.made_of}
-    if len(made) == len(rows):
-        rows += views(query, made, paths)
-    if row.rerun.startswith("refused"):
+    first, embedded = embed_row(query, paths)
+    rows = [first]
+    made: outputs.Manifests = {stages.STAGES[0].folder: embedded} if embedded else {}
+    for stage in stages.STAGES[1:]:
+        if (row := _row(stage, query, made, paths, rows)) is not None:
+            rows.append(row)
+    if first.rerun.startswith("refused"):
         rows[1:] = [replace(later, rerun="not reached: embed is refused") for later in rows[1:]]
     return rows
+
+
+def _row(
+    stage: Stage,
+    query: StatusQuery,
+    made: outputs.Manifests,
+    paths: layout.RunPaths,
+    rows: list[StageStatus],
+) -> StageStatus | None:
+    """A later stage, whose fingerprint is then in `made`; None for one that nobody asks for."""
+    before = _manifest(stage, paths)
+    if before and "taken_from" in before:
+        row = _taken(stage.name, before, made)
+        if row.state == "done":
+            made[stage.folder] = before
+        return row
+    settings = query.settings(stage.name, (before or {}).get("config"))
+    if stage.asked_by and not before and not getattr(settings, stage.asked_by):
+        return None
+    if len(made) < len(rows) and not stage.facts:
+        return None
+    try:
+        if len(made) < len(rows):
+            raise UserError("what the stage before it leaves is not known")
+        want = stage.settings.expected(settings, made, paths)
+    except UserError as error:
+        begun = before or rows[0].state != "not begun"
+        rerun = f"cannot tell: {error}" if begun else "all of it"
+        return StageStatus(stage.name, "unknown" if begun else "not begun", rerun)
+    made[stage.folder] = {"fingerprint": want.made_of}
+    row = stage_row(stage, want, paths)
+    if row.state == "done" and (missing := (before or {}).get("missing_pictures")):
+        row = replace(row, rerun=f"all of it: {missing} pictures were missing")
+    return row
+
+
+def _manifest(stage: Stage, paths: layout.RunPaths) -> dict[str, Any] | None:
+    if stage.name == "evaluate":
+        return paths.top.peek("evaluation.json")
+    return paths.folder(stage.folder).peek()
 
 
 def _taken(stage: str, manifest: dict[str, Any], made: outputs.Manifests) -> StageStatus:
@@ -152,11 +167,11 @@ def _embedding(found: survey.Survey, total: int) -> str:
     return text
 
 
-def stage_row(want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageStatus:
+def stage_row(stage: Stage, want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageStatus:
     """A stage that is known by its folder's manifest."""
     manifest, reason = want.compare()
     found = manifest or {}
-    total, done, unit = _progress(want, found, reason, paths)
+    total, done, unit = _progress(stage, want, found, reason, paths)
     row = StageStatus(want.stage, "done", "nothing", done, total)
     if manifest and not reason:
         samples = found.get("labels", found.get("samples"))
@@ -171,44 +186,26 @@ def stage_row(want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageSta
 
 
 def _progress(
-    want: outputs.ExpectedOutputs, found: dict[str, Any], reason: str, paths: layout.RunPaths
+    stage: Stage,
+    want: outputs.ExpectedOutputs,
+    found: dict[str, Any],
+    reason: str,
+    paths: layout.RunPaths,
 ) -> tuple[int | None, int | None, str]:
-    """(all, those that stand, their name) of the units that a rerun goes on from."""
-    if want.stage == "train":
+    """(all, finished, their name) of the units that a stage counts."""
+    if stage.unit == "steps":
         total = want.cfg.steps
         reached = 0 if found else Checkpoints(paths, want.made_of).reached()
         return total, reached if reason or not found else found["steps"], "steps"
-    if want.stage in ("caption", "report"):
+    if not stage.parts:
         return None, None, ""
-    folder = paths.labels if want.stage == "write" else paths.assignments
+    folder = paths.folder(next(iter(stage.parts)))
     total = len(want.files[folder])
     if found and not reason:
         return total, total, "parts"
     same = not found or found["fingerprint"] == want.made_of
-    resumes = same and want.stage == "write"
+    resumes = same and stage.unit == "parts"
     return total, len(want.parts(folder)) if resumes else 0, "parts"
-
-
-def views(query: StatusQuery, made: outputs.Manifests, paths: layout.RunPaths) -> list[StageStatus]:
-    """evaluate, if it was run or is query for, and report."""
-    rows, before = [], evaluate.earlier(paths)
-    cfg = query.settings("evaluate", before.get("config"))
-    evaluation = None
-    if before or cfg.label:
-        evaluation = evaluate.fingerprint(cfg, made["clusters"], made["captions"])
-        state, rerun = "not begun", "all of it"
-        if before:
-            state, rerun = "out of date", "all of it: its settings or what it reads have changed"
-        if before.get("fingerprint") == evaluation:
-            state, rerun = "done", "nothing"
-        rows.append(StageStatus("evaluate", state, rerun, samples=before.get("samples")))
-    page = paths.report.peek() or {}
-    prints = [made[name]["fingerprint"] for name in ("clusters", "captions", "labels")]
-    settings = query.settings("report", page.get("config"))
-    row = stage_row(report.wanted(settings, [*prints, evaluation], paths), paths)
-    if row.state == "done" and page.get("missing_pictures"):
-        row = replace(row, rerun=f"all of it: {page['missing_pictures']} pictures were missing")
-    return [*rows, row]
 
 
 def owner_of(root: str) -> dict[str, Any] | None:

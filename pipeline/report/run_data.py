@@ -4,7 +4,6 @@ reads   all manifests; evaluation.json if it is there; network/history.parquet,
         rejects/{stem}.parquet of shards that have any
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.stages import chain
 from pipeline.runtime.errors import UserError
-from pipeline.store import storage, tables
+from pipeline.store import tables
 
 log = logging.getLogger(__name__)
 REJECTS = 100  # rejected samples listed, and damaged shards
@@ -35,10 +35,11 @@ class RunData:
     evaluation: Row | None
 
     @property
-    def fingerprints(self) -> list[str | None]:
+    def manifests(self) -> outputs.Manifests:
         """Of all that the page shows."""
-        stages = (self.clustered, self.captioned, self.written, self.evaluation)
-        return [stage["fingerprint"] if stage else None for stage in stages]
+        shown = {"clusters": self.clustered, "captions": self.captioned}
+        shown |= {"labels": self.written or {}, "evaluation": self.evaluation or {}}
+        return shown
 
 
 def collect(paths: layout.RunPaths) -> RunData:
@@ -53,12 +54,10 @@ def collect(paths: layout.RunPaths) -> RunData:
     written = paths.labels.peek()
     if written and written["upstream"] != captioned["fingerprint"]:
         written = None
-    evaluation = None
-    if storage.exists(paths.evaluation_json):
-        evaluation = json.loads(storage.read_bytes(paths.evaluation_json))
-        if evaluation["clustering"] != clustered["fingerprint"]:
-            log.warning("report: evaluation.json is of other clusters: run evaluate again")
-            evaluation = None
+    evaluation = paths.top.peek("evaluation.json")
+    if evaluation and evaluation["clustering"] != clustered["fingerprint"]:
+        log.warning("report: evaluation.json describes other clusters: run evaluate again")
+        evaluation = None
     embedded, trained = made["embeddings"], made["network"]
     return RunData(paths.root, embedded, trained, clustered, captioned, written, evaluation)
 
@@ -69,18 +68,12 @@ def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
     Samples per second are the stage's own, or samples over seconds; those of train are the median
     of its steps.
     """
-    named = {
-        "embed": run.embedded,
-        "train": run.trained,
-        "select_k": run.clustered,
-        "caption": run.captioned,
-        "write": run.written,
-    }
     steps = tables.read(paths.network.file("history.parquet"), ["samples_per_s"])
     known = {"train": float(np.median(steps["samples_per_s"].to_numpy()))}
     rows = []
-    for name, manifest in named.items():
-        if manifest:
+    for stage in chain():
+        name, manifest = stage.name, paths.folder(stage.folder).peek()
+        if manifest and (stage.folder != "labels" or run.written):
             done = run.embedded["embedded" if name in ("select_k", "caption") else "samples"]
             speed = manifest.get("samples_per_s") or done / max(manifest["seconds"], 1e-9)
             facts = {"samples": done, "samples_per_s": known.get(name, speed)}

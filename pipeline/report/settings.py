@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.artifacts import layout, outputs
+from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 
@@ -29,3 +31,14 @@ class Config:
     def counts(self) -> dict[str, int]:
         """Pictures of each kind."""
         return {"typical": self.gallery, "borderline": self.edges, "odd": self.edges}
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """The page about what these manifests describe."""
+    shown = ("clusters", "captions", "labels", "evaluation")
+    made_of = config.fingerprint(cfg, [made.get(name, {}).get("fingerprint") for name in shown])
+    return outputs.ExpectedOutputs(
+        "report", paths.report, made_of, cfg, {paths.report: ["index.html"]}
+    )

@@ -27,10 +27,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import layout
 from pipeline.report import figures, galleries, run_data, truth_charts
 from pipeline.report.run_data import Row, RunData, collect
-from pipeline.report.settings import Config
+from pipeline.report.settings import Config, expected
 from pipeline.runtime import config, console
 from pipeline.store import storage, tables
 
@@ -159,30 +159,28 @@ def render(context: Row) -> str:
     return template.render(context | {"style": Markup(style), "scripts": scripts})
 
 
-def wanted(
-    cfg: Config, fingerprints: list[str | None], paths: layout.RunPaths
-) -> outputs.ExpectedOutputs:
-    """What reporting what has these fingerprints is to leave."""
-    made_of = config.fingerprint(cfg, fingerprints)
-    return outputs.ExpectedOutputs(
-        "report", paths.report, made_of, cfg, {paths.report: ["index.html"]}
-    )
+def text(made: dict[str, Any]) -> str:
+    """The URL of the page."""
+    return str(made["page"])
 
 
-def run(cfg: Config, paths: layout.RunPaths) -> str:
-    """Make the page unless it is there; returns its URL. Missing pictures are tried again."""
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
+    """Make the page unless it is there; returns its manifest and the page's URL, as `page`.
+
+    Pictures that could not be read before are tried again.
+    """
     url, started = paths.report.file("index.html"), time.monotonic()
     made = collect(paths)
-    want = wanted(cfg, made.fingerprints, paths)
+    want = expected(cfg, made.manifests, paths)
     before = paths.report.peek() or {}
     whole = not before.get("missing_pictures")
     if strips := set(before.get("strips", ())):
         whole = whole and strips <= galleries.folder(paths).names()
     if whole and want.if_done():
-        return url
+        return {**before, "page": url}
     shown, facts = context(cfg, made, paths)
     storage.write_bytes(url, render(shown).encode())
     paths.report.finish(want.made_of, config=config.facts(cfg), **facts)
     clusters = f"{len(shown['clusters']):,} clusters"
     console.log_finished(log, "report", time.monotonic() - started, clusters)
-    return url
+    return {**paths.report.manifest(), "page": url}

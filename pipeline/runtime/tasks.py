@@ -5,8 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import ray
-
 from pipeline.runtime import cluster, progress
 
 T = TypeVar("T")
@@ -33,6 +31,8 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
     """
     if not items:
         return
+    import ray  # here: it takes a second to import, and most commands do without it
+
     cluster.join()
     task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES)
     common = [ray.put(value) for value in shared]
@@ -59,6 +59,8 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
 
 def _limit() -> int:
     """Of tasks under way, for the CPUs that the cluster has now."""
+    import ray
+
     return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 

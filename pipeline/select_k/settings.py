@@ -4,6 +4,8 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
+from pipeline.artifacts import layout, outputs, stages
+from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 
@@ -78,3 +80,13 @@ def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
         neighbours=min(cfg.neighbours, landmarks - 1),
         components=min(cfg.components, landmarks - 1, leaves),
     )
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """What clustering with this network is to leave."""
+    made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
+    parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
+    files = {paths.clusters: stages.named("select_k").files, paths.assignments: parts}
+    return outputs.ExpectedOutputs("select_k", paths.clusters, made_of, cfg, files)

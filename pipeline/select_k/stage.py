@@ -36,20 +36,11 @@ from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import Assigner, load_network
 from pipeline.select_k.choose_k import Choice, chosen, cut, over_segment
 from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
-from pipeline.select_k.settings import Config, fitted
+from pipeline.select_k.settings import Config, expected, fitted
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
 
 log = logging.getLogger(__name__)
-FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
-
-
-def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
-    """What clustering with this network is to leave."""
-    made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
-    parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
-    files = {paths.clusters: FILES, paths.assignments: parts}
-    return outputs.ExpectedOutputs("select_k", paths.clusters, made_of, cfg, files)
 
 
 def _choose(
@@ -64,12 +55,12 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Choose k, assign every sample, check the counts, commit the manifest."""
     made = outputs.upstream(paths, "network")
     embedded, trained = made["embeddings"], made["network"]
-    want = wanted(cfg, made, paths)
+    want = expected(cfg, made, paths)
     if manifest := want.if_done():
         partial_sums.remove_all(paths.clusters)
         return manifest
     made_of, stems = want.made_of, [s["shard"]["stem"] for s in embedded["shards"]]
-    paths.clusters.remove({*FILES, "manifest.json"})
+    paths.clusters.remove({*want.files[paths.clusters], "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = fitted(cfg, embedded["embedded"], *z.shape)

@@ -214,9 +214,9 @@ class Folder:
             raise UserError(f"{self.url} is not finished: run the stage that makes {stage} first")
         return manifest
 
-    def peek(self) -> dict[str, Any] | None:
+    def peek(self, name: str = MANIFEST) -> dict[str, Any] | None:
         """The manifest, or None where the stage has not finished."""
-        url = self.file(MANIFEST)
+        url = self.file(name)
 
         def load() -> dict[str, Any]:
             data = read_bytes(url)

@@ -17,9 +17,9 @@ from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import Judge, look_steps
 from pipeline.mcr2.network import Network, Words
-from pipeline.train.checkpoints import State
 from pipeline.train.sampling import Share
 from pipeline.train.settings import SEEN, Config, _all_see
+from pipeline.train.state import State
 
 log = logging.getLogger(__name__)
 SMALLER = 0.1  # the step after a failed one, where it was 1

@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.runtime.config import setting
+from pipeline.artifacts import layout, outputs, stages
+from pipeline.runtime import config
+from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
+from pipeline.vision import vocabulary
 
 SEEN = 16_384  # samples that all workers see, at least: where there are no more, all see all
 
@@ -77,3 +80,25 @@ def wanted_samples(cfg: Config) -> int:
 def _all_see(cfg: Config) -> int:
     """m at most."""
     return max(SEEN, cfg.landmarks)
+
+
+def check(sections: Sections) -> None:
+    """UserError where the list of words is missing or empty."""
+    read_words(sections["train"], sections["embed"].model)
+
+
+def read_words(cfg: Config, model: str) -> list[str]:
+    """The words that the network sees next to each image; UserError as `vocabulary.load`."""
+    return vocabulary.chosen(cfg.vocabulary, model) if cfg.words else []
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """What training on these embeddings is to leave."""
+    embedded = made["embeddings"]
+    words = read_words(cfg, embedded["config"]["model"])
+    made_of = config.fingerprint(cfg, embedded["fingerprint"], words)
+    return outputs.ExpectedOutputs(
+        "train", paths.network, made_of, cfg, {paths.network: stages.named("train").files}
+    )

@@ -29,12 +29,11 @@ from pipeline.runtime.progress import StageProgress, waiting_for
 from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.sampling import plan
-from pipeline.train.settings import Config, fitted, wanted_samples
+from pipeline.train.settings import Config, expected, fitted, read_words, wanted_samples
 from pipeline.train.worker import ProgressActor, WorkerJob, _train
-from pipeline.vision import text_encoding, vocabulary
+from pipeline.vision import text_encoding
 
 log = logging.getLogger(__name__)
-FILES = ("network.safetensors", "network.json", "history.parquet", "sample.parquet")
 
 
 def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
@@ -50,11 +49,6 @@ def _follow(board: Any, progress: StageProgress, over: threading.Event) -> None:
             waiting_for([f"step {step + 1} of {steps}" if step < steps else "the network's files"])
 
 
-def check(cfg: Config, model: str) -> list[str]:
-    """The words to put beside images; UserError if their list is missing or empty."""
-    return vocabulary.chosen(cfg.vocabulary, model) if cfg.words else []
-
-
 def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, float]:
     """(V, D) float32 and the logit scale of the encoder that made the embeddings."""
     made_with = embedded["config"]
@@ -63,18 +57,10 @@ def _encoded(words: list[str], embedded: dict[str, Any]) -> tuple[np.ndarray, fl
     return text_encoding.encode(words, (), made_with["model"], made_with["pretrained"])
 
 
-def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
-    """What training on these embeddings is to leave."""
-    embedded = made["embeddings"]
-    words = check(cfg, embedded["config"]["model"])
-    made_of = config.fingerprint(cfg, embedded["fingerprint"], words)
-    return outputs.ExpectedOutputs("train", paths.network, made_of, cfg, {paths.network: FILES})
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Train on a sample of the embeddings, commit network, history and landmarks."""
     embedded = outputs.upstream(paths, "embeddings")["embeddings"]
-    want = wanted(cfg, {"embeddings": embedded}, paths)
+    want = expected(cfg, {"embeddings": embedded}, paths)
     if manifest := want.if_done():
         Checkpoints(paths, want.made_of).drop()  # of a driver killed just before it would have
         return manifest
@@ -89,7 +75,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         follower = threading.Thread(target=_follow, args=(board, progress, over), daemon=True)
         follower.start()
         try:
-            words = ray.put(_encoded(check(cfg, embedded["config"]["model"]), embedded))
+            words = ray.put(_encoded(read_words(cfg, embedded["config"]["model"]), embedded))
             waiting_for(["workers to start and to read their samples"])
             _train(WorkerJob(cfg, source, paths, made_of, words, board))
         finally:

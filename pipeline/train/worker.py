@@ -23,10 +23,11 @@ from pipeline.artifacts import layout, schemas
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
 from pipeline.store import storage, tables
-from pipeline.train.checkpoints import Checkpoints, State
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.loop import fit, landmark_rows, new_network, new_state, seen_rows
 from pipeline.train.sampling import SamplePlan, Share, gathered, read_ids, shares
 from pipeline.train.settings import Config, _all_see, fitted
+from pipeline.train.state import State
 
 RESTARTS = 2  # of the workers of one training
 

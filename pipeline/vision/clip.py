@@ -24,18 +24,10 @@ from pipeline.vision.weights import PICO, check, source, tensors_only
 
 if TYPE_CHECKING:
     from torchvision import transforms
-
 log = logging.getLogger(__name__)
-
 DEVICES = ("auto", "cpu", "cuda")
 TEXTS_PER_BATCH = 256  # through the text encoder at once
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-TEMPLATE_SETS = {  # of open_clip, for ImageNet
-    "openai": "OPENAI_IMAGENET_TEMPLATES",
-    "simple": "SIMPLE_IMAGENET_TEMPLATES",
-}
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -191,33 +183,6 @@ def choose_precision(model: str, device: str, precision: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     return "bf16" if _cpu_has_bf16() else "fp32"
-
-
-def templates(model: str, chosen: Sequence[str] = ()) -> tuple[str, ...]:
-    """Prompts for a word, `{}` in its place: the chosen, of TEMPLATE_SETS all; or what fits.
-
-    pico-clip saw bare words in training: on 5,000 of the CIFAR-10 test pictures it is right
-    for 76 % with "{}", for 69 % with "a photo of a {}."; on as many of CIFAR-100 for 45 % and 36 %.
-    """
-    if not chosen:
-        return ("{}",) if model == PICO else ("a photo of a {}.",)
-    import open_clip  # as in `weights`: where it is needed
-
-    prompts: list[str] = []
-    for name in chosen:
-        fill = getattr(open_clip, TEMPLATE_SETS[name]) if name in TEMPLATE_SETS else ()
-        prompts += [each("{}") for each in fill] if fill else [name]
-    return tuple(dict.fromkeys(prompts))
-
-
-def check_templates(chosen: Sequence[str]) -> None:
-    """Raises UserError for what is neither a prompt nor a set of them."""
-    for template in chosen:
-        if template not in TEMPLATE_SETS and template.count("{}") != 1:
-            raise UserError(
-                f"caption.templates: {template!r} must hold {{}} exactly once, or be one of "
-                f"open_clip's sets: {', '.join(TEMPLATE_SETS)}"
-            )
 
 
 def _choose_device(device: str) -> str:

@@ -11,7 +11,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.runtime import cluster, progress
-from pipeline.vision import clip
+from pipeline.vision import clip, prompts
 
 TEXTS_PER_CALL = 4096  # words that one call of a text encoder does
 
@@ -47,7 +47,7 @@ def encode(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
         TextEncoder,  # type: ignore[arg-type]
-        fn_constructor_args=(model, pretrained, clip.templates(model, templates)),
+        fn_constructor_args=(model, pretrained, prompts.templates(model, templates)),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         ray_remote_args_fn=cluster.actor_limits,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.artifacts import layout, outputs
+from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.write import exclude_lists
 
@@ -17,3 +19,22 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", exclude_lists.urls_of(self.exclude))
+
+
+def expected(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """What writing these captions is to leave; UserError where a list to exclude is not there."""
+    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
+    stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
+    files = {
+        paths.labels: [f"{stem}.parquet" for stem in stems],
+        paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
+        paths.top: ["clusters.parquet", "run.json"],
+    }
+    return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)
+
+
+def digests(cfg: Config) -> list[str]:
+    """Of the lists of what is excluded, in their order."""
+    return [exclude_lists.digest(url) for url in cfg.exclude]

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs, schemas
+from pipeline.artifacts.stages import chain
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
@@ -33,7 +34,7 @@ from pipeline.store import columns, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import ShardReader
 from pipeline.write import dataset_card, exclude_lists
-from pipeline.write.settings import Config
+from pipeline.write.settings import Config, digests, expected
 
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
@@ -184,9 +185,10 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
 
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """What made this run: versions, and of each stage its settings, counts and fingerprint."""
-    stages = {"embed": paths.embeddings, "train": paths.network, "select_k": paths.clusters}
-    stages |= {"caption": paths.captions, "write": paths.labels}
-    facts = {name: folder.manifest() for name, folder in stages.items()}
+    facts = {}
+    for stage in chain():
+        if manifest := paths.folder(stage.folder).peek():
+            facts[stage.name] = manifest
     urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
     shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
     return {"versions": versions(), "shards": shards, "stages": facts}
@@ -197,28 +199,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
 
 
-def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
-    """What writing these captions is to leave; UserError where a list to exclude is not there."""
-    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
-    stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
-    files = {
-        paths.labels: [f"{stem}.parquet" for stem in stems],
-        paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
-        paths.top: ["clusters.parquet", "run.json"],
-    }
-    return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)
-
-
-def digests(cfg: Config) -> list[str]:
-    """Of the lists of what is excluded, in their order."""
-    return [exclude_lists.digest(url) for url in cfg.exclude]
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
     made = outputs.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
-    want = wanted(cfg, made, paths)
+    want = expected(cfg, made, paths)
     if manifest := want.if_done():
         return manifest
     exclude_lists.check(cfg.exclude, made)  # before anything that is there is given up

@@ -69,21 +69,19 @@ class Config:
 
 def test_finished_says_what_differs(paths, caplog):
     caplog.set_level(logging.INFO)
-    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), {}).finished() is None
+    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), {}).if_done() is None
     assert not caplog.text
     paths.labels.finish("x", config={"size": 1})
-    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), {}).finished()[
+    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), {}).if_done()[
         "config"
     ] == {"size": 1}
     assert "already done" in caplog.text
-    assert (
-        outputs.ExpectedOutputs("train", paths.labels, "y", Config(size=2), {}).finished() is None
-    )
+    assert outputs.ExpectedOutputs("train", paths.labels, "y", Config(size=2), {}).if_done() is None
     assert "train.size was 1, is 2" in caplog.text
-    assert outputs.ExpectedOutputs("train", paths.labels, "y", Config(), {}).finished() is None
+    assert outputs.ExpectedOutputs("train", paths.labels, "y", Config(), {}).if_done() is None
     assert "what it reads has changed" in caplog.text
     missing = {paths.labels: ["00000.parquet"]}
-    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), missing).finished() is None
+    assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), missing).if_done() is None
     assert "1 files are missing" in caplog.text and "labels/00000.parquet" in caplog.text
 
 

@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
         caption.run(caption_settings.Config(), paths)
     assert len(counted) == 4 - results
     assert table.read_bytes() == expected
-    assert paths.captions.names() == {*caption.FILES, "manifest.json"}
+    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
 
 
 @pytest.mark.ray
@@ -175,8 +175,8 @@ def test_a_model_names_the_clusters_and_nothing_is_counted_again(
         assert len(chat.asked) == 8
     assert counted == [] and manifest["captions"] == ["some named things"] * 4
     assert (root / "captions" / "voted.parquet").read_bytes() == voted
-    assert paths.captions.names() == {*caption.FILES, "manifest.json"}
+    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
     assert caption.run(caption_settings.Config(), paths)["captions"] == before["captions"]
     (root / "captions" / "candidates.parquet").unlink()
     caption.run(caption_settings.Config(), paths)
-    assert counted != [] and paths.captions.names() == {*caption.FILES, "manifest.json"}
+    assert counted != [] and paths.captions.names() == {*caption_settings.FILES, "manifest.json"}

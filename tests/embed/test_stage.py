@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.artifacts import layout, schemas
-from pipeline.embed import encode_shard, survey
+from pipeline.embed import encode_shard, survey, worker
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.runtime.errors import UserError
@@ -150,7 +150,7 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
     for actors, readers, threads in ((1, 1, 1), (2, 3, 1), (1, 1, 0), (2, 3, 0)):
         root = tmp_path / f"{actors}-{readers}-{threads}"
         cfg = replace(CFG, actors=actors, readers=readers, threads=threads)
-        manifest = embed.run(cfg, shards, layout.RunPaths(str(root)))
+        manifest = embed.run(cfg, layout.RunPaths(str(root)), shards)
         assert manifest["samples"] == 2 * TINY + 3
         assert parts(root) == expected.setdefault(threads, parts(root))
 
@@ -163,7 +163,7 @@ def test_the_same_bytes_where_other_processes_decode(
     shards = list_shards(str(tiny_shards))
     embed_alone(shards, tmp_path / "alone", encoder)
     cfg = replace(CFG, decode_slots=slots)
-    manifest = embed.run(cfg, shards, layout.RunPaths(str(tmp_path)))
+    manifest = embed.run(cfg, layout.RunPaths(str(tmp_path)), shards)
     assert parts(tmp_path) == parts(tmp_path / "alone")
     assert 0 <= manifest["encoder_idle"] < 1 and manifest["decode_cpus_per_encoder"] > 0
 
@@ -186,7 +186,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 ):
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
     prepare = Slow(encoder.prepare, tmp_path)
-    found = encode_shard.decoded_elsewhere(shard, prepare, replace(CFG, decode_slots=1))
+    found = worker.decoded_elsewhere(shard, prepare, replace(CFG, decode_slots=1))
     first = next(found)
     (pid,) = [int(path.name) for path in tmp_path.iterdir()]
     os.kill(pid, signal.SIGKILL)
@@ -202,7 +202,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 def test_an_error_of_the_store_comes_back_as_itself(tiny_shards, encoder, ray_session):
     shard = replace(list_shards(str(tiny_shards))[0], url="/nowhere/00000.tar")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        next(encode_shard.decoded_elsewhere(shard, encoder.prepare, CFG))
+        next(worker.decoded_elsewhere(shard, encoder.prepare, CFG))
 
 
 def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_work():
@@ -242,7 +242,7 @@ def test_a_decoder_that_nobody_listens_to_gives_back_its_cpu(
 ):
     before = ray.available_resources()["CPU"]
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
-    found = encode_shard.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
+    found = worker.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
     next(found)
     assert ray.available_resources()["CPU"] < before
     found.close()
@@ -304,16 +304,16 @@ def test_through_ray_the_embeddings_are_open_clips_own(finished_run, tiny_shards
 def test_a_rerun_does_only_what_is_missing(tiny_shards, tmp_path, ray_session, caplog):
     shards = list_shards(str(tiny_shards))
     paths = layout.RunPaths(str(tmp_path))
-    embed.run(CFG, shards, paths)
+    embed.run(CFG, paths, shards)
     before = parts(tmp_path)
     untouched = (tmp_path / "embeddings" / "00000.parquet").stat().st_mtime_ns
     (tmp_path / "embeddings" / "00001.parquet").unlink()
     (tmp_path / "embeddings" / "manifest.json").unlink()
-    embed.run(CFG, shards, paths)
+    embed.run(CFG, paths, shards)
     assert parts(tmp_path) == before
     assert (tmp_path / "embeddings" / "00000.parquet").stat().st_mtime_ns == untouched
     with caplog.at_level("INFO"):
-        embed.run(CFG, shards, paths)
+        embed.run(CFG, paths, shards)
     assert "already done" in caplog.text
 
 
@@ -323,7 +323,7 @@ def test_too_many_rejects_fail_the_stage_and_the_counts_are_named(
 ):
     cfg = replace(CFG, max_reject_fraction=0.01)
     with pytest.raises(RuntimeError, match=r"3 of 63 samples .*max_reject_fraction = 0.01"):
-        embed.run(cfg, list_shards(str(tiny_shards)), layout.RunPaths(str(tmp_path)))
+        embed.run(cfg, layout.RunPaths(str(tmp_path)), list_shards(str(tiny_shards)))
     assert not (tmp_path / "embeddings" / "manifest.json").exists()
 
 

@@ -114,7 +114,7 @@ def test_evaluate_compares_ours_with_the_plain_vote(paths):
         "caption_without": "cat", "plain_without": "cat",
     }  # fmt: skip
     assert car["plain_without"] == "automobile"
-    shown = evaluate.tables_of(result)
+    shown = evaluate.text(result)
     assert "plain top-5 vote" in shown and "captions of 3 clusters" in shown
     assert found["rows"][0]["text_similarity"] < 1
 

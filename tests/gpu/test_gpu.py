@@ -81,7 +81,7 @@ def test_shards_are_the_same_bytes_again_and_wherever_they_are_decoded(
     shards, found = list_shards(str(tiny_shards)), []
     for number, cfg in enumerate((CFG, replace(CFG, decode_slots=slots))):
         paths = layout.RunPaths(str(tmp_path / str(number)))
-        manifest = embed.run(cfg, shards, paths)
+        manifest = embed.run(cfg, paths, shards)
         assert [way.split()[0] for way in manifest["precisions"]] == ["cuda"]
         part = tables.read(paths.embeddings.file("00000.parquet"))
         found.append(tables.to_matrix(part["embedding"]).tobytes())

@@ -5,7 +5,8 @@ import torch
 
 from pipeline.artifacts import layout
 from pipeline.mcr2.network import Network
-from pipeline.train.checkpoints import Checkpoints, State
+from pipeline.train.checkpoints import Checkpoints
+from pipeline.train.state import State
 
 
 def state(step=0, seed=0):

@@ -281,15 +281,15 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert train.check(replace(cfg, words=0), "pico-clip") == []  # then it is not read
+    assert train_settings.check(replace(cfg, words=0), "pico-clip") == []  # then it is not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
-    assert len(train.check(replace(TOY, words=4), "pico-clip")) > 100
+    assert len(train_settings.check(replace(TOY, words=4), "pico-clip")) > 100
     own = tmp_path / "words.txt"
     own.write_text("hound\nautomobile\n")
     cfg = replace(TOY, words=4, vocabulary=(str(own),))
-    assert train.check(cfg, "pico-clip") == ["hound", "automobile"]
+    assert train_settings.check(cfg, "pico-clip") == ["hound", "automobile"]
 
 
 # ---- fit

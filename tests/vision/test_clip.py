@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.runtime.errors import UserError
-from pipeline.vision import clip, images, vocabulary
+from pipeline.vision import clip, images, prompts, vocabulary
 
 ROOT = Path(__file__).parents[2]
 EMOJI = ROOT / "examples/noto-emoji"
@@ -150,7 +150,10 @@ def test_bare_words_are_the_right_prompt_for_pico_clip(pico):
         words = pico.encode_texts([template.format(c) for c in classes], 16)
         return float(np.mean((pico.encode_images(pixels) @ words.T).argmax(1) == truth))
 
-    bare, usual = accuracy(*clip.templates("pico-clip")), accuracy(*clip.templates("ViT-B-32"))
+    bare, usual = (
+        accuracy(*prompts.templates("pico-clip")),
+        accuracy(*prompts.templates("ViT-B-32")),
+    )
     assert bare > 0.72 and bare > usual
 
 
@@ -338,22 +341,22 @@ def test_a_compiled_encoder_says_the_same(pico):
 
 
 def test_templates_are_prompts_or_sets_of_them():
-    assert clip.templates("pico-clip") == ("{}",)
-    assert clip.templates("ViT-B-32") == ("a photo of a {}.",)
-    assert clip.templates("pico-clip", ["one {}", "two {}"]) == ("one {}", "two {}")
-    both = clip.templates("ViT-B-32", ["a {} here", "openai", "simple"])
+    assert prompts.templates("pico-clip") == ("{}",)
+    assert prompts.templates("ViT-B-32") == ("a photo of a {}.",)
+    assert prompts.templates("pico-clip", ["one {}", "two {}"]) == ("one {}", "two {}")
+    both = prompts.templates("ViT-B-32", ["a {} here", "openai", "simple"])
     assert len(both) == 81 and both[0] == "a {} here"  # the simple ones are among the 80
     assert "a bad photo of a {}." in both and all(p.count("{}") == 1 for p in both)
     fills = [fill("dog") for fill in open_clip.SIMPLE_IMAGENET_TEMPLATES]
-    simple = clip.templates("ViT-B-32", ["simple"])
+    simple = prompts.templates("ViT-B-32", ["simple"])
     assert [prompt.replace("{}", "dog") for prompt in simple] == fills and len(fills) == 7
 
 
 def test_templates_that_are_neither_are_refused():
-    clip.check_templates(["openai", "simple", "{}"])
+    prompts.check_templates(["openai", "simple", "{}"])
     for bad in ("opnai", "a photo", "{} {}"):
         with pytest.raises(UserError, match=r"exactly once, or be one of .*: openai, simple"):
-            clip.check_templates([bad])
+            prompts.check_templates([bad])
 
 
 def test_words_are_the_mean_over_their_prompts(pico):

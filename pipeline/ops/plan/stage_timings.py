@@ -27,6 +27,7 @@ from pipeline.caption import stage as caption
 from pipeline.embed import encode_shard, survey
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
+from pipeline.embed import worker as embed_worker
 from pipeline.embed.decoding import NO_PIXELS
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.collectives import Collectives
@@ -41,7 +42,7 @@ from pipeline.store import tables
 from pipeline.store.listing import Shard
 from pipeline.train import loop, sampling, worker
 from pipeline.train import settings as train_settings
-from pipeline.vision import clip, text_encoding
+from pipeline.vision import clip, prompts, text_encoding
 from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 
@@ -67,7 +68,7 @@ def embedding(
 ) -> dict[str, Any]:
     """The encoder's actor: decoding alone, the model alone, then both as they will run."""
     began, threads = CLOCK(), cfg.threads or os.cpu_count() or 1
-    embedder = encode_shard.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
+    embedder = embed_worker.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
     encoder, load_s = embedder.encoder, CLOCK() - began
     samples, spent, began, batch = 0, 0.0, OWN(), NO_PIXELS
     for shard in shards:
@@ -119,8 +120,8 @@ def encoding(
 ) -> dict[str, Any]:
     """The text encoder's actor, over as many of the words as TIMED_S allow."""
     began = CLOCK()
-    prompts = clip.templates(cfg.model, templates)
-    encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, prompts)
+    filled = prompts.templates(cfg.model, templates)
+    encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, filled)
     encoder({"index": 0, "words": words[:1]})
     load_s, began, vectors = CLOCK() - began, CLOCK(), []
     for start in range(0, len(words), clip.TEXTS_PER_BATCH):

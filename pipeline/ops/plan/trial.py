@@ -23,14 +23,14 @@ from statistics import median
 from typing import Any
 
 from pipeline.artifacts import layout
-from pipeline.caption import stage as caption
+from pipeline.caption import settings as caption_settings
 from pipeline.ops.plan import stage_timings
 from pipeline.runtime.config import Sections
 from pipeline.store import storage
 from pipeline.store.listing import Shard
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
-from pipeline.train import stage as train
+from pipeline.train import settings as train_settings
 
 log = logging.getLogger(__name__)
 CLOCK = time.perf_counter
@@ -113,7 +113,10 @@ def run(sections: Sections, sampled: list[Sampled], images: int, root: str) -> T
     log.info("plan: %s over %d images", cfg.model, sum(s.images for s in sampled))
     encoder = apart(stage_timings.embedding, cfg, [s.copy for s in sampled], paths)
     log.info("plan: training, cutting and captioning")
-    names = train.check(sections["train"], cfg.model), caption.check(sections["caption"], cfg.model)
+    names = (
+        train_settings.read_words(sections["train"], cfg.model),
+        caption_settings.read_vocabulary(sections["caption"], cfg.model),
+    )
     texts = apart(stage_timings.encoding, cfg, sections["caption"].templates, max(names, key=len))
     vectors = texts.facts.pop("vectors")
     words = [stage_timings.filled(vectors, len(each)) for each in names]

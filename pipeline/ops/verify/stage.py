@@ -18,6 +18,7 @@ import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
+from pipeline.artifacts.stages import chain
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
 from pipeline.ops.verify.violations import Findings, open_part, read_part
@@ -28,18 +29,7 @@ from pipeline.store import storage
 from pipeline.store.listing import current
 
 log = logging.getLogger(__name__)
-CHAIN = {  # folder -> facts that its manifest must have, in the order they are made
-    "embeddings": ("config", "samples", "embedded", "rejected", "columns", "shards"),
-    "network": ("upstream", "config"),
-    "clusters": ("upstream", "config", "samples", "sizes"),
-    "captions": ("upstream", "config", "captions"),
-    "labels": ("upstream", "config", "labels"),
-}
-FILES = {
-    "network": ("network.safetensors", "network.json", "history.parquet", "sample.parquet"),
-    "clusters": ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
-    "captions": ("captions.parquet", "voted.parquet", "candidates.parquet"),
-}
+OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
 SPACES = {"clip": "embeddings", "z": "network"}  # of an index -> folder that it is made from
 Manifests = dict[str, dict[str, Any]]
 
@@ -113,13 +103,14 @@ def _chain(paths: layout.RunPaths, found: Findings) -> Manifests:
     Fingerprints of network and captions hold word lists, which do not lie below the root.
     """
     made: Manifests = {}
-    for name, facts in CHAIN.items():
+    for place, stage in enumerate(chain()):
+        name, facts = stage.folder, stage.facts
         manifest = _manifest(paths, name, found)
         if manifest is None:
             found.note(f"{name}: not there, or not finished")
         elif missing := [fact for fact in ("fingerprint", *facts) if fact not in manifest]:
             found.add(f"{name}/manifest.json", f"lacks {', '.join(missing)}")
-        elif len(made) < list(CHAIN).index(name):
+        elif len(made) < place:
             found.add(f"{name}/manifest.json", "what it was made from is not there, or unsound")
         elif (upstream := manifest.get("upstream")) != _last(made):
             found.add(
@@ -181,13 +172,15 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Find
     stems = [shard["shard"]["stem"] for shard in made["embeddings"]["shards"]]
     twice = [stem for stem, times in Counter(stems).items() if times > 1]
     found.add("embeddings/manifest.json", "names a shard twice", twice)
-    parts = {f"{stem}.parquet" for stem in stems}
-    wanted = {"embeddings": parts, "rejects": parts}
-    wanted |= {name: set(files) for name, files in FILES.items() if name in made}
-    if "clusters" in made:
-        wanted["assignments"] = parts
+    wanted: dict[str, set[str]] = {}
+    for stage in chain():
+        if stage.folder in made:
+            wanted.setdefault(stage.folder, set()).update(stage.files)
+            for name, suffix in stage.parts.items():
+                wanted.setdefault(name, set()).update(f"{stem}{suffix}" for stem in stems)
     if "labels" in made:
-        wanted |= {"labels": parts, "labeled": {f"{s}.tar" for s in stems if job.tars}}
+        if not job.tars:
+            wanted["labeled"] = set()
         wanted["exclude"] = {f"{stem}.parquet" for stem in job.run.excluded}
         missing = {"clusters.parquet", "run.json"} - paths.top.names()
         found.add("", "is missing", sorted(missing))
@@ -199,7 +192,7 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Find
                 found.note(f"{name}: {part} belongs to no shard of the run")
         else:
             found.add(name, "belongs to no shard of the run", more)
-        if name in ("labeled", "network"):  # the other files are opened, and missed there
+        if name not in OPENED:  # reading them finds those that are missing
             found.add(name, "is missing", sorted(files - there))
     found.add("", "is half a file", sorted(n for n in paths.top.names() if ".partial-" in n))
 

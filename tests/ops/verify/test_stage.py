@@ -17,6 +17,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline.artifacts import layout, schemas
+from pipeline.artifacts.stages import chain
 from pipeline.cli import main as cli
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify import stage as verify
@@ -427,7 +428,7 @@ def test_many_violations_are_counted_and_the_first_kept(paths):
 
 @pytest.mark.parametrize("last", ["embeddings", "network", "clusters", "captions"])
 def test_stages_that_have_not_run_are_noted(paths, last):
-    names = list(verify.CHAIN)
+    names = [stage.folder for stage in chain()]
     later = names[names.index(last) + 1 :]
     for name in later:
         paths.folder(name).clear()

@@ -1,0 +1,83 @@
+"""The encoder process of Ray Data: loads the model once, embeds one shard per call."""
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from pipeline.artifacts import layout
+from pipeline.embed.decoding import Batch, Prepare
+from pipeline.embed.encode_shard import LOOKAHEAD_BATCHES, decoded, embed_shard
+from pipeline.embed.settings import Config
+from pipeline.store import storage
+from pipeline.store.listing import Shard
+from pipeline.vision import clip
+
+log = logging.getLogger(__name__)
+RETRIES = 3  # of a decode task whose node died
+
+
+def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The same batches from a task on any node that has a CPU to spare.
+
+    It stays LOOKAHEAD_BATCHES ahead, and begins anew where its node dies.
+    """
+    task = ray.remote(decoded).options(
+        num_cpus=cfg.decode_threads or 1,
+        max_retries=RETRIES,
+        num_returns="streaming",
+        _generator_backpressure_num_objects=LOOKAHEAD_BATCHES,
+    )
+    batches: Any = task.remote(shard, prepare, cfg)
+    try:
+        for batch in batches:
+            yield ray.get(batch)
+    except RayTaskError as error:
+        raise error.cause from None
+    finally:
+        ray.cancel(batches)  # where nobody asks for the rest
+
+
+class Embedder:
+    """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
+
+    def __init__(self, cfg: Config, paths: layout.RunPaths, threads: int) -> None:
+        self.cfg, self.paths, self.name = cfg, paths, uuid4().hex
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.encoder = clip.load(
+            cfg.model,
+            cfg.pretrained,
+            device=cfg.device,
+            precision=cfg.precision,
+            threads=threads,
+            compiled=cfg.compile,
+        )
+        if cfg.compile:  # always for the same sizes first: what it makes of others depends on them
+            self.encoder.encode_images(
+                np.zeros((cfg.batch_size, *self.encoder.image_size, 3), np.uint8)
+            )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
+        shard = Shard(**json.loads(row["shard"]))
+        try:
+            facts = storage.retry(lambda: self._embed(shard))
+            return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
+        except Exception as error:  # a row, so that one shard does not stop the others
+            log.error("embed: %s: %s", shard.url, traceback.format_exc())
+            said = f"{shard.url}: {type(error).__name__}: {error}"
+            return {"stem": shard.stem, "facts": "", "error": said}
+
+    def _embed(self, shard: Shard) -> dict[str, Any]:
+        source = decoded_elsewhere if self.cfg.decode_slots else decoded
+        facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
+        facts["took"]["encoder"] = self.name
+        return facts
