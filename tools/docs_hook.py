@@ -85,8 +85,8 @@ def files() -> str:
     parts = ["# Files and columns", WRITTEN, "## Folders of a run", _folders()]
     parts.append(
         "`{stem}` is the name of the input shard without its suffix. A folder is finished when it "
-        "has a `manifest.json`. It is written last and records the inputs and settings of the stage. "
-        "Each Parquet file has facts of its own in its footer."
+        "has a `manifest.json`. It is written last and records the inputs and settings of the "
+        "stage. Each Parquet file has facts of its own in its footer."
     )
     meanings = _comments((ROOT / "pipeline" / "artifacts.py").read_text(encoding="utf-8"))
     for place, (schema, name) in TABLES.items():
@@ -98,8 +98,8 @@ def files() -> str:
         parts += [f"## {place}", "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])]
         if place.startswith("labels/"):
             parts.append(
-                "After these come all columns of the samples' json. Each keeps its name, or is called "
-                "`input_…` where that name is taken. A column has the same type in all files."
+                "After these come all columns of the samples' json. Each keeps its name, or is "
+                "called `input_…` where that name is taken. A column has the same type in all files."
             )
     parts += ["## Reasons for rejecting a sample", _reasons()]
     return "\n\n".join(parts)
