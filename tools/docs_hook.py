@@ -99,7 +99,7 @@ def files() -> str:
         if place.startswith("labels/"):
             parts.append(
                 "After these come all columns of the samples' json. Each keeps its name, or is "
-                "called `input_…` where that name is taken. A column has the same type in all files."
+                "called `input_…` where that name is taken. Its type is the same in all files."
             )
     parts += ["## Reasons for rejecting a sample", _reasons()]
     return "\n\n".join(parts)
