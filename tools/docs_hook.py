@@ -1,9 +1,8 @@
-"""Hook of mkdocs: the reference pages are made from the code while the documentation is built.
+"""mkdocs hook: builds the reference pages from the code when the documentation is built.
 
-commands    the manual pages of the command line
-files       folders, tables and columns, with the comments beside them in `artifacts.py`
+commands    the help page of every command
+files       folders, tables and columns, with their comments in `artifacts.py`
 settings    every section and key with unit and default
-pitfalls    the section of that name in README.md
 """
 
 import ast
@@ -44,14 +43,14 @@ TABLES = {  # file -> its schema, and what that is called in artifacts.py
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made."""
+    """Add the generated pages."""
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
     return files
 
 
 def commands() -> str:
-    """Every command's manual page."""
+    """The help page of every command."""
     group: Any = typer.main.get_command(cli.app)
     context = group.make_context("ratecluster", ["status"], resilient_parsing=True)
     context.max_content_width = 80
@@ -70,8 +69,9 @@ def settings() -> str:
     """A table for every section."""
     parts = ["# Settings", WRITTEN]
     parts.append(
-        "In a TOML file, one table per section, for `--config`; or as `--set section.key=value`, "
-        "which wins. `ratecluster init` writes such a file for your shards."
+        "Settings come from a TOML file (`--config`), with one table per section. "
+        "`--set section.key=value` overrides the file. "
+        "`ratecluster init` writes such a file for your shards."
     )
     for section, kind in options.KINDS.items():
         rows = config.describe({section: kind})
@@ -88,8 +88,8 @@ def files() -> str:
     parts = ["# Files and columns", WRITTEN, "## Folders of a run", _folders()]
     parts.append(
         "`{stem}` is the name of the input shard without its suffix. A folder is finished when it "
-        "has a `manifest.json`, which is written last and says what it was made from. Parts carry "
-        "facts of their own in the footer of the Parquet file."
+        "has a `manifest.json`. It is written last and records the inputs and settings of the "
+        "stage. Each Parquet file has facts of its own in its footer."
     )
     meanings = _comments(
         (ROOT / "pipeline" / "artifacts" / "schemas.py").read_text(encoding="utf-8")
@@ -103,8 +103,8 @@ def files() -> str:
         parts += [f"## {place}", "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])]
         if place.startswith("labels/"):
             parts.append(
-                "After these comes every column of the samples' json, under its own name, or "
-                "`input_…` where that is taken; of one type in all parts."
+                "After these come all columns of the samples' json. Each keeps its name, or is "
+                "called `input_…` where that name is taken. Its type is the same in all files."
             )
     parts += ["## Reasons for rejecting a sample", _reasons()]
     return "\n\n".join(parts)
@@ -118,7 +118,7 @@ def _folders() -> str:
         place = getattr(paths, name)
         place = place if isinstance(place, str) else f"{place.url}/"
         rows.append(f"| `{place}` | {_cell((value.__doc__ or '').strip())} |")
-    return "\n".join(["| folder or file | left by |", "|---|---|", *rows])
+    return "\n".join(["| folder or file | stage or contents |", "|---|---|", *rows])
 
 
 def _reasons() -> str:
@@ -151,16 +151,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("{", "&#123;")
 
 
-def pitfalls() -> str:
-    """README's section, with its links made whole."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("\n## Pitfalls\n")[1].split("\n## ")[0]
-    return f"# Pitfalls\n{WRITTEN}\n" + re.sub(r"\[([^]]+)\]\((?!http)[^)]+\)", r"`\1`", section)
-
-
 PAGES = {
     "reference/commands.md": commands,
     "reference/files.md": files,
     "reference/settings.md": settings,
-    "pitfalls.md": pitfalls,
 }
