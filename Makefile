@@ -23,7 +23,7 @@ $(VENV)/.dev: pyproject.toml
 	@touch $@ $(VENV)/.cpu
 
 demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the report
-	$(BIN)/ratecluster run --shards pipeline/assets/noto-emoji --root $(DEMO) \
+	$(BIN)/ratecluster run --shards examples/noto-emoji --root $(DEMO) \
 		--config jobs/configs/demo.toml
 
 docs: $(VENV)/.dev ## build the documentation: site/index.html
@@ -38,7 +38,7 @@ test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
 test-gpu: $(VENV)/.dev ## what needs a CUDA device: tests/gpu, then embed beside a DataLoader loop
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.device_count() < 1 and 'torch sees no CUDA device: see nvidia-smi, and that torch was built for it')"
 	$(BIN)/python -m pytest -m gpu tests/gpu
-	$(BIN)/python -m benchmarks.embed --device cuda --shards pipeline/assets/noto-emoji
+	$(BIN)/python -m benchmarks.embed --device cuda --shards examples/noto-emoji
 
 audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off

@@ -28,9 +28,13 @@ from torch.nn.functional import normalize
 from benchmarks import published
 from benchmarks.features import Images, Source
 from benchmarks.published import Words
-from pipeline import metrics, select_k, train
+from pipeline.evaluate import metrics
 from pipeline.mcr2 import assignment, coding_rate, spectral
 from pipeline.mcr2.threads import one_thread
+from pipeline.select_k import choose_k
+from pipeline.select_k import settings as select_k_settings
+from pipeline.train import loop
+from pipeline.train import settings as train_settings
 
 SETS = {
     "cifar10-test": ("label",),
@@ -75,17 +79,19 @@ class Ours:
     def cut(self, k: int) -> assignment.Assignment:
         """k clusters."""
         with one_thread():
-            prototypes = select_k.cut(self.z, k, select_k.Config(k=k, seed=self.seed))
+            prototypes = choose_k.cut(self.z, k, select_k_settings.Config(k=k, seed=self.seed))
             return assignment.assign(self.z, prototypes, 3)
 
-    def choice(self) -> select_k.Choice:
+    def choice(self) -> choose_k.Choice:
         """k as select_k chooses it."""
-        cfg = select_k.fitted(select_k.Config(seed=self.seed), len(self.z), *self.z.shape)
+        cfg = select_k_settings.fitted(
+            select_k_settings.Config(seed=self.seed), len(self.z), *self.z.shape
+        )
         with one_thread():
-            leaves = select_k.over_segment(self.z, cfg)
+            leaves = choose_k.over_segment(self.z, cfg)
             labels = assignment.nearest(self.z, leaves)
             stats = coding_rate.statistics(self.z, labels, len(leaves))
-            return select_k.chosen(self.z, leaves, stats, cfg)
+            return choose_k.chosen(self.z, leaves, stats, cfg)
 
 
 def centred(x: Tensor) -> Tensor:
@@ -101,8 +107,8 @@ def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:
 
 def worded(x: Tensor, words: Words, seed: int) -> Tensor:
     """[centred image; centred words]: what our network sees, untrained."""
-    cfg = train.fitted(train.Config(seed=seed), len(x), x.shape[1])
-    return train.new_network(cfg, x, words.table, words.scale).views(x.float())
+    cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
+    return loop.new_network(cfg, x, words.table, words.scale).views(x.float())
 
 
 def knn_accuracy(x: Tensor, truth: np.ndarray) -> float:
@@ -138,7 +144,7 @@ def triple(scores: np.ndarray) -> str:
     return "/".join(f"{score:.1f}" for score in scores)
 
 
-def told(choice: select_k.Choice) -> str:
+def told(choice: choose_k.Choice) -> str:
     """A choice of k in words."""
     return (
         f"k chosen {choice.k}, flat {choice.flat_from} to {choice.flat_to}, fewest bits at "

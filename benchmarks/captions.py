@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli
+from pipeline.cli import main as cli
 
 SETS = {  # set -> json field of the classes, their number
     "cifar10-test": ("label", 10),

@@ -25,10 +25,10 @@ import pyarrow as pa
 import torch
 
 from benchmarks.scale import DIM, PART_ROWS, measured
-from pipeline import artifacts
+from pipeline.artifacts import layout
+from pipeline.explore.curate import similarity
 from pipeline.mcr2.threads import one_thread
 from pipeline.store import tables
-from pipeline.use import similarity
 
 PLANTED = 500  # copies in a shard
 COSINES = (0.9, 1.0)  # of a copy to its original, evenly
@@ -61,7 +61,7 @@ def with_copies(number: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_part(number: int, clusters: int, root: str) -> np.ndarray:
     """Commit one part of embeddings and of assignments; returns the sizes of the clusters."""
-    paths, stem = artifacts.RunPaths(root), f"{number:05d}"
+    paths, stem = layout.RunPaths(root), f"{number:05d}"
     x, own = with_copies(number, clusters)
     ids = [f"{stem}/{row:06d}" for row in range(PART_ROWS)]
     table = pa.table({"sample_id": ids, "embedding": tables.from_matrix(x)})
@@ -74,7 +74,7 @@ def write_part(number: int, clusters: int, root: str) -> np.ndarray:
 
 def build(samples: int, clusters: int, root: str) -> None:
     """A run up to its clusters, as far as curation reads it."""
-    paths, parts = artifacts.RunPaths(root), samples // PART_ROWS
+    paths, parts = layout.RunPaths(root), samples // PART_ROWS
     with ProcessPoolExecutor() as pool:
         sizes = sum(pool.map(partial(write_part, clusters=clusters, root=root), range(parts)))
     shards = [{"shard": {"stem": f"{number:05d}"}} for number in range(parts)]
@@ -105,7 +105,7 @@ def core() -> None:
 
 def recall(parts: int, root: str) -> str:
     """Of the pairs planted over each threshold those of which one is found, and all else found."""
-    folder = artifacts.RunPaths(root).folder("curation/similarity")
+    folder = layout.RunPaths(root).folder("curation/similarity")
     names = [n for n in folder.names() if n[0].isdigit()]
     rows = [row for n in names for row in tables.read(folder.file(n)).to_pylist()]
     found = {row["sample_id"]: row["similarity"] for row in rows}
@@ -141,7 +141,7 @@ def main() -> None:
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
         core()
         took = measured("duplicates", root, [])
-        manifest = artifacts.RunPaths(root).folder("curation/similarity").manifest()
+        manifest = layout.RunPaths(root).folder("curation/similarity").manifest()
         print(
             f"{options.samples:,} samples in {options.clusters:,} clusters: {took}; the comparison "
             f"{manifest['seconds']:.0f} s, {manifest['samples'] / manifest['seconds']:,.0f} "

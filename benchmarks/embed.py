@@ -29,7 +29,9 @@ import ray
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipeline import artifacts, embed
+from pipeline.artifacts import layout
+from pipeline.embed import settings as embed_settings
+from pipeline.embed import stage as embed
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
@@ -43,7 +45,7 @@ class Case:
     """What is embedded, and with what."""
 
     shards: list[Shard]
-    cfg: embed.Config
+    cfg: embed_settings.Config
     threads: int
 
 
@@ -113,7 +115,7 @@ def stage(case: Case) -> tuple[float, float, float]:
     """Images/s of embed from the first shard's start to the last commit, the share of that time
     in which the encoder was idle, and the CPUs that decoded meanwhile."""
     with tempfile.TemporaryDirectory() as root:
-        rows = list(embed.embedded(case.cfg, case.shards, artifacts.RunPaths(root)))
+        rows = list(embed.embedded(case.cfg, case.shards, layout.RunPaths(root)))
     assert not any(row["error"] for row in rows), rows
     took = [json.loads(row["facts"])["took"] for row in rows]
     count = sum(json.loads(row["facts"])["embedded"] for row in rows)
@@ -144,7 +146,7 @@ def main() -> None:
     """Print the table."""
     options = arguments()
     shards = list_shards(options.shards)[: options.take]
-    cfg = embed.Config(
+    cfg = embed_settings.Config(
         model=options.model,
         pretrained=options.pretrained,
         precision=options.precision,

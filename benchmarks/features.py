@@ -15,8 +15,8 @@ from benchmarks.published import Words
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 from pipeline.store.shards import ShardReader
-from pipeline.text_encoding import TextEncoder
 from pipeline.vision import clip, images, vocabulary
+from pipeline.vision.text_encoding import TextEncoder
 
 MODEL = "pico-clip"
 ENCODED = 256  # images at once

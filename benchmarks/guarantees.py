@@ -1,6 +1,6 @@
 """What the guarantees cost, and how soon a rerun knows that nothing is to be done.
 
-    python -m benchmarks.guarantees [--shards pipeline/assets/noto-emoji] [--rounds 7]
+    python -m benchmarks.guarantees [--shards examples/noto-emoji] [--rounds 7]
 
 1. embed and write over the same shards, in this process, guarded and unguarded in turns: medians,
    and the best of each, which other work on the machine disturbs least. Unguarded is the same code
@@ -37,12 +37,20 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import artifacts, caption, config, embed, options, train, write
-from pipeline.page import found
-from pipeline.store import storage
+from pipeline.artifacts import layout, outputs, schemas
+from pipeline.caption import stage as caption
+from pipeline.cli import options
+from pipeline.embed import encode_shard, survey
+from pipeline.embed import settings as embed_settings
+from pipeline.embed import stage as embed
+from pipeline.report import run_data
+from pipeline.runtime import config
+from pipeline.store import storage, tables
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import ShardReader
+from pipeline.train import stage as train
 from pipeline.vision import clip
+from pipeline.write import stage as write
 
 PARTS = 10_000
 SETTINGS = ("train.steps=12", "train.batch_size=64", "select_k.k=4")
@@ -80,41 +88,45 @@ class Stages:
     """embed and write of one shard as their tasks and drivers do them, without Ray between."""
 
     def __init__(self) -> None:
-        self.cfg, threads = embed.Config(), os.cpu_count() or 1
+        self.cfg, threads = embed_settings.Config(), os.cpu_count() or 1
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.encoder = clip.load(self.cfg.model, self.cfg.pretrained, threads=threads)
 
-    def embed(self, shard: Shard, paths: artifacts.RunPaths) -> int:
+    def embed(self, shard: Shard, paths: layout.RunPaths) -> int:
         """Returns the number of samples."""
-        done = [embed.embed_shard(shard, self.encoder, self.thread, self.cfg, paths, embed.decoded)]
+        done = [
+            encode_shard.embed_shard(
+                shard, self.encoder, self.thread, self.cfg, paths, encode_shard.decoded
+            )
+        ]
         manifest = embed.summary(done, self.cfg, 0.0)
         embed._check_counts(done, manifest, 1.0)
-        paths.embeddings.finish(embed.fingerprint(self.cfg, [shard]), **manifest)
+        paths.embeddings.finish(survey.fingerprint(self.cfg, [shard]), **manifest)
         return int(manifest["samples"])
 
-    def write(self, shard: Shard, paths: artifacts.RunPaths) -> int:
+    def write(self, shard: Shard, paths: layout.RunPaths) -> int:
         """Of embeddings of `embed` and assignments that are there; returns the samples."""
         embedded = paths.embeddings.manifest()
         limit = embedded["config"]["max_sample_bytes"]
-        job = write.Job(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
+        job = write.WriteJob(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
         (samples,) = write.write_shards([asdict(shard)], job)
         write._check_counts(embedded, paths, job.made_of)
         return samples
 
 
-def assign_all_to_one(paths: artifacts.RunPaths) -> None:
+def assign_all_to_one(paths: layout.RunPaths) -> None:
     """Assignments for write to read."""
     for shard in paths.embeddings.manifest()["shards"]:
         name = f"{shard['shard']['stem']}.parquet"
-        ids = artifacts.tables.read(paths.embeddings.file(name), ["sample_id"])["sample_id"]
+        ids = tables.read(paths.embeddings.file(name), ["sample_id"])["sample_id"]
         row = {"cluster_id": 0, "confidence": 0.9, "margin": 0.8, "outlier_score": 0.1}
         row |= {"top_clusters": [0], "top_shares": [0.9]}
         rows = [{"sample_id": sample, **row} for sample in ids.to_pylist()]
-        table = artifacts.pa.Table.from_pylist(rows, schema=artifacts.ASSIGNMENTS)
-        artifacts.tables.write(paths.assignments.file(name), table)
+        table = pa.Table.from_pylist(rows, schema=schemas.ASSIGNMENTS)
+        tables.write(paths.assignments.file(name), table)
 
 
-def seconds(stage: Callable[..., int], shard: Shard, paths: artifacts.RunPaths) -> float:
+def seconds(stage: Callable[..., int], shard: Shard, paths: layout.RunPaths) -> float:
     """Per sample."""
     started = time.perf_counter()
     samples = stage(shard, paths)
@@ -125,7 +137,7 @@ def cost(pattern: str, rounds: int) -> None:
     """Print the first table: shard by shard, so that both ways meet the same other work."""
     stages, shards = Stages(), list_shards(pattern)
     with tempfile.TemporaryDirectory() as root:
-        places = [artifacts.RunPaths(f"{root}/{shard.stem}") for shard in shards]
+        places = [layout.RunPaths(f"{root}/{shard.stem}") for shard in shards]
         for shard, paths in zip(shards, places, strict=True):
             stages.embed(shard, paths)  # warms up
             assign_all_to_one(paths)
@@ -155,17 +167,17 @@ def command(shards: Path, root: Path) -> list[str]:
     """`ratecluster run`."""
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     arguments = ["run", "--shards", str(shards), "--root", str(root), *sets]
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
 
 
-def finished(folder: Path, source: Path) -> tuple[Path, artifacts.RunPaths]:
+def finished(folder: Path, source: Path) -> tuple[Path, layout.RunPaths]:
     """A finished run of PARTS shards: one of two, repeated."""
     shards, root = folder / "shards", folder / "run"
     shards.mkdir()
     for stem in ("00000", "00001"):
         shutil.copy(source / f"{stem}.tar", shards)
     subprocess.run(command(shards, root), check=True, capture_output=True)
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     for number in range(2, PARTS):
         stem = f"{number:05d}"
         (shards / f"{stem}.tar").write_bytes(b"\0" * 1024)
@@ -176,13 +188,13 @@ def finished(folder: Path, source: Path) -> tuple[Path, artifacts.RunPaths]:
     return shards, paths
 
 
-def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
+def _refinish(shards: list[Shard], paths: layout.RunPaths) -> None:
     """Manifests of the stages as they would be for these shards."""
     cfg = config.load(options.KINDS, None, SETTINGS)
     manifest = paths.embeddings.manifest()
     facts = manifest["shards"][0]
     manifest["shards"] = [{**facts, "shard": asdict(shard)} for shard in shards]
-    last = embed.fingerprint(cfg["embed"], shards)
+    last = survey.fingerprint(cfg["embed"], shards)
     paths.embeddings.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
     model = cfg["embed"].model
     for name, folder, more in (
@@ -194,7 +206,7 @@ def _refinish(shards: list[Shard], paths: artifacts.RunPaths) -> None:
         manifest = {**folder.manifest(), "upstream": last}
         last = config.fingerprint(cfg[name], last, *more)
         folder.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
-    made_of = config.fingerprint(cfg["report"], found.collect(paths).fingerprints)
+    made_of = config.fingerprint(cfg["report"], run_data.collect(paths).fingerprints)
     paths.report.finish(made_of, missing_pictures=0)
 
 
@@ -207,7 +219,7 @@ def processor_s() -> float:
 def rerun() -> None:
     """Print how soon a rerun is over."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(__file__).parents[1] / "pipeline" / "assets" / "noto-emoji"
+        source = Path(__file__).parents[1] / "examples" / "noto-emoji"
         shards, paths = finished(Path(folder), source)
         for _ in range(3):
             started, before = time.monotonic(), processor_s()
@@ -223,14 +235,14 @@ def rerun() -> None:
                 flush=True,
             )
         started, before = time.monotonic(), processor_s()
-        subprocess.run([sys.executable, "-c", "import pipeline.cli"], check=True)
+        subprocess.run([sys.executable, "-c", "import pipeline.cli.main"], check=True)
         print(
             f"imports alone: {time.monotonic() - started:.1f} s, {processor_s() - before:.1f} "
             "processor seconds"
         )
         found = list_shards(str(shards))
         started = time.monotonic()
-        there = artifacts.part_facts(paths.embeddings, [shard.stem for shard in found])
+        there = outputs.part_facts(paths.embeddings, [shard.stem for shard in found])
         print(f"footers of {len(there):,} parts: {time.monotonic() - started:.1f} s")
 
 
@@ -239,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", default="pipeline/assets/noto-emoji")
+    parser.add_argument("--shards", default="examples/noto-emoji")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["cost", "rerun"])
     options = parser.parse_args()

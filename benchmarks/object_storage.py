@@ -36,7 +36,9 @@ from unittest.mock import patch
 import psutil
 import torch
 
-from pipeline import artifacts, embed
+from pipeline.artifacts import layout
+from pipeline.embed import encode_shard, survey
+from pipeline.embed import settings as embed_settings
 from pipeline.store import storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.read_ahead import AHEAD, BLOCK_BYTES
@@ -134,10 +136,14 @@ def read(shards: list[Shard], opener: Opener, readers: int) -> float:
 
 
 def embedded(
-    shards: list[Shard], opener: Opener, encoder: clip.Encoder, cfg: embed.Config, root: str
+    shards: list[Shard],
+    opener: Opener,
+    encoder: clip.Encoder,
+    cfg: embed_settings.Config,
+    root: str,
 ) -> float:
     """Images/s of the stage's core, in threads as in an actor."""
-    paths = artifacts.RunPaths(root)
+    paths = layout.RunPaths(root)
     started = time.perf_counter()
     with (
         patch.object(storage, "open_read", opener),
@@ -145,21 +151,26 @@ def embedded(
         ThreadPoolExecutor(cfg.readers) as pool,
     ):
         facts = pool.map(
-            lambda shard: embed.embed_shard(shard, encoder, one, cfg, paths, embed.decoded), shards
+            lambda shard: encode_shard.embed_shard(
+                shard, encoder, one, cfg, paths, encode_shard.decoded
+            ),
+            shards,
         )
         count = sum(fact["embedded"] for fact in facts)
     return count / (time.perf_counter() - started)
 
 
-def requests(server: Server, shards: list[Shard], encoder: clip.Encoder, cfg: embed.Config) -> None:
+def requests(
+    server: Server, shards: list[Shard], encoder: clip.Encoder, cfg: embed_settings.Config
+) -> None:
     """Print how often the store is asked."""
     ahead_of = f"{len(shards)} shards of {shards[0].size / 1e6:.0f} MB"
     root = "s3://bucket/counted"
     server.asked()
     embedded(shards, ahead, encoder, cfg, root)
     print(f"requests, {ahead_of}: embed {server.asked()}")
-    paths = artifacts.RunPaths(root)
-    assert len(embed.survey(cfg, shards, paths).done) == len(shards)
+    paths = layout.RunPaths(root)
+    assert len(survey.survey(cfg, shards, paths).done) == len(shards)
     print(f"    found done {server.asked()}")
     list_shards("s3://bucket/in")
     print(f"    listed {server.asked()}", flush=True)
@@ -170,7 +181,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", default="pipeline/assets/noto-emoji")
+    parser.add_argument("--shards", default="examples/noto-emoji")
     parser.add_argument("--count", type=int, default=8, help="shards to be embedded")
     parser.add_argument("--merge", type=int, default=4, help="of the given in each of them")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds for each request")
@@ -184,7 +195,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the tables."""
     options = arguments()
-    cfg = embed.Config(model=options.model, pretrained=options.pretrained, readers=options.readers)
+    cfg = embed_settings.Config(
+        model=options.model, pretrained=options.pretrained, readers=options.readers
+    )
     encoder = clip.load(
         cfg.model, cfg.pretrained, device="cpu", precision="auto", threads=os.cpu_count()
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import artifacts
+from pipeline.artifacts import layout
 
 EVERY_S = 0.1
 KINDS = {  # what Ray calls its processes -> as the plan does
@@ -40,7 +40,7 @@ FOLDERS = {
 
 def command(*arguments: str) -> list[str]:
     """`ratecluster` with this interpreter."""
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
 
 
 class Watch:
@@ -81,7 +81,7 @@ def real(arguments: list[str], root: str) -> tuple[dict[str, float], Watch]:
     if child.returncode:
         raise SystemExit(f"run failed with {child.returncode}")
     whole = time.monotonic() - began
-    paths = artifacts.RunPaths(root)
+    paths = layout.RunPaths(root)
     seconds = {stage: paths.folder(name).manifest()["seconds"] for stage, name in FOLDERS.items()}
     return {**seconds, "report": whole - sum(seconds.values()), "whole": whole}, watch
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shards", nargs="+", default=["pipeline/assets/noto-emoji"])
+    parser.add_argument("--shards", nargs="+", default=["examples/noto-emoji"])
     parser.add_argument("--set", dest="sets", action="append", default=[])
     options = parser.parse_args()
     for shards in options.shards:
@@ -114,12 +114,12 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as root:
             seconds, watch = real(arguments, root)
-            folders = {f: artifacts.RunPaths(root).folder(f) for f in plan["bytes_out"]}
+            folders = {f: layout.RunPaths(root).folder(f) for f in plan["bytes_out"]}
             sizes = {
                 name: sum(Path(folder.file(file)).stat().st_size for file in folder.names())
                 for name, folder in folders.items()
             }
-            images = artifacts.RunPaths(root).embeddings.manifest()["samples"]
+            images = layout.RunPaths(root).embeddings.manifest()["samples"]
         print(f"  {'':<26} {'planned':>10} {'real':>10}     ratio; load {os.getloadavg()[0]:.1f}")
         compare("images", plan["images"], images, "")
         for stage in plan["stages"]:

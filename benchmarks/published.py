@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pipeline import select_k, train
 from pipeline.mcr2 import coding_rate, objective, sinkhorn, spectral
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
+from pipeline.select_k import choose_k
+from pipeline.select_k import settings as select_k_settings
+from pipeline.train import loop
+from pipeline.train import settings as train_settings
+from pipeline.train import stage as train
 
 HIDDEN = 2048  # CPP has 4096, which takes three times as long
 FEATURES, BATCH, COLUMNS, WARM_UP_STEPS = 128, 1024, 64, 50
@@ -122,7 +126,7 @@ def _loss(Z: Tensor, C: Tensor, eta: float) -> Tensor:  # noqa: N803 - the paper
 
 def spectral_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
     """Spectral clustering of the neighbour graph of z (N, d): labels (N,)."""
-    cfg = select_k.Config()
+    cfg = select_k_settings.Config()
     with one_thread():
         graph = spectral.affinity(z, cfg.neighbours, cfg.eta)
         return spectral.kmeans(spectral.embedding(graph, k, seed), k, 10, seed)
@@ -131,16 +135,16 @@ def spectral_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
 def our_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
     """The product's k clusters of z (N, d): labels (N,)."""
     with one_thread():
-        return select_k.cut(z, k, select_k.Config(k=k, seed=seed)).nearest(z).numpy()
+        return choose_k.cut(z, k, select_k_settings.Config(k=k, seed=seed)).nearest(z).numpy()
 
 
 def trained(x: Tensor, words: Words, seed: int) -> train.State:
     """The product's training with its defaults on x (N, D) float16, after the last step."""
-    cfg = train.fitted(train.Config(seed=seed), len(x), x.shape[1])
+    cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
     with one_thread():
-        network = train.new_network(cfg, x, words.table, words.scale)
-        state = train.new_state(cfg, network)
-        for _ in train.fit(cfg, x, state, Collectives()):
+        network = loop.new_network(cfg, x, words.table, words.scale)
+        state = loop.new_state(cfg, network)
+        for _ in loop.fit(cfg, x, state, Collectives()):
             pass
     return state
 

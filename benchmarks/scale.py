@@ -39,8 +39,10 @@ import psutil
 import pyarrow as pa
 
 from benchmarks.whole_run import EVERY_S, memory
-from pipeline import artifacts, sampling, train
+from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
+from pipeline.train import sampling
+from pipeline.train import settings as train_settings
 
 DIM = 512
 PART_ROWS = 10_000
@@ -62,10 +64,10 @@ def spread() -> None:
     shards = [classes(number) for number in range(10**7 // PART_ROWS)]
     listed = [{"shard": {"stem": str(i)}, "embedded": PART_ROWS} for i in range(len(shards))]
     share = np.bincount(np.concatenate(shards), minlength=CLASSES) / 10**7
-    most = train.wanted_samples(train.Config())
+    most = train_settings.wanted_samples(train_settings.Config())
     for overread in (1, 2, 4, 8):
         with patch.object(sampling, "OVERREAD", overread):
-            plan = sampling.plan(listed, artifacts.RunPaths(""), most, 0)
+            plan = sampling.plan(listed, layout.RunPaths(""), most, 0)
         effects = []
         for of in (shards, [np.sort(shard) for shard in shards]):
             counts = np.zeros(CLASSES)
@@ -89,16 +91,16 @@ def manifest() -> None:
     same = {"samples": PART_ROWS, "embedded": PART_ROWS, "rejected": 0, "end": "complete"}
     with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(1, get_context("spawn")) as one:
         shards = [{"shard": {**shard, "stem": str(number)}, **same} for number in range(100_000)]
-        artifacts.RunPaths(root).embeddings.finish("0" * 12, shards=shards)
+        layout.RunPaths(root).embeddings.finish("0" * 12, shards=shards)
         print(one.submit(known, root).result())
 
 
 def known(root: str) -> str:
     """Read the manifest, plan the sample; says what that took."""
-    paths = artifacts.RunPaths(root)
+    paths = layout.RunPaths(root)
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     shards = paths.embeddings.manifest()["shards"]
-    plan = sampling.plan(shards, paths, train.wanted_samples(train.Config()), 0)
+    plan = sampling.plan(shards, paths, train_settings.wanted_samples(train_settings.Config()), 0)
     seconds, more = time.monotonic() - started, psutil.Process().memory_info().rss - before
     return (
         f"{len(shards):,} shards, the manifest and the plan of {len(plan):,} samples: "
@@ -114,7 +116,7 @@ def write_part(number: int, root: str) -> dict[str, object]:
     x = centres[drawn] + NOISE * rng.standard_normal((PART_ROWS, DIM), dtype=np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     keys = [f"{row:06d}" for row in range(PART_ROWS)]
-    schema = artifacts.embeddings_schema(DIM)
+    schema = schemas.embeddings_schema(DIM)
     known = {
         "sample_id": [f"{stem}/{key}" for key in keys],
         "shard": [stem] * PART_ROWS,
@@ -124,25 +126,25 @@ def write_part(number: int, root: str) -> dict[str, object]:
     nothing = [None] * PART_ROWS
     columns = [pa.array(known.get(f.name, nothing), f.type) for f in list(schema)[:-1]]
     table = pa.table([*columns, tables.from_matrix(x)], schema=schema)
-    tables.write(artifacts.RunPaths(root).embeddings.file(f"{stem}.parquet"), table)
+    tables.write(layout.RunPaths(root).embeddings.file(f"{stem}.parquet"), table)
     return {"shard": {"stem": stem}, "embedded": PART_ROWS}
 
 
 def embeddings(samples: int, root: str) -> None:
     """A finished stage embed of so many samples, unless it is there."""
-    if artifacts.RunPaths(root).embeddings.peek():
+    if layout.RunPaths(root).embeddings.peek():
         return
     with ProcessPoolExecutor() as pool:
         shards = list(pool.map(partial(write_part, root=root), range(samples // PART_ROWS)))
     made_with = {"model": "ViT-B-32", "pretrained": ""}
-    artifacts.RunPaths(root).embeddings.finish(
+    layout.RunPaths(root).embeddings.finish(
         "0" * 12, config=made_with, embedded=samples, shards=shards
     )
 
 
 def measured(stage: str, root: str, sets: list[str]) -> str:
     """Run a stage; seconds and peaks of memory as a text."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", stage]
+    command = [sys.executable, "-c", "from pipeline.cli.main import main; main()", stage]
     command += ["--root", root, *(part for setting in sets for part in ("--set", setting))]
     started, driver, own, total = time.monotonic(), 0, 0, 0
     with subprocess.Popen(command) as child:

@@ -35,11 +35,12 @@ from torch.nn.functional import normalize
 
 from benchmarks import published
 from benchmarks.features import MODEL, Source
-from pipeline import artifacts
+from pipeline.artifacts import layout, schemas
+from pipeline.explore.search import index
+from pipeline.explore.search import settings as index_settings
+from pipeline.explore.search.index import Space
+from pipeline.explore.search.search import Search
 from pipeline.store import tables
-from pipeline.use import index
-from pipeline.use.index import Space
-from pipeline.use.search import Search
 
 SETS = ("cifar10-test", "cifar100-test")
 PART_ROWS = 10_000
@@ -85,10 +86,10 @@ def _best(queries: Tensor, x: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return values, rows
 
 
-def write_run(x: np.ndarray, root: str) -> artifacts.RunPaths:
+def write_run(x: np.ndarray, root: str) -> layout.RunPaths:
     """A run as far as searching reads it."""
-    paths, shards = artifacts.RunPaths(root), []
-    schema = artifacts.embeddings_schema(x.shape[1])
+    paths, shards = layout.RunPaths(root), []
+    schema = schemas.embeddings_schema(x.shape[1])
     for start in range(0, len(x), PART_ROWS):
         stem, rows = f"{start // PART_ROWS:05d}", x[start : start + PART_ROWS]
         ids = {"sample_id": [f"{stem}/{row:09d}" for row in range(len(rows))]}
@@ -105,7 +106,9 @@ def write_run(x: np.ndarray, root: str) -> artifacts.RunPaths:
     return paths
 
 
-def indexed(paths: artifacts.RunPaths, cfg: index.Config, queries: np.ndarray, true: Tensor) -> str:
+def indexed(
+    paths: layout.RunPaths, cfg: index_settings.Config, queries: np.ndarray, true: Tensor
+) -> str:
     """Build, search; the row of the table."""
     shutil.rmtree(paths.index("clip").url, ignore_errors=True)
     began = time.perf_counter()
@@ -168,8 +171,8 @@ def indices(source: Source, sizes: list[int], folder: str) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as root:
             paths = write_run(x, root)
             print(f"  {HEAD}")
-            for flat_below in (samples + 1, index.LEAST_COMPRESSED):
-                cfg = index.Config(flat_below=flat_below)
+            for flat_below in (samples + 1, index_settings.LEAST_COMPRESSED):
+                cfg = index_settings.Config(flat_below=flat_below)
                 print(f"  {indexed(paths, cfg, queries, true)}", flush=True)
         if samples <= MOST_HNSW:
             print(f"  {hnsw(x, queries, true)}", flush=True)

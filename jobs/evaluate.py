@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline import cli
+from pipeline.cli import main as cli
 
 if __name__ == "__main__":
     sys.exit(cli.invoke(["evaluate", *sys.argv[1:]]))

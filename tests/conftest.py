@@ -10,13 +10,13 @@ import pytest
 import ray
 from PIL import Image
 
-from pipeline import cli
+from pipeline.cli import main as cli
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ROOT / "pipeline" / "assets"
-BUNDLED = ASSETS / "noto-emoji"
+ASSETS = ROOT / "pipeline" / "vision" / "assets"
+BUNDLED = ROOT / "examples" / "noto-emoji"
 TINY = 60  # samples of each tiny shard
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-from pipeline import artifacts
+from pipeline.artifacts import schemas
 from pipeline.store.shards import ShardReader
 from tests.store.tars import special, tar_of
 
-BUNDLED = Path(__file__).parents[1] / "pipeline" / "assets" / "noto-emoji"
+BUNDLED = Path(__file__).parents[1] / "examples" / "noto-emoji"
 FORMATS = ("jpg", "png", "webp", "gif", "bmp", "tiff")  # that the reader takes for images
 PIL_NAMES = {"jpg": "JPEG", "tiff": "TIFF"} | {f: f.upper() for f in ("png", "webp", "gif", "bmp")}
 Files = Iterator[tuple[str, bytes]]
@@ -226,7 +226,7 @@ CAPTIONS = {
 
 def jsons() -> dict[str, tuple[bytes, bool]]:
     """Name -> bytes of a json member, and whether it is an object that is kept."""
-    ours = [name for name, _ in (*artifacts.IDENTITY, *artifacts.LABEL)]
+    ours = [name for name, _ in (*schemas.IDENTITY, *schemas.LABEL)]
     ours += ["json", "embedding", "reason", "ratecluster", "input_key", "input_input_key"]
     good = {
         "nan": b'{"score": NaN, "most": Infinity, "least": -Infinity}',

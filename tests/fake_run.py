@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline import artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.store import storage, tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
@@ -28,23 +28,23 @@ WRONG = "00001/key3"  # its class is red, its cluster that of blue
 UNLABELLED = "00000/key7"
 
 
-def build(root: Path, captions: bool = True) -> artifacts.RunPaths:
+def build(root: Path, captions: bool = True) -> layout.RunPaths:
     """The run below `root`/run, its input shards in `root`/input."""
-    paths = artifacts.RunPaths(str(root / "run"))
+    paths = layout.RunPaths(str(root / "run"))
     (root / "input").mkdir(parents=True)
     rows = {stem: _shard(root / "input" / f"{stem}.tar", stem) for stem in STEMS}
     _embeddings(paths, rows, root)
     _network(paths)
     _clusters(paths, [row for stem in STEMS for row in rows[stem]])
     for stem, members in rows.items():
-        table = pa.Table.from_pylist(members, schema=artifacts.ASSIGNMENTS)
+        table = pa.Table.from_pylist(members, schema=schemas.ASSIGNMENTS)
         tables.write(paths.assignments.file(f"{stem}.parquet"), table)
     if captions:
         _captions(paths)
     return paths
 
 
-def written(paths: artifacts.RunPaths) -> None:
+def written(paths: layout.RunPaths) -> None:
     """What stage write leaves, as far as it is read."""
     rows = [
         {
@@ -56,7 +56,7 @@ def written(paths: artifacts.RunPaths) -> None:
         }
         for cluster in range(3)
     ]
-    tables.write(paths.clusters_table, pa.Table.from_pylist(rows, schema=artifacts.CLUSTERS))
+    tables.write(paths.clusters_table, pa.Table.from_pylist(rows, schema=schemas.CLUSTERS))
     paths.labels.finish("labels-1", upstream="captions-1", config={"shards": True}, seconds=0.5)
 
 
@@ -112,8 +112,8 @@ def _png(colour: tuple[int, int, int], rng: np.random.Generator) -> bytes:
     return out.getvalue()
 
 
-def _embeddings(paths: artifacts.RunPaths, rows: dict[str, list[dict]], root: Path) -> None:
-    schema = artifacts.embeddings_schema(DIM)
+def _embeddings(paths: layout.RunPaths, rows: dict[str, list[dict]], root: Path) -> None:
+    schema = schemas.embeddings_schema(DIM)
     for stem, members in rows.items():
         rng = np.random.default_rng(int(stem))
         x = rng.normal(0, 0.05, (len(members), DIM))
@@ -130,9 +130,9 @@ def _embeddings(paths: artifacts.RunPaths, rows: dict[str, list[dict]], root: Pa
         | {"member": "b.jpg", "reason": "empty"},
         {"shard": "00001", "reason": "shard: damaged at byte 512: bad header"},
     ]
-    table = pa.Table.from_pylist(rejects, schema=artifacts.REJECTS)
+    table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
     tables.write(paths.rejects.file("00001.parquet"), table)
-    tables.write(paths.rejects.file("00000.parquet"), artifacts.REJECTS.empty_table())
+    tables.write(paths.rejects.file("00000.parquet"), schemas.REJECTS.empty_table())
     paths.embeddings.finish(
         "embeddings-1",
         config={"model": "pico-clip", "pretrained": "", "max_image_pixels": 178_956_970},
@@ -154,7 +154,7 @@ def _facts(root: Path, stem: str, rejected: int, end: str) -> dict:
     return {"shard": shard, **counts, "end": end}
 
 
-def _network(paths: artifacts.RunPaths) -> None:
+def _network(paths: layout.RunPaths) -> None:
     history = [
         {
             "step": step,
@@ -167,13 +167,13 @@ def _network(paths: artifacts.RunPaths) -> None:
         }
         for step in range(50)
     ]
-    table = pa.Table.from_pylist(history, schema=artifacts.HISTORY)
+    table = pa.Table.from_pylist(history, schema=schemas.HISTORY)
     tables.write(paths.network.file("history.parquet"), table)
     parts = [tables.read(paths.embeddings.file(f"{stem}.parquet")) for stem in STEMS]
     x = np.concatenate([tables.to_matrix(part["embedding"]) for part in parts])
     ids = [name for part in parts for name in part["sample_id"].to_pylist()]
     columns = [ids, tables.from_matrix(x), tables.from_matrix(x[:, :FEATURES], pa.float32())]
-    schema = artifacts.sample_schema(DIM, FEATURES)
+    schema = schemas.sample_schema(DIM, FEATURES)
     tables.write(paths.network.file("sample.parquet"), pa.table(columns, schema=schema))
     paths.network.finish(
         "network-1",
@@ -186,12 +186,12 @@ def _network(paths: artifacts.RunPaths) -> None:
     )
 
 
-def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
+def _clusters(paths: layout.RunPaths, rows: list[dict]) -> None:
     bits = [3000 - 600 * min(k, 3) + 60 * abs(k - 3) for k in range(1, 13)]
     curve = [
         {"k": k, "bits": b, "low": 0.97 * b, "high": 1.03 * b} for k, b in enumerate(bits, start=1)
     ]
-    table = pa.Table.from_pylist(curve, schema=artifacts.CURVE)
+    table = pa.Table.from_pylist(curve, schema=schemas.CURVE)
     tables.write(paths.clusters.file("curve.parquet"), table)
     orders = {"typical": ("outlier_score", 1), "borderline": ("margin", 1)}
     orders["odd"] = ("outlier_score", -1)
@@ -201,14 +201,14 @@ def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
             members = [row for row in rows if row["cluster_id"] == cluster]
             members.sort(key=lambda row: (sign * row[score], row["sample_id"]))
             exemplars += [{**row, "kind": kind, "rank": rank} for rank, row in enumerate(members)]
-    table = pa.Table.from_pylist(exemplars, schema=artifacts.EXEMPLARS)
+    table = pa.Table.from_pylist(exemplars, schema=schemas.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     merges = [{"k": 2, "kept": 0, "merged": 2, "bits_saved": -300.0}]
     merges += [{"k": 1, "kept": 0, "merged": 1, "bits_saved": -900.0}]
-    table = pa.Table.from_pylist(merges, schema=artifacts.TREE)
+    table = pa.Table.from_pylist(merges, schema=schemas.TREE)
     tables.write(paths.clusters.file("tree.parquet"), table)
     vectors = tables.from_matrix(np.eye(3, FEATURES), pa.float32())
-    table = pa.table([[0, 1, 2], vectors], schema=artifacts.prototypes_schema(FEATURES))
+    table = pa.table([[0, 1, 2], vectors], schema=schemas.prototypes_schema(FEATURES))
     tables.write(paths.clusters.file("prototypes.parquet"), table)
     paths.clusters.finish(
         "clusters-1",
@@ -229,7 +229,7 @@ def _clusters(paths: artifacts.RunPaths, rows: list[dict]) -> None:
     )
 
 
-def _captions(paths: artifacts.RunPaths) -> None:
+def _captions(paths: layout.RunPaths) -> None:
     names = ([SCRIPT, "red thing"], ["green & <b>leafy</b>"], ["blue\u202e thing\x1b[2J"])
     rows = [
         {"cluster_id": cluster, "rank": rank, "caption": name, "share": 0.6 / (rank + 1)}
@@ -237,7 +237,7 @@ def _captions(paths: artifacts.RunPaths) -> None:
         for cluster, ranked in enumerate(names)
         for rank, name in enumerate(ranked)
     ]
-    table = pa.Table.from_pylist(rows, schema=artifacts.CAPTIONS)
+    table = pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
     paths.captions.finish(
         "captions-1",

@@ -1,6 +1,7 @@
 """Stages that are interrupted between two results of their tasks."""
 
-from pipeline import folding, tasks
+from pipeline.runtime import tasks
+from pipeline.store import partial_sums
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -23,6 +24,6 @@ def after(monkeypatch, results: int) -> list[int]:
             yield result
 
     monkeypatch.setattr(tasks, "results", dying)
-    monkeypatch.setattr(folding, "EVERY_S", 0.0)
-    monkeypatch.setattr(folding, "WORK", 0)
+    monkeypatch.setattr(partial_sums, "EVERY_S", 0.0)
+    monkeypatch.setattr(partial_sums, "WORK", 0)
     return counted

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import tree
 from pipeline.store import tables
 from tests import fake_run
@@ -15,7 +15,7 @@ DIM = 16
 WORDS = ["amber birch", "cedar", "delta", "fjord", "grove", "heron", "island", "kelp", "lagoon"]
 
 
-def build(root: Path, k: int) -> artifacts.RunPaths:
+def build(root: Path, k: int) -> layout.RunPaths:
     """`k` clusters; captions and alt texts as long as those of the web are."""
     paths = fake_run.build(root)
     rng = np.random.default_rng(0)
@@ -23,20 +23,18 @@ def build(root: Path, k: int) -> artifacts.RunPaths:
     centres = rng.normal(size=(k, DIM)).astype(np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     vectors = tables.from_matrix(centres, pa.float32())
-    _write(paths, "prototypes", pa.table([range(k), vectors], artifacts.prototypes_schema(DIM)))
-    _write(paths, "tree", pa.Table.from_pylist(_merges(k, rng), artifacts.TREE))
+    _write(paths, "prototypes", pa.table([range(k), vectors], schemas.prototypes_schema(DIM)))
+    _write(paths, "tree", pa.Table.from_pylist(_merges(k, rng), schemas.TREE))
     _write(paths, "exemplars", _exemplars(paths, k, rng))
     bits = [90 - 40 * np.log(c) / np.log(k) + c / k for c in range(1, 2 * k + 1)]
     curve = [{"k": i, "bits": b, "low": b - 1, "high": b + 1} for i, b in enumerate(bits, start=1)]
-    _write(paths, "curve", pa.Table.from_pylist(curve, artifacts.CURVE))
+    _write(paths, "curve", pa.Table.from_pylist(curve, schemas.CURVE))
     owner = rng.integers(0, k, 3000)
     z = centres[owner] + rng.normal(0, 0.08, (3000, DIM))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     ids = [f"00000/{i}" for i in range(3000)]
     x = tables.from_matrix(z * 0.6 + 0.2)
-    table = pa.table(
-        [ids, x, tables.from_matrix(z, pa.float32())], artifacts.sample_schema(DIM, DIM)
-    )
+    table = pa.table([ids, x, tables.from_matrix(z, pa.float32())], schemas.sample_schema(DIM, DIM))
     tables.write(paths.network.file("sample.parquet"), table)
     rows = [
         {"cluster_id": c, "rank": rank, "caption": _words(rng, 2), "share": 0.3 / (rank + 1)}
@@ -44,7 +42,7 @@ def build(root: Path, k: int) -> artifacts.RunPaths:
         for c in range(k)
         for rank in range(10)
     ]
-    table = pa.Table.from_pylist(rows, artifacts.CAPTIONS)
+    table = pa.Table.from_pylist(rows, schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
     facts = {"k": k, "k_best": k, "k_low": k - 2, "k_high": k + 2, "flat_from": k}
     facts |= {"flat_to": k + 20, "sizes": sizes.tolist(), "samples": int(sizes.sum())}
@@ -52,7 +50,7 @@ def build(root: Path, k: int) -> artifacts.RunPaths:
     return paths
 
 
-def _write(paths: artifacts.RunPaths, name: str, table: pa.Table) -> None:
+def _write(paths: layout.RunPaths, name: str, table: pa.Table) -> None:
     tables.write(paths.clusters.file(f"{name}.parquet"), table)
 
 
@@ -71,7 +69,7 @@ def _merges(k: int, rng: np.random.Generator) -> list[dict]:
     return rows
 
 
-def _exemplars(paths: artifacts.RunPaths, k: int, rng: np.random.Generator) -> pa.Table:
+def _exemplars(paths: layout.RunPaths, k: int, rng: np.random.Generator) -> pa.Table:
     """As many as select_k keeps, of the few pictures there are; their texts are of 100 letters."""
     there = tables.read(paths.clusters.file("exemplars.parquet")).to_pylist()[:30]
     rows = []
@@ -81,4 +79,4 @@ def _exemplars(paths: artifacts.RunPaths, k: int, rng: np.random.Generator) -> p
                 name = f"00000/{cluster:05d}{kind[0]}{rank:03d}"
                 mine = {"cluster_id": cluster, "kind": kind, "rank": rank, "sample_id": name}
                 rows.append({**there[pick], **mine, "caption": _words(rng, 16)})
-    return pa.Table.from_pylist(rows, artifacts.EXEMPLARS)
+    return pa.Table.from_pylist(rows, schemas.EXEMPLARS)

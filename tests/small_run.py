@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.store.shard_writer import ShardWriter
@@ -38,7 +38,7 @@ def build(root: Path, vector: Callable[[str], np.ndarray], shards=(FIRST, SECOND
     (root / "input").mkdir(parents=True)
     for number, samples in enumerate(shards):
         write_shard(root / "input" / f"{number:05d}.tar", number, samples)
-    paths = artifacts.RunPaths(str(root / "run"))
+    paths = layout.RunPaths(str(root / "run"))
     facts = [_part(shard, paths, vector) for shard in list_shards(str(root / "input"))]
     kinds: dict[str, str] = {}
     for fact in facts:
@@ -69,7 +69,7 @@ def read(path: Path) -> list[Sample]:
     return samples
 
 
-def _part(shard, paths: artifacts.RunPaths, vector: Callable[[str], np.ndarray]) -> dict:
+def _part(shard, paths: layout.RunPaths, vector: Callable[[str], np.ndarray]) -> dict:
     rows, rejects, vectors, assigned = [], [], [], []
     samples = read(Path(shard.url))
     for sample in samples:
@@ -88,38 +88,38 @@ def _part(shard, paths: artifacts.RunPaths, vector: Callable[[str], np.ndarray])
         assigned.append({**identity, "cluster_id": THINGS.index(thing), "confidence": 0.75})
         assigned[-1] |= {"margin": 0.5, "outlier_score": 0.1, "top_clusters": [0, 1, 2]}
         assigned[-1] |= {"top_shares": [0.75, 0.25, 0.0]}
-    schema = artifacts.embeddings_schema(len(vectors[0]))
+    schema = schemas.embeddings_schema(len(vectors[0]))
     texts = {f.name: pa.array([r[f.name] for r in rows], f.type) for f in list(schema)[:-1]}
     part = pa.table({**texts, "embedding": tables.from_matrix(np.stack(vectors))}, schema=schema)
     name = f"{shard.stem}.parquet"
     tables.write(paths.embeddings.file(name), part)
     rejects.append({"shard": shard.stem, "reason": "shard: a note on damage, of no sample"})
-    table = pa.Table.from_pylist(rejects, schema=artifacts.REJECTS)
+    table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
     tables.write(paths.rejects.file(name), table)
-    table = pa.Table.from_pylist(assigned, schema=artifacts.ASSIGNMENTS)
+    table = pa.Table.from_pylist(assigned, schema=schemas.ASSIGNMENTS)
     tables.write(paths.assignments.file(name), table)
     counts = {"samples": len(samples), "embedded": len(rows), "rejected": len(rejects) - 1}
     found = columns.kinds(sample.json_text() for sample in samples)
     return {"shard": vars(shard), **counts, "end": "complete", "columns": found}
 
 
-def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) -> None:
+def _clusters(paths: layout.RunPaths, facts: list[dict], vector: Callable) -> None:
     stems = [fact["shard"]["stem"] for fact in facts]
     parts = [tables.read(paths.assignments.file(f"{stem}.parquet")) for stem in stems]
     labels = np.concatenate([part["cluster_id"].to_numpy() for part in parts])
     sizes = np.bincount(labels, minlength=len(THINGS)).tolist()
     vectors = np.stack([vector(thing) for thing in THINGS]).astype(np.float32)
-    schema = artifacts.prototypes_schema(vectors.shape[1])
+    schema = schemas.prototypes_schema(vectors.shape[1])
     found = [pa.array(range(3), pa.int32()), tables.from_matrix(vectors, pa.float32())]
     table = pa.Table.from_arrays(found, schema=schema)
     tables.write(paths.clusters.file("prototypes.parquet"), table)
     ids = pa.concat_tables(parts).to_pylist()
     exemplars = [
         {**row, "kind": kind, "rank": rank}
-        for kind in artifacts.KINDS
+        for kind in schemas.KINDS
         for rank, row in enumerate(ids)
     ]
-    table = pa.Table.from_pylist(exemplars, schema=artifacts.EXEMPLARS)
+    table = pa.Table.from_pylist(exemplars, schema=schemas.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     bits = [10.0 * size for size in sizes]
     paths.clusters.finish("c1", upstream="n1", sizes=sizes, cluster_bits=bits, k=3)
@@ -128,7 +128,7 @@ def _clusters(paths: artifacts.RunPaths, facts: list[dict], vector: Callable) ->
         for c, thing in enumerate(THINGS)
         for r, name in enumerate((thing, f"two {thing}s"))
     ]
-    table = pa.Table.from_pylist(captions, schema=artifacts.CAPTIONS)
+    table = pa.Table.from_pylist(captions, schema=schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
     paths.captions.finish("w1", upstream="c1", captions=list(THINGS))
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 
-from pipeline import artifacts
+from pipeline.artifacts import layout, schemas
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 
@@ -25,7 +25,7 @@ def union(k: int, dim: int, each: int, seed: int = 0) -> tuple[np.ndarray, np.nd
     return x[order], np.repeat(np.arange(k), each)[order]
 
 
-def write_part(paths: artifacts.RunPaths, stem: str, x: np.ndarray) -> list[str]:
+def write_part(paths: layout.RunPaths, stem: str, x: np.ndarray) -> list[str]:
     """Commit embeddings/{stem}.parquet with the rows x; returns their sample ids."""
     n, keys = len(x), [f"{i:06d}" for i in range(len(x))]
     columns = {
@@ -41,14 +41,14 @@ def write_part(paths: artifacts.RunPaths, stem: str, x: np.ndarray) -> list[str]
         "caption": [None] * n,
         "json": ["{}"] * n,
     }
-    schema = artifacts.embeddings_schema(x.shape[1])
+    schema = schemas.embeddings_schema(x.shape[1])
     arrays = [pa.array(list(columns[f.name]), f.type) for f in list(schema)[:-1]]
     table = pa.table([*arrays, tables.from_matrix(x)], schema=schema)
     tables.write(paths.embeddings.file(f"{stem}.parquet"), table)
     return table["sample_id"].to_pylist()
 
 
-def write_parts(paths: artifacts.RunPaths, parts: list[np.ndarray]) -> list[str]:
+def write_parts(paths: layout.RunPaths, parts: list[np.ndarray]) -> list[str]:
     """Commit finished embeddings of one part per array; returns all sample ids in order."""
     stems = [f"{i:05d}" for i in range(len(parts))]
     ids = [i for stem, x in zip(stems, parts, strict=True) for i in write_part(paths, stem, x)]
@@ -60,7 +60,7 @@ def write_parts(paths: artifacts.RunPaths, parts: list[np.ndarray]) -> list[str]
     return ids
 
 
-def write_network(paths: artifacts.RunPaths, x: np.ndarray, ids: list[str]) -> None:
+def write_network(paths: layout.RunPaths, x: np.ndarray, ids: list[str]) -> None:
     """Commit a finished network whose features are its inputs, with the landmarks x (m, D)."""
     dim = x.shape[1]
     network = Network(dim, 4, dim).eval()  # its residual is nought until it is trained
@@ -70,6 +70,6 @@ def write_network(paths: artifacts.RunPaths, x: np.ndarray, ids: list[str]) -> N
     shape = {"input_dim": dim, "hidden_dim": 4, "feature_dim": dim, "words": 0}
     storage.write_bytes(paths.network.file("network.json"), json.dumps({"shape": shape}).encode())
     columns = [ids, tables.from_matrix(x), tables.from_matrix(x, pa.float32())]
-    sample = pa.table(columns, schema=artifacts.sample_schema(dim, dim))
+    sample = pa.table(columns, schema=schemas.sample_schema(dim, dim))
     tables.write(paths.network.file("sample.parquet"), sample)
     paths.network.finish("network-1", upstream="embeddings-1")

@@ -21,7 +21,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
 
-from pipeline import cli, config, options
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.runtime import config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "cluster_configs"

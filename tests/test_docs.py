@@ -10,12 +10,16 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline import artifacts, cli, config, options
-from pipeline.reasons import Reason
+from pipeline.artifacts import schemas
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.runtime import config
+from pipeline.runtime.reject_reasons import Reason
+from tests.cli.test_help_pages import COMMANDS, parsed
 from tests.conftest import BUNDLED, ROOT
-from tests.test_manual import COMMANDS, parsed
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -55,8 +59,8 @@ def test_every_command_setting_column_and_reason_has_its_place(site):
     settings = text(site / "reference" / "settings.html")
     assert all(name in settings for name, _, _ in config.describe(options.KINDS))
     files = text(site / "reference" / "files.html")
-    for schema in vars(artifacts).values():
-        if isinstance(schema, artifacts.pa.Schema):
+    for schema in vars(schemas).values():
+        if isinstance(schema, pa.Schema):
             assert all(name in files for name in schema.names)
     assert all(reason.value in files for reason in Reason)
 
@@ -108,7 +112,7 @@ def test_there_are_command_lines():
 @pytest.mark.ray
 def test_the_tutorial_works(tmp_path, monkeypatch, ray_session, capfd):
     """Every command of it in order, on one of the shards, with few steps."""
-    shards = tmp_path / "pipeline" / "assets" / "noto-emoji"
+    shards = tmp_path / "examples" / "noto-emoji"
     shards.mkdir(parents=True)
     shutil.copy(BUNDLED / "00003.tar", shards)
     monkeypatch.chdir(tmp_path)

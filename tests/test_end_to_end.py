@@ -7,7 +7,8 @@ import tarfile
 import pyarrow.compute as pc
 import pytest
 
-from pipeline import artifacts, cli
+from pipeline.artifacts import layout
+from pipeline.cli import main as cli
 from pipeline.store import tables
 from tests.conftest import TINY, run_arguments
 
@@ -25,7 +26,7 @@ def files(root) -> dict[str, bytes]:
 
 
 def test_every_sample_of_the_tars_is_a_label(finished_run, tiny_shards):
-    paths = artifacts.RunPaths(str(finished_run))
+    paths = layout.RunPaths(str(finished_run))
     manifest = paths.embeddings.manifest()
     assert (manifest["samples"], manifest["embedded"], manifest["rejected"]) == (
         2 * TINY + 3,
@@ -44,7 +45,7 @@ def test_every_sample_of_the_tars_is_a_label(finished_run, tiny_shards):
 
 
 def test_labels_have_one_schema_and_the_columns_of_the_json(finished_run):
-    paths = artifacts.RunPaths(str(finished_run))
+    paths = layout.RunPaths(str(finished_run))
     first, second = (tables.read(paths.labels.file(f"{stem}.parquet")) for stem in STEMS)
     assert first.schema.equals(second.schema, check_metadata=False)
     assert {"label", "sublabel", "unified", "width", "sha256", "extra"} <= set(first.column_names)
@@ -55,7 +56,7 @@ def test_labels_have_one_schema_and_the_columns_of_the_json(finished_run):
 
 
 def test_clusters_are_as_many_as_given_and_hold_every_sample(finished_run):
-    paths = artifacts.RunPaths(str(finished_run))
+    paths = layout.RunPaths(str(finished_run))
     clusters = tables.read(paths.clusters_table)
     assert clusters.num_rows == 4
     sizes = clusters["size"].to_pylist()

@@ -18,10 +18,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from pipeline import artifacts, decoding, embed, report
-from pipeline.decoding import Decoder, Limits
-from pipeline.errors import UserError
-from pipeline.reasons import Reason, printable
+from pipeline.artifacts import layout, schemas
+from pipeline.embed import decoding, encode_shard
+from pipeline.embed import settings as embed_settings
+from pipeline.embed.decoding import Decoder, Limits
+from pipeline.report import stage as report
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.reject_reasons import Reason, printable
 from pipeline.store import columns, shards, tables
 from pipeline.store.listing import list_shards
 from pipeline.store.shards import ShardReader
@@ -30,7 +33,9 @@ from tests import chromium, corpus, fake_run
 from tests.store.tars import oracle, read, tar_of
 
 ROOT = Path(__file__).parents[1]
-CFG = embed.Config(threads=1, decode_threads=2, max_image_pixels=10**6, max_reject_fraction=1.0)
+CFG = embed_settings.Config(
+    threads=1, decode_threads=2, max_image_pixels=10**6, max_reject_fraction=1.0
+)
 CODES = {reason.value for reason in Reason}
 pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's remarks on broken tags
 
@@ -49,12 +54,13 @@ def encoder():
     return clip.load("pico-clip", "", threads=1)
 
 
-def embedded(place: Path, root: Path, encoder, cfg: embed.Config = CFG) -> list[dict]:
-    paths = artifacts.RunPaths(str(root))
+def embedded(place: Path, root: Path, encoder, cfg: embed_settings.Config = CFG) -> list[dict]:
+    paths = layout.RunPaths(str(root))
     found = list_shards(str(place / "shards"))
     with ThreadPoolExecutor(1) as thread:
         return [
-            embed.embed_shard(shard, encoder, thread, cfg, paths, embed.decoded) for shard in found
+            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decoded)
+            for shard in found
         ]
 
 
@@ -65,7 +71,7 @@ def facts(place, encoder) -> list[dict]:
 
 def rows(root: Path, stem: str) -> list[dict]:
     """Of a shard: what was embedded and what was rejected, in the order of the tar."""
-    paths = artifacts.RunPaths(str(root))
+    paths = layout.RunPaths(str(root))
     both = [tables.read(f.file(f"{stem}.parquet")) for f in (paths.embeddings, paths.rejects)]
     found = [row for table in both for row in table.to_pylist() if row["sample_id"] is not None]
     return sorted(found, key=lambda row: row["index"])
@@ -139,8 +145,8 @@ def test_texts_and_json_stay_what_they_are(place, facts):
         assert found[f"json-{name}"]["json"] == (data.decode() if kept else None), name
     kinds = columns.kinds(row["json"] for row in found.values())
     assert max(map(len, kinds)) <= columns.MAX_NAME and "n" * 100_000 not in kinds
-    assert len(set(artifacts.label_names(kinds).values())) == len(kinds)
-    artifacts.labels_schema(kinds)
+    assert len(set(schemas.label_names(kinds).values())) == len(kinds)
+    schemas.labels_schema(kinds)
 
 
 def test_nothing_is_unpickled_and_nothing_made_outside_the_root(place, facts):
@@ -151,7 +157,7 @@ def test_nothing_is_unpickled_and_nothing_made_outside_the_root(place, facts):
 
 
 def test_the_same_bytes_again_with_other_threads(place, facts, encoder, tmp_path):
-    cfg = embed.Config(**{**asdict(CFG), "decode_threads": 5})
+    cfg = embed_settings.Config(**{**asdict(CFG), "decode_threads": 5})
     embedded(place, tmp_path, encoder, cfg)
     for path in (place / "run").rglob("*.parquet"):
         assert (tmp_path / path.relative_to(place / "run")).read_bytes() == path.read_bytes()
@@ -347,8 +353,8 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     (folder / "run").chmod(0o777)
     shards = list_shards(str(folder / "list.txt"))
     become()
-    actor = object.__new__(embed.Embedder)
-    actor.cfg, actor.paths = CFG, artifacts.RunPaths(str(folder / "run"))
+    actor = object.__new__(encode_shard.Embedder)
+    actor.cfg, actor.paths = CFG, layout.RunPaths(str(folder / "run"))
     actor.encoder, actor.name = encoder, "one"
     with ThreadPoolExecutor(1) as actor.thread:
         found = {shard.stem: actor({"shard": json.dumps(asdict(shard))}) for shard in shards}
@@ -387,7 +393,7 @@ def test_the_whole_run_by_the_command_line(place, tmp_path):
     settings = ("embed.max_reject_fraction=1", "train.steps=8", "train.batch_size=64",
                 "train.words=0", "select_k.k=3", "embed.max_image_pixels=1000000")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--shards",
+        [sys.executable, "-c", "from pipeline.cli.main import main; main()", "run", "--shards",
          str(source), "--root", f"{home}/root",
          *(part for s in settings for part in ("--set", s))],
         cwd=home, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -399,7 +405,7 @@ def test_the_whole_run_by_the_command_line(place, tmp_path):
     assert [path.name for path in home.iterdir()] == ["root"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "source"]
     assert sorted(path.name for path in place.iterdir() if path.name != "run") == ["shards"]
-    paths = artifacts.RunPaths(f"{home}/root")
+    paths = layout.RunPaths(f"{home}/root")
     for shard in list_shards(str(source)):
         labels = tables.read(paths.labels.file(f"{shard.stem}.parquet")).to_pylist()
         assert [row["key"] for row in labels] == keys_by_tarfile(Path(shard.url))

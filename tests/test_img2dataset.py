@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import artifacts, embed, write
+from pipeline.artifacts import layout, schemas
+from pipeline.embed import encode_shard
+from pipeline.embed import settings as embed_settings
 from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.vision import clip
+from pipeline.write import stage as write
 
 FOLDER = Path(__file__).with_name("img2dataset")
 
@@ -29,18 +32,20 @@ def downloads() -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory) -> list[dict]:
     """The rows of labels, of the folder embedded and put into one cluster."""
-    paths = artifacts.RunPaths(str(tmp_path_factory.mktemp("img2dataset")))
-    cfg, kinds, shards = embed.Config(batch_size=4), {}, list_shards(str(FOLDER))
+    paths = layout.RunPaths(str(tmp_path_factory.mktemp("img2dataset")))
+    cfg, kinds, shards = embed_settings.Config(batch_size=4), {}, list_shards(str(FOLDER))
     encoder = clip.load("pico-clip", "", threads=1)
     with ThreadPoolExecutor(1) as thread:
         for shard in shards:
-            facts = embed.embed_shard(shard, encoder, thread, cfg, paths, embed.decoded)
+            facts = encode_shard.embed_shard(
+                shard, encoder, thread, cfg, paths, encode_shard.decoded
+            )
             columns.merge(kinds, facts["columns"])
             rows = tables.read(paths.embeddings.file(f"{shard.stem}.parquet"), ["sample_id"])
             assigned = [{**row, "cluster_id": 0, "confidence": 1.0} for row in rows.to_pylist()]
-            table = pa.Table.from_pylist(assigned, schema=artifacts.ASSIGNMENTS)
+            table = pa.Table.from_pylist(assigned, schema=schemas.ASSIGNMENTS)
             tables.write(paths.assignments.file(f"{shard.stem}.parquet"), table)
-    job = write.Job(paths, kinds, ["emoji"], False, "", cfg.max_sample_bytes)
+    job = write.WriteJob(paths, kinds, ["emoji"], False, "", cfg.max_sample_bytes)
     return [row for shard in shards for row in write.label_rows(shard.stem, job).to_pylist()]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import options
+from pipeline.cli import options
 from tests import machines
 from tests.chaos import river as rivers
 from tests.conftest import ROOT, run_arguments

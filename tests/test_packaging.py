@@ -16,11 +16,11 @@ def test_a_wheel_has_every_asset(tmp_path):
     subprocess.run([*command, str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("ratecluster-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assets = [p for p in (ROOT / "pipeline" / "assets").rglob("*") if p.is_file()]
-    pages = [p for p in (ROOT / "pipeline" / "page").iterdir() if p.suffix != ".py"]
-    pages += (ROOT / "pipeline" / "use").glob("*.html")
-    configs = [*(ROOT / "jobs" / "configs").glob("*.toml"), *pages]
-    wanted = {str(p.relative_to(ROOT)) for p in (*assets, *configs) if "__pycache__" not in p.parts}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for path in (*(ROOT / "pipeline").rglob("*"), *(ROOT / "jobs").rglob("*.toml"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert len(wanted) > 20
     assert wanted <= names, wanted - names
     assert not any(name.startswith(("tests", "benchmarks", "tools")) for name in names)

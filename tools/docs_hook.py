@@ -16,27 +16,30 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from pipeline import artifacts, cli, config, options
-from pipeline.reasons import Reason
+from pipeline.artifacts import layout, schemas
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.runtime import config
+from pipeline.runtime.reject_reasons import Reason
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = "\n<!-- made by tools/docs_hook.py -->\n"
 TABLES = {  # file -> its schema, and what that is called in artifacts.py
-    "labels/{stem}.parquet": (artifacts.labels_schema({}), "LABEL"),
-    "clusters.parquet": (artifacts.CLUSTERS, "CLUSTERS"),
-    "embeddings/{stem}.parquet": (artifacts.embeddings_schema(512), "embeddings_schema"),
-    "rejects/{stem}.parquet": (artifacts.REJECTS, "REJECTS"),
-    "assignments/{stem}.parquet": (artifacts.ASSIGNMENTS, "ASSIGNMENTS"),
-    "captions/captions.parquet": (artifacts.CAPTIONS, "CAPTIONS"),
-    "captions/voted.parquet": (artifacts.CAPTIONS, "CAPTIONS"),
-    "captions/candidates.parquet": (artifacts.candidates_schema(512), "candidates_schema"),
-    "exclude/{stem}.parquet": (artifacts.EXCLUDED, "EXCLUDED"),
-    "clusters/curve.parquet": (artifacts.CURVE, "CURVE"),
-    "clusters/tree.parquet": (artifacts.TREE, "TREE"),
-    "clusters/prototypes.parquet": (artifacts.prototypes_schema(128), "prototypes_schema"),
-    "clusters/exemplars.parquet": (artifacts.EXEMPLARS, "EXEMPLARS"),
-    "network/history.parquet": (artifacts.HISTORY, "HISTORY"),
-    "network/sample.parquet": (artifacts.sample_schema(512, 128), "sample_schema"),
+    "labels/{stem}.parquet": (schemas.labels_schema({}), "LABEL"),
+    "clusters.parquet": (schemas.CLUSTERS, "CLUSTERS"),
+    "embeddings/{stem}.parquet": (schemas.embeddings_schema(512), "embeddings_schema"),
+    "rejects/{stem}.parquet": (schemas.REJECTS, "REJECTS"),
+    "assignments/{stem}.parquet": (schemas.ASSIGNMENTS, "ASSIGNMENTS"),
+    "captions/captions.parquet": (schemas.CAPTIONS, "CAPTIONS"),
+    "captions/voted.parquet": (schemas.CAPTIONS, "CAPTIONS"),
+    "captions/candidates.parquet": (schemas.candidates_schema(512), "candidates_schema"),
+    "exclude/{stem}.parquet": (schemas.EXCLUDED, "EXCLUDED"),
+    "clusters/curve.parquet": (schemas.CURVE, "CURVE"),
+    "clusters/tree.parquet": (schemas.TREE, "TREE"),
+    "clusters/prototypes.parquet": (schemas.prototypes_schema(128), "prototypes_schema"),
+    "clusters/exemplars.parquet": (schemas.EXEMPLARS, "EXEMPLARS"),
+    "network/history.parquet": (schemas.HISTORY, "HISTORY"),
+    "network/sample.parquet": (schemas.sample_schema(512, 128), "sample_schema"),
 }
 
 
@@ -88,7 +91,9 @@ def files() -> str:
         "has a `manifest.json`, which is written last and says what it was made from. Parts carry "
         "facts of their own in the footer of the Parquet file."
     )
-    meanings = _comments((ROOT / "pipeline" / "artifacts.py").read_text(encoding="utf-8"))
+    meanings = _comments(
+        (ROOT / "pipeline" / "artifacts" / "schemas.py").read_text(encoding="utf-8")
+    )
     for place, (schema, name) in TABLES.items():
         every = {
             column: said for own in reversed(meanings.values()) for column, said in own.items()
@@ -106,8 +111,8 @@ def files() -> str:
 
 
 def _folders() -> str:
-    named = [n for n in vars(artifacts.RunPaths).items() if isinstance(n[1], property)]
-    paths = artifacts.RunPaths("my-run")
+    named = [n for n in vars(layout.RunPaths).items() if isinstance(n[1], property)]
+    paths = layout.RunPaths("my-run")
     rows = []
     for name, value in named:
         place = getattr(paths, name)
@@ -117,7 +122,7 @@ def _folders() -> str:
 
 
 def _reasons() -> str:
-    source = (ROOT / "pipeline" / "reasons.py").read_text(encoding="utf-8")
+    source = (ROOT / "pipeline" / "runtime" / "reject_reasons.py").read_text(encoding="utf-8")
     said = dict(re.findall(r'^    \w+ = "(\w+)"(?:  # (.+))?$', source, re.MULTILINE))
     rows = [f"| `{reason.value}` | {_cell(said[reason.value])} |" for reason in Reason]
     return "\n".join(["| code | the sample |", "|---|---|", *rows])

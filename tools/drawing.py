@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.pictures import data_uri
+from pipeline.vision.thumbnails import data_uri
 
 MAX_POINTS = 800  # of a line; more are thinned out
 SIZE = (5.4, 3.1)  # inches of 72 units: text stays readable on a narrow page

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from img2dataset import download
 
 ROOT = Path(__file__).parents[1]
-EMOJI = ROOT / "pipeline" / "assets" / "noto-emoji" / "00000.tar"
+EMOJI = ROOT / "examples" / "noto-emoji" / "00000.tar"
 OUT = ROOT / "tests" / "img2dataset"
 PICTURES = 8
 CAPTIONS = ["grinning face", 'quoted, "with" commas', "línea única", None]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from pipeline import artifacts
+from pipeline.artifacts import layout
 from pipeline.store import tables
 from tools import drawing
 
@@ -26,7 +26,7 @@ def main() -> None:
     """Read the run, draw all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="demo-run")
-    paths = artifacts.RunPaths(parser.parse_args().root)
+    paths = layout.RunPaths(parser.parse_args().root)
     clusters, network = paths.clusters.manifest(), paths.network.manifest()
     curve = tables.read(paths.clusters.file("curve.parquet"))
     draw("coding-length", drawing.coding_length, curve, clusters)
@@ -45,7 +45,7 @@ def draw(name: str, picture: drawing.Drawing, *content: object) -> None:
         (OUT / f"{name}-{theme}.svg").write_bytes(data)
 
 
-def landmarks(paths: artifacts.RunPaths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def landmarks(paths: layout.RunPaths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit rows of the landmarks before and after the network, and their clusters."""
     sample = tables.read(paths.network.file("sample.parquet"))
     parts = [pq.read_table(p) for p in sorted(Path(paths.assignments.url).glob("*.parquet"))]

@@ -1,7 +1,7 @@
-"""Make pipeline/assets/wordnet/: the nouns that can be seen in a picture; what is a kind of what.
+"""Make pipeline/vision/assets/wordnet/: the nouns that can be seen, and what is a kind of what.
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb unpacked
-    python tools/make_wordnet_nouns.py unpacked > pipeline/assets/wordnet/nouns.txt
+    python tools/make_wordnet_nouns.py unpacked > pipeline/vision/assets/wordnet/nouns.txt
     python tools/make_wordnet_nouns.py unpacked kinds | gzip -9n > kinds.txt.gz  # there, too
 
 Reads data.noun, index.noun and cntlist.rev (formats: man 5 wndb, cntlist) of Debian's package, made

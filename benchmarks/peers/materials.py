@@ -27,7 +27,7 @@ SOURCES = 500  # pictures to tile with
 SHARDS = 4  # at least as many as threads that decode: some peers read a shard in one worker
 FEW = 16  # images of the shards by which a contender's start is timed
 
-PICO = Path(pipeline.__file__).parent / "assets" / "pico-clip"
+PICO = Path(pipeline.__file__).parent / "vision" / "assets" / "pico-clip"
 
 
 @dataclass(frozen=True)

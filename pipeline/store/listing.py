@@ -7,9 +7,9 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from pipeline.errors import UserError
-from pipeline.redaction import HTTP
-from pipeline.store.retrying import retry
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import HTTP
+from pipeline.store.retry import retry
 from pipeline.store.storage import locate, read_bytes, up_to_date
 
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")

@@ -33,9 +33,9 @@ from uuid import uuid4
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import UserError
-from pipeline.redaction import redacted
-from pipeline.store.retrying import retry
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import redacted
+from pipeline.store.retry import retry
 from pipeline.store.storage import Folder, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)

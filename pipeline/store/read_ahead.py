@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from fsspec.spec import AbstractBufferedFile
 
-from pipeline.store.retrying import ChangedError, retry
+from pipeline.store.retry import ChangedError, retry
 
 BLOCK_BYTES = 4 << 20  # of one range request
 AHEAD = 4  # range requests under way for each file that is read

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO
 
-from pipeline.reasons import Reason, printable
+from pipeline.runtime.reject_reasons import Reason, printable
 from pipeline.store.tar_stream import BoundedHeader, TarStream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -21,10 +21,10 @@ from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from pipeline.errors import UserError
-from pipeline.redaction import HTTP, redacted, resolved
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import HTTP, redacted, resolved
 from pipeline.store.read_ahead import Ahead, Sized
-from pipeline.store.retrying import retry
+from pipeline.store.retry import retry
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"  # in the names of temporary files beside their targets

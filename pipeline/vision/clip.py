@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 from pipeline.vision import batch_norm
 from pipeline.vision.weights import PICO, check, source, tensors_only
 

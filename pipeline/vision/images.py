@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pipeline.reasons import Reason
+from pipeline.runtime.reject_reasons import Reason
 
 # Encoders resize the short side to a fixed length: of a line 1 pixel wide and 60,000 long that
 # would make gigabytes, though its own pixels are few.
@@ -52,9 +52,9 @@ class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure 
 class _Bytes(io.BytesIO):
     """The bytes of an image; reading them fails once nobody waits for the picture any more."""
 
-    def __init__(self, data: bytes, given_up: Callable[[], bool]) -> None:
+    def __init__(self, data: bytes, timed_out: Callable[[], bool]) -> None:
         super().__init__(data)
-        self._given_up = given_up
+        self._given_up = timed_out
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self._given_up():
@@ -63,16 +63,16 @@ class _Bytes(io.BytesIO):
 
 
 def decode(
-    data: bytes, max_pixels: int, given_up: Callable[[], bool] = lambda: False
+    data: bytes, max_pixels: int, timed_out: Callable[[], bool] = lambda: False
 ) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
 
     Transparency is laid on white, 16 bits become 8. Raises `BadImage`, and nothing else, for any
-    bytes; MemoryError where memory is short. Safe to call from many threads. Once `given_up` it
+    bytes; MemoryError where memory is short. Safe to call from many threads. Once `timed_out` it
     ends at the next read of the file, of which PIL reads 64 KB at a time.
     """
     try:
-        return _decode(_Bytes(data, given_up), max_pixels)
+        return _decode(_Bytes(data, timed_out), max_pixels)
     except (BadImage, MemoryError):  # short memory is no fault of the picture
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

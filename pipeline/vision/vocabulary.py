@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import fsspec
 
-from pipeline.errors import UserError
-from pipeline.redaction import resolved
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import resolved
 
 MAX_CHARACTERS = 200  # of one word or phrase; longer ones are a sign that the file is no word list
 
@@ -72,7 +72,9 @@ def _text(name: str) -> str:
 
 def _read(name: str) -> bytes:
     if name in _ASSETS:
-        return (importlib.resources.files("pipeline") / "assets" / _ASSETS[name]).read_bytes()
+        return (
+            importlib.resources.files("pipeline.vision") / "assets" / _ASSETS[name]
+        ).read_bytes()
     with fsspec.open(resolved(name), "rb") as file:
         data: bytes = file.read()
     return data

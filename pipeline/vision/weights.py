@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 
 PICO = "pico-clip"  # the bundled model
 RANDOM = "none"
@@ -90,7 +90,7 @@ def _register_pico() -> None:
 
 
 def _pico_folder() -> Path:
-    return Path(str(importlib.resources.files("pipeline") / "assets" / PICO))
+    return Path(str(importlib.resources.files("pipeline.vision") / "assets" / PICO))
 
 
 def _check_scheme(model: str, pretrained: str) -> None:

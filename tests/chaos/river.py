@@ -16,16 +16,16 @@ from typing import Any
 
 import psutil
 
-from pipeline import artifacts
+from pipeline.artifacts import layout
 from pipeline.store import tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
 
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "pipeline" / "assets" / "noto-emoji"
+BUNDLED = ROOT / "examples" / "noto-emoji"
 SHARDS, SAMPLES = 8, 40
 TIMEOUT_S = 900
-RATECLUSTER = (sys.executable, "-c", "from pipeline.cli import main; main()")
+RATECLUSTER = (sys.executable, "-c", "from pipeline.cli.main import main; main()")
 SETTINGS = {
     "embed.batch_size": 8,
     "train.steps": 60,
@@ -131,7 +131,7 @@ class River:
 
     def ids(self) -> Counter[str]:
         """How often each sample is a row of labels."""
-        folder = artifacts.RunPaths(str(self.folder)).labels
+        folder = layout.RunPaths(str(self.folder)).labels
         found: Counter[str] = Counter()
         for name in folder.names():
             if name.endswith(".parquet"):

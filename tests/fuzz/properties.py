@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from pipeline.reasons import Reason
+from pipeline.runtime.reject_reasons import Reason
 from pipeline.store import columns
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import Member, MissingImage, Sample, ShardReader

@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import artifacts, cli, embed
+from pipeline.artifacts import layout
+from pipeline.cli import main as cli
+from pipeline.embed import settings as embed_settings
+from pipeline.embed import stage as embed
 from pipeline.mcr2 import objective
 from pipeline.mcr2.network import Network, alone
 from pipeline.store import tables
@@ -21,7 +24,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-CFG = embed.Config(device="cuda", batch_size=16)
+CFG = embed_settings.Config(device="cuda", batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_shards_are_the_same_bytes_again_and_wherever_they_are_decoded(
 ):
     shards, found = list_shards(str(tiny_shards)), []
     for number, cfg in enumerate((CFG, replace(CFG, decode_slots=slots))):
-        paths = artifacts.RunPaths(str(tmp_path / str(number)))
+        paths = layout.RunPaths(str(tmp_path / str(number)))
         manifest = embed.run(cfg, shards, paths)
         assert [way.split()[0] for way in manifest["precisions"]] == ["cuda"]
         part = tables.read(paths.embeddings.file("00000.parquet"))

@@ -8,12 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline import train
 from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
+from pipeline.train import loop
+from pipeline.train import settings as train_settings
 
 SAMPLES, INPUT_DIM, WORDS = 24, 10, 7
-CFG = train.Config(
+CFG = train_settings.Config(
     words=WORDS,
     hidden_dim=12,
     feature_dim=6,
@@ -36,7 +37,7 @@ def unit(rows, seed):
 
 def network_of(cfg):
     """Off its start, where the residual is nought and most gradients with it."""
-    network = train.new_network(cfg, unit(SAMPLES, 0), unit(WORDS, 1), 10.0)
+    network = loop.new_network(cfg, unit(SAMPLES, 0), unit(WORDS, 1), 10.0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -46,13 +47,13 @@ def network_of(cfg):
 
 def gradients(columns, dtype, workers):
     """Of the objective at one step, by parameter; its terms; the running statistics."""
-    cfg = train.fitted(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fitted(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
     network = network_of(cfg).to(dtype).train()
     network.gather_with(workers.gather)
-    rows = train.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
+    rows = loop.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
     Z = network(unit(SAMPLES, 0)[rows].to(dtype))
     weights = objective.Weights(eps_sq=cfg.eps_sq, eta=cfg.eta, half_steps=cfg.sinkhorn_half_steps)
-    mine = train.sampled_columns(cfg, 1, workers.rank, workers.size)
+    mine = loop.sampled_columns(cfg, 1, workers.rank, workers.size)
     terms = objective.rate_reduction(Z, mine, weights, workers.gather)
     terms.loss.backward()
     norm = workers.average_gradients(network)
@@ -108,11 +109,11 @@ def failing_worker(rank, size, store, failing, out):
     workers = join(rank, size, store)
     if rank == size - 1:
         coding_rate.compression = compression_failing_at(failing)
-    cfg = train.fitted(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
-    state = train.new_state(cfg, network_of(cfg))
+    cfg = train_settings.fitted(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
+    state = loop.new_state(cfg, network_of(cfg))
     said = ""
     try:
-        for _ in train.fit(cfg, unit(SAMPLES, 0), state, workers):
+        for _ in loop.fit(cfg, unit(SAMPLES, 0), state, workers):
             pass
     except RuntimeError as error:
         said = str(error)

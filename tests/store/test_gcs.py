@@ -4,7 +4,7 @@ import gcsfs
 import pytest
 from gcp_storage_emulator.server import create_server
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 from pipeline.store import listing, lock, read_ahead, storage
 from pipeline.store.storage import Folder
 

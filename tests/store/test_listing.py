@@ -5,7 +5,7 @@ import os
 import fsspec
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 from pipeline.store import listing
 
 

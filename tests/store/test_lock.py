@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.store import lock, retrying, storage
+from pipeline.runtime.errors import UserError
+from pipeline.store import lock, retry, storage
 from tests.store import test_storage
 
 slow_s3, s3, root = test_storage.slow_s3, test_storage.s3, test_storage.root  # the same stores
@@ -218,7 +218,7 @@ def test_a_store_without_create_if_absent_says_so(s3, tmp_path, monkeypatch, cap
         raise OSError(38, "A header you provided implies functionality that is not implemented")
 
     monkeypatch.setattr(fs, "pipe_file", refuse)
-    monkeypatch.setattr(retrying.time, "sleep", lambda s: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda s: None)
     told: list[str] = []
     with held(root, told.append):
         assert "which of two drivers was first" in caplog.text

@@ -15,7 +15,7 @@ from moto.s3.models import s3_backends
 
 from pipeline.store import listing, read_ahead, storage, tables
 from pipeline.store.read_ahead import AHEAD
-from pipeline.store.retrying import ExhaustedError
+from pipeline.store.retry import ExhaustedError
 from pipeline.store.storage import Folder
 from tests.store import test_storage
 from tests.store.slow_s3 import client

@@ -14,8 +14,8 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.errors import UserError
-from pipeline.store import retrying, storage
+from pipeline.runtime.errors import UserError
+from pipeline.store import retry, storage
 from pipeline.store.storage import Folder
 from tests.store.slow_s3 import SlowS3, environment
 
@@ -166,7 +166,7 @@ def test_reading(root):
 def waits(monkeypatch):
     """The waits that were asked for, none of them waited."""
     asked: list[float] = []
-    monkeypatch.setattr(retrying.time, "sleep", asked.append)
+    monkeypatch.setattr(retry.time, "sleep", asked.append)
     return asked
 
 
@@ -187,7 +187,7 @@ def failing(*errors: Exception):
 def test_errors_that_pass_are_tried_again_with_longer_waits(waits, error):
     operation, calls = failing(error, error, error)
     assert storage.retry(operation) == "done"
-    assert len(calls) == retrying.ATTEMPTS == 4 and waits == [1, 2, 4]
+    assert len(calls) == retry.ATTEMPTS == 4 and waits == [1, 2, 4]
 
 
 def test_errors_that_stay_are_raised_in_the_end(waits):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.store import retrying, storage, tables
+from pipeline.store import retry, storage, tables
 
 X = np.arange(24, dtype=np.float32).reshape(8, 3) / 7
 
@@ -122,7 +122,7 @@ def test_on_another_store(tmp_path):
 
 def test_a_read_that_is_cut_short_is_tried_again_and_damage_names_the_file(tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr(retrying.time, "sleep", waits.append)
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
     url = str(tmp_path / "t.parquet")
     tables.write(url, pa.table({"a": [1, 2, 3]}))
     whole = storage.open_read

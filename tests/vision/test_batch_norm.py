@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from pipeline.vision import batch_norm
 
-PICO = Path(__file__).parents[2] / "pipeline/assets/pico-clip"
+PICO = Path(__file__).parents[2] / "pipeline/vision/assets/pico-clip"
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 from pipeline.vision import clip, images, vocabulary
 
 ROOT = Path(__file__).parents[2]
-EMOJI = ROOT / "pipeline/assets/noto-emoji"
-PICO = ROOT / "pipeline/assets/pico-clip"
+EMOJI = ROOT / "examples/noto-emoji"
+PICO = ROOT / "pipeline/vision/assets/pico-clip"
 CIFAR = ROOT.parent / "shared/data/cifar10-test"
 
 

@@ -6,7 +6,7 @@ import importlib.resources
 import open_clip
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.runtime.errors import UserError
 from pipeline.vision import vocabulary
 
 
@@ -50,7 +50,7 @@ def test_defaults_can_be_loaded():
 
 
 def test_wordnet_list_says_where_it_is_from():
-    folder = importlib.resources.files("pipeline") / "assets" / "wordnet"
+    folder = importlib.resources.files("pipeline.vision") / "assets" / "wordnet"
     head = (folder / "nouns.txt").read_text().splitlines()[:2]
     assert "WordNet 3.0" in head[0] and "LICENSE.txt" in head[1]
     assert "Princeton University" in (folder / "LICENSE.txt").read_text()

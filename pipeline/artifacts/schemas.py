@@ -1,0 +1,187 @@
+"""The columns of every table that a run leaves."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from pipeline.store import columns, tables
+
+IDENTITY = [
+    ("sample_id", pa.string()),  # "{shard}/{key}", unique in a run
+    ("shard", pa.string()),  # stem of the shard
+    ("key", pa.string()),  # webdataset's key
+    ("index", pa.int32()),  # position in the shard
+]
+SOURCE = [
+    ("image_member", pa.string()),  # name of the image in the tar
+    ("tar_offset", pa.int64()),  # where its bytes begin in the tar
+    ("tar_size", pa.int64()),  # bytes
+    ("image_width", pa.int32()),  # pixels, upright
+    ("image_height", pa.int32()),  # pixels, upright
+]
+TEXTS = [
+    ("caption", pa.string()),  # the sample's own: its .txt, else the `caption` of its json
+    ("json", pa.string()),  # the sample's own, as it stands in the tar
+]
+REJECTS = pa.schema(
+    [
+        *IDENTITY,
+        ("member", pa.string()),  # name of the file in the tar that is to blame
+        ("reason", pa.string()),  # a code, and detail after a colon
+        *TEXTS,
+    ]
+)
+EXCLUDED = pa.schema(
+    [
+        ("sample_id", pa.string()),  # of what write leaves out
+        ("reason", pa.string()),  # as the list has it
+    ]
+)
+HISTORY = pa.schema(
+    [
+        ("step", pa.int32()),  # of training, from 0
+        ("loss", pa.float64()),  # what is minimised, nats
+        ("expansion", pa.float64()),  # R(Z), nats
+        ("compression", pa.float64()),  # R_c(Z, Π), nats
+        ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
+        ("gradient_norm", pa.float64()),  # over all weights
+        ("samples_per_s", pa.float64()),  # trained on
+    ]
+)
+CURVE = pa.schema(
+    [
+        ("k", pa.int32()),  # number of clusters
+        ("bits", pa.float64()),  # L(Z, cut) over all samples
+        ("low", pa.float64()),  # 5th percentile of bits over resamples
+        ("high", pa.float64()),  # 95th
+    ]
+)
+TREE = pa.schema(
+    [
+        ("k", pa.int32()),  # clusters left after this merge
+        ("kept", pa.int32()),  # cluster whose number the merged one carries on
+        ("merged", pa.int32()),  # cluster whose number disappears
+        ("bits_saved", pa.float64()),  # negative where merging costs bits
+    ]
+)
+KINDS = ("typical", "borderline", "odd")  # least outlier_score, least margin, most outlier_score
+EXEMPLARS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),  # 0 is the largest cluster
+        ("kind", pa.string()),  # of KINDS; a member may be of several
+        ("rank", pa.int32()),  # of its kind, from 0
+        ("outlier_score", pa.float32()),
+        ("margin", pa.float32()),
+        *IDENTITY[:3],
+        *SOURCE[:3],
+        ("caption", pa.string()),
+    ]
+)
+TOP = 3  # clusters that a label names, most likely first
+ASSIGNMENTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("cluster_id", pa.int32()),
+        ("confidence", pa.float32()),  # share of its cluster, 0 to 1
+        ("margin", pa.float32()),  # confidence less the best other share
+        ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
+        ("top_clusters", pa.list_(pa.int32())),  # the likeliest clusters, most likely first
+        ("top_shares", pa.list_(pa.float32())),  # their shares, 0 to 1
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),
+        ("rank", pa.int32()),  # 0 is the best caption
+        ("caption", pa.string()),  # a word or phrase for the cluster
+        ("share", pa.float32()),  # of the cluster's scores, 0 to 1; 0 where a model named it
+        ("source", pa.string()),  # vocabulary | alt text | model
+    ]
+)
+CLUSTERS = pa.schema(
+    [
+        ("cluster_id", pa.int32()),
+        ("size", pa.int64()),  # samples
+        ("cluster_caption", pa.string()),  # its best caption
+        ("captions", pa.list_(pa.string())),  # best first
+        ("caption_shares", pa.list_(pa.float32())),  # of the cluster's scores, 0 to 1
+        ("bits_per_sample", pa.float64()),  # coding length of its features over its size
+        ("nearest_clusters", pa.list_(pa.int32())),  # nearest first
+        ("typical_samples", pa.list_(pa.string())),  # sample_ids, most typical first
+    ]
+)
+LABEL = [  # the columns of a label that are ours, after IDENTITY
+    ("status", pa.string()),  # success | rejected | excluded
+    ("error_message", pa.string()),  # why it was rejected or excluded
+    ("caption", pa.string()),
+    *SOURCE,
+    ("cluster_id", pa.int32()),
+    ("cluster_caption", pa.string()),
+    *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id")],
+]
+# The columns of a label that go under "ratecluster" into the json of a labelled shard.
+IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """Rows of `embeddings/{stem}.parquet`: one per readable sample."""
+    vector = ("embedding", tables.vectors(dim))  # of the image, L2-normalised
+    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, vector])
+
+
+def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
+    """Rows of `network/sample.parquet`: landmarks before and after the network."""
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("embedding", tables.vectors(input_dim)),
+            ("feature", tables.vectors(feature_dim, pa.float32())),  # z, what the network made
+        ]
+    )
+
+
+def prototypes_schema(feature_dim: int) -> pa.Schema:
+    """Rows of `clusters/prototypes.parquet`: one or more per cluster, in the order of clusters."""
+    return pa.schema(
+        [
+            ("cluster_id", pa.int32()),
+            ("vector", tables.vectors(feature_dim, pa.float32())),  # a prototype, unit norm
+        ]
+    )
+
+
+def candidates_schema(dim: int) -> pa.Schema:
+    """Rows of `captions/candidates.parquet`: all that a caption was chosen from."""
+    return pa.schema(
+        [
+            ("caption", pa.string()),  # a word or phrase
+            ("source", pa.string()),  # vocabulary | alt text
+            ("vector", tables.vectors(dim)),  # by the text encoder, unit length
+            ("clusters", pa.list_(pa.int32())),  # whose alt texts hold it
+            ("text_scores", pa.list_(pa.float32())),  # how well it sets them apart, 0 to 1
+        ]
+    )
+
+
+def label_names(kinds: Iterable[str]) -> dict[str, str]:
+    """Original json column -> its name in labels: its own, `input_…` where that is taken.
+
+    LAION's SAMPLE_ID is taken by sample_id: to SQL they are one name, of which DuckDB would call
+    the second SAMPLE_ID_1 and Spark read neither.
+    """
+    taken = {name.lower() for name, _ in [*IDENTITY, *LABEL]}
+    names: dict[str, str] = {}
+    for column in sorted(kinds, key=lambda c: (c.lower() in taken, c != c.lower(), c)):
+        name = column
+        while name.lower() in taken:
+            name = f"input_{name}"
+        taken.add(name.lower())
+        names[column] = name
+    return names
+
+
+def labels_schema(kinds: dict[str, str]) -> pa.Schema:
+    """Rows of `labels/{stem}.parquet`; `kinds` are those of the run's json columns."""
+    names = label_names(kinds)
+    originals = [(names[column], columns.TYPES[kind]) for column, kind in sorted(kinds.items())]
+    return pa.schema([*IDENTITY, *LABEL, *originals])

@@ -1,0 +1,1 @@
+"""Stage 4: ranked captions for every cluster."""

@@ -1,0 +1,148 @@
+"""What the samples' own alt texts say of their clusters: n-grams, counted and compared.
+
+V candidates, M n-grams, k clusters.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from pipeline.caption import ranking, tokenization
+
+NGRAM_WORDS = 3
+NGRAM_CHARACTERS = 4  # of Han, which has no spaces between words
+KEPT_NGRAMS = 2000  # per cluster and task: bounds the memory of the counts
+MIN_SHARE = 0.05  # of a cluster's alt texts must hold an n-gram that becomes a candidate
+FRAGMENT = 0.9  # of the texts with an n-gram hold it in the same longer one: a part of that
+STOPWORDS = frozenset(
+    """a an and are as at be by for from has have in into is it its of on or that the this to was
+    with you your i we he she they not no""".split()  # noqa: SIM905 - a list of words reads as one
+)
+
+Counts = list[Counter[str]]  # of each cluster: alt texts that hold an n-gram; "" counts all texts
+
+
+def ngrams(text: str) -> set[str]:
+    """The n-grams of 1 to 3 words of an alt text that neither begin nor end in a stop word.
+
+    Of runs of Han those of 1 to 4 characters; of Katakana the run, of Hiragana the run if it is
+    longer than the particles.
+    """
+    words, found = tokenization.words(text), set[str]()
+    for start, word in enumerate(words):
+        if tokenization.SPACELESS.match(word):
+            found.update(_pieces(word))
+            continue
+        for stop in range(start + 1, min(start + NGRAM_WORDS, len(words)) + 1):
+            last = words[stop - 1]
+            if tokenization.SPACELESS.match(last):
+                break
+            if word not in STOPWORDS and last not in STOPWORDS:
+                found.add(" ".join(words[start:stop]))
+    return found
+
+
+def _pieces(run: str) -> Iterator[str]:
+    if "\u3041" <= run[0] <= "\u309f":
+        yield from [run] * (len(run) > 1)
+    elif "\u30a1" <= run[0] <= "\u30ff":
+        yield run
+    else:
+        for start in range(len(run)):
+            for stop in range(start + 1, min(start + NGRAM_CHARACTERS, len(run)) + 1):
+                yield run[start:stop]
+
+
+def trimmed(counter: Counter[str]) -> Counter[str]:
+    """The KEPT_NGRAMS commonest of one cluster, ties by name."""
+    if len(counter) <= KEPT_NGRAMS:
+        return counter
+    return Counter(
+        dict(sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:KEPT_NGRAMS])
+    )
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well n-grams set clusters apart by the alt texts that hold them."""
+
+    names: list[str]  # M n-grams, sorted
+    scores: sp.csr_matrix  # (k, M), 0 to 1; 0 below MIN_SHARE, and for fragments of others
+
+    def distinctive(self, per_cluster: int) -> list[str]:
+        """The best n-grams of each cluster, all clusters together, sorted."""
+        chosen: set[str] = set()
+        for row in range(self.scores.shape[0]):
+            found = self._of_cluster(row)
+            chosen.update(sorted(found, key=lambda name: (-found[name], name))[:per_cluster])
+        return sorted(chosen)
+
+    def _of_cluster(self, row: int) -> dict[str, float]:
+        """The n-grams of one cluster with a score above 0."""
+        cells = slice(*self.scores.indptr[row : row + 2])
+        scored = zip(self.scores.indices[cells], self.scores.data[cells], strict=True)
+        return {self.names[i]: score for i, score in scored if score > 0}
+
+    def without_fragments(self, counts: Counts) -> "Separation":
+        """Fragments score 0: an n-gram that a cluster hardly says but within a longer one.
+
+        "rainbow" gives way to "rainbow trout", as in the C-value of terms (Frantzi et al. 2000).
+        """
+        scores, column_of = self.scores.copy(), {n: i for i, n in enumerate(self.names)}
+        for row, counter in enumerate(counts):
+            fragments = _fragments(self._of_cluster(row), counter)
+            cells = slice(*scores.indptr[row : row + 2])
+            gone = np.isin(scores.indices[cells], [column_of[name] for name in fragments])
+            scores.data[cells][gone] = 0
+        return Separation(self.names, scores)
+
+    def of(self, candidates: Sequence[str]) -> sp.csr_matrix:
+        """The scores of candidates, (k, V); 0 for what no text holds."""
+        column_of = {name: column for column, name in enumerate(self.names)}
+        old = np.array([column_of.get(name.lower(), -1) for name in candidates], np.int64)
+        new = np.flatnonzero(old >= 0)
+        shape = (len(self.names), len(candidates))
+        pick = sp.csr_matrix((np.ones(len(new)), (old[new], new)), shape)
+        return (self.scores @ pick).tocsr()
+
+
+def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
+    """`ranking.separation` of the shares of each cluster's texts, where they are no rarity.
+
+    Without fragments.
+    """
+    names = sorted({name for counter in counts for name, n in counter.items() if name and n >= 2})
+    column_of = {name: column for column, name in enumerate(names)}
+    rows, columns, values = [], [], []
+    for row, counter in enumerate(counts):
+        for name, n in counter.items():
+            if name and n >= 2:
+                rows.append(row)
+                columns.append(column_of[name])
+                values.append(n / counter[""])
+    shares = sp.csr_matrix((values, (rows, columns)), shape=(len(counts), len(names)))
+    shares.sort_indices()
+    scores = ranking.separation(shares, near)
+    scores.data[shares.data < MIN_SHARE] = 0  # in the same cells
+    return Separation(names, scores).without_fragments(counts)
+
+
+def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:
+    """Those of the n-grams that a longer one among them holds, nearly as often as they are said."""
+    fragments = set()
+    for long in found:
+        for part in _parts(long):
+            if part in found and counter[long] >= FRAGMENT * counter[part]:
+                fragments.add(part)
+    return fragments
+
+
+def _parts(ngram: str) -> set[str]:
+    """The shorter n-grams within one."""
+    words = ngram.split(" ")
+    if len(words) == 1:
+        return set(_pieces(ngram)) - {ngram} if tokenization.SPACELESS.match(ngram) else set()
+    return {" ".join(phrase) for phrase in tokenization.phrases(tuple(words))} - {ngram}

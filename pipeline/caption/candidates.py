@@ -1,0 +1,78 @@
+"""What captions are chosen from: CANDIDATES and CAPTIONS as tables; which clusters are neighbours.
+
+V candidates, D dimensions, k clusters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from pipeline.artifacts import layout, schemas
+from pipeline.caption import ranking
+from pipeline.mcr2 import assignment
+from pipeline.store import tables
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All candidates of a run."""
+
+    names: list[str]
+    texts: np.ndarray  # (V, D) float32, unit rows
+    by_texts: sp.csr_matrix  # (k, V) their separation by alt texts
+
+    def only(self, kept: np.ndarray) -> "Candidates":
+        """Those at some places."""
+        names = [self.names[i] for i in kept.tolist()]
+        return Candidates(names, self.texts[kept], self.by_texts[:, kept])
+
+
+def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_matrix) -> pa.Table:
+    """CANDIDATES: so many of a vocabulary, then the n-grams; texts (V, D), by_texts (k, V)."""
+    columns = by_texts.tocsc()
+    columns.sort_indices()
+    ends = pa.array(columns.indptr, pa.int32())
+    sources = ["vocabulary"] * vocabulary + ["alt text"] * (len(names) - vocabulary)
+    made = [
+        pa.array(names, pa.string()),
+        pa.array(sources, pa.string()),
+        tables.from_matrix(texts),
+        pa.ListArray.from_arrays(ends, pa.array(columns.indices, pa.int32())),
+        pa.ListArray.from_arrays(ends, pa.array(columns.data, pa.float32())),
+    ]
+    return pa.table(made, schema=schemas.candidates_schema(texts.shape[1]))
+
+
+def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
+    """CAPTIONS: of each cluster the candidates (CANDIDATES) at `places`, best first."""
+    names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
+    rows = []
+    for number, chosen in enumerate(places):
+        counted = scores[number].toarray().ravel()
+        for rank, index in enumerate(chosen):
+            facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
+            share = float(counted[index] / counted.sum())
+            rows.append({**facts, "share": share, "source": sources[index]})
+    return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
+
+
+def read(paths: layout.RunPaths, k: int) -> Candidates:
+    """Those that stage caption has left."""
+    found = tables.read(paths.captions.file("candidates.parquet")).combine_chunks()
+    texts = tables.to_matrix(found["vector"]).astype(np.float32)
+    texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-12)
+    clusters, scores = found["clusters"].combine_chunks(), found["text_scores"].combine_chunks()
+    cells = scores.flatten().to_numpy(), clusters.flatten().to_numpy()
+    ends = np.concatenate([[0], np.cumsum(clusters.value_lengths().to_numpy())])
+    by_texts = sp.csc_matrix((cells[0].astype(float), cells[1], ends), shape=(k, len(texts)))
+    return Candidates(found["caption"].to_pylist(), texts, by_texts.tocsr())
+
+
+def neighbourhood(paths: layout.RunPaths) -> sp.csr_matrix:
+    """Which clusters are neighbours, (k, k): the nearest of each by their prototypes."""
+    found = tables.read(paths.clusters.file("prototypes.parquet"))
+    vectors, clusters = tables.to_matrix(found["vector"]), found["cluster_id"].to_numpy()
+    nearest = assignment.nearest_clusters(vectors, clusters, ranking.NEIGHBOURS)
+    return ranking.neighbourhood(nearest)

@@ -1,0 +1,131 @@
+"""Candidates to ranked captions: votes of the members, separation from neighbours, redundancy.
+
+n members, D dimensions, k clusters, V candidates. Arrays in, arrays out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from pipeline.caption import tokenization
+
+TOP_VOTES = 5  # candidates that a member votes for
+BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
+NEIGHBOURS = 5  # clusters that a caption has to tell its own from
+RANKED = 10  # captions kept per cluster
+POOL = 50  # best candidates of a cluster, among which the RANKED are chosen
+LEAST = 0.1  # of the best score: what is less is noise, which would be new, but no caption
+RELEVANCE = 0.7  # λ of the maximal marginal relevance; the rest is novelty
+
+
+def votes(
+    x: np.ndarray, clusters: np.ndarray, texts: np.ndarray, k: int, temperature: float
+) -> sp.csr_matrix:
+    """Summed votes (k, V) of members x (n, D) in `clusters` (n,); texts (V, D); rows are unit.
+
+    A member gives its TOP_VOTES largest softmax probabilities over all candidates (CPP, Chu et al.
+    2024).
+    """
+    total = sp.csr_matrix((k, len(texts)))
+    candidates = torch.from_numpy(texts)
+    for start in range(0, len(x), BATCH_ROWS):
+        batch = slice(start, start + BATCH_ROWS)
+        rows = torch.from_numpy(x[batch].astype(np.float32))
+        shares = torch.softmax(rows @ candidates.T / temperature, dim=1)
+        top = shares.topk(min(TOP_VOTES, len(texts)), dim=1)
+        own = np.repeat(clusters[batch], top.indices.shape[1])
+        cells = (top.values.double().numpy().ravel(), (own, top.indices.numpy().ravel()))
+        total = total + sp.csr_matrix(cells, shape=total.shape)
+    return total
+
+
+def neighbourhood(nearest: Sequence[Sequence[int]]) -> sp.csr_matrix:
+    """(k, k), 1 where a cluster (row) has another as a neighbour."""
+    sizes = [len(near) for near in nearest]
+    columns = np.concatenate([np.asarray(near, np.int64) for near in nearest])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    return sp.csr_matrix((np.ones(len(columns)), columns, ends), shape=(len(sizes),) * 2)
+
+
+def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
+    """How well each candidate sets each cluster apart, (k, V), 0 to 1, from its `shares` there.
+
+    Class-based tf-idf, share × log(1 + k / sum of shares) as in BERTopic's c-TF-IDF (Grootendorst
+    2022), over log(1 + k); times the share of this cluster in those of it and its neighbours,
+    which is the precision of the candidate where they are all of one size (differential cluster
+    labelling, Manning et al. 2008, 17.7). 1: every member here has it, and none elsewhere.
+    """
+    k = shares.shape[0]
+    shares = shares.tocsr(copy=True)
+    shares.eliminate_zeros()
+    shares.sort_indices()
+    spread = np.asarray(shares.sum(axis=0)).ravel()
+    around = (shares + near @ shares).multiply(shares > 0).tocsr()  # cells where shares has them
+    around.sort_indices()
+    rarity = np.log1p(k / np.maximum(spread, 1e-12)) / np.log1p(k)
+    precision = shares.data / around.data
+    scores = shares.data * rarity[shares.indices] * precision
+    return sp.csr_matrix((scores, shares.indices, shares.indptr), shape=shares.shape)
+
+
+def combined(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
+    """Scores (k, V): the separation of the shares of votes, and of those of alt texts, added.
+
+    `texts` (k, V) is the separation by alt texts. Pictures and words have to agree.
+    """
+    whole = np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1e-12)
+    return (separation(sp.diags(1 / whole) @ total, near) + texts).tocsr()
+
+
+def best(scores: sp.csr_matrix) -> list[int | None]:
+    """The first of the candidates of largest score of each cluster; None where none is above 0."""
+    return [next(iter(_order(scores, row).tolist()), None) for row in range(scores.shape[0])]
+
+
+def ranked(
+    scores: sp.csr_matrix, keys: Sequence[tokenization.Key], texts: np.ndarray
+) -> list[list[int]]:
+    """Of each cluster up to RANKED candidates, best first, none of them said before.
+
+    The POOL best by score, of no less than LEAST, are taken by maximal marginal relevance
+    (Carbonell and Goldstein 1998): RELEVANCE × score less (1 − RELEVANCE) × the largest cosine to
+    one that was taken, scores over the cluster's largest, text vectors (V, D) less their mean,
+    which all texts share. One that holds the words of another, or the same in another number, is
+    not taken beside it.
+    """
+    mean = texts.mean(axis=0, dtype=np.float64).astype(np.float32)
+    found = []
+    for row in range(scores.shape[0]):
+        pool = _order(scores, row)[:POOL]
+        worth = np.asarray(scores[row].todense()).ravel()[pool]
+        taken = _diverse(worth, [keys[i] for i in pool], texts[pool] - mean)
+        found.append([int(pool[i]) for i in taken])
+    return found
+
+
+def _order(scores: sp.csr_matrix, row: int) -> np.ndarray:
+    """Candidates of one cluster with a score above 0, the largest first; ties in their order."""
+    cells = slice(scores.indptr[row], scores.indptr[row + 1])
+    columns, values = scores.indices[cells], scores.data[cells]
+    return columns[np.lexsort((columns, -values))][: int((values > 0).sum())]
+
+
+def _diverse(worth: np.ndarray, keys: list[tokenization.Key], vectors: np.ndarray) -> list[int]:
+    """Positions in a pool that is sorted by `worth`, by maximal marginal relevance."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    relevance = worth / max(worth.max(initial=0), 1e-12)
+    nearest = np.full(len(worth), 0.0)  # largest cosine to one that was taken
+    left, taken = np.flatnonzero(relevance >= LEAST).tolist(), list[int]()
+    while left and len(taken) < RANKED:
+        gain = RELEVANCE * relevance[left] - (1 - RELEVANCE) * nearest[left]
+        chosen = left[int(gain.argmax())]
+        taken.append(chosen)
+        nearest = np.maximum(nearest, unit @ unit[chosen])
+        left = [i for i in left if i != chosen and not _nested(keys[i], keys[chosen])]
+    return taken
+
+
+def _nested(one: tokenization.Key, other: tokenization.Key) -> bool:
+    return tokenization.holds(one, other) or tokenization.holds(other, one)

@@ -1,0 +1,202 @@
+"""One shard of images to one part of embeddings: decode, encode, commit. No Ray.
+
+A part is committed after its rejects and carries its own facts in its footer. It is the record that
+its shard is done.
+"""
+
+import json
+import logging
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from pipeline.artifacts import layout, schemas
+from pipeline.embed.decoding import Batch, Limits, Prepare, Row, batches
+from pipeline.embed.settings import Config
+from pipeline.runtime import config
+from pipeline.runtime.reject_reasons import Reason
+from pipeline.store import columns, storage, tables
+from pipeline.store.listing import Shard
+from pipeline.vision import clip
+
+log = logging.getLogger(__name__)
+LOOKAHEAD_BATCHES = 2  # decoded ahead of the model, per shard
+RETRIES = 3  # of a decode task whose node died
+Source = Callable[[Shard, Prepare, Config], Iterator[Batch]]
+
+
+class ShardRows:
+    """What one shard has become so far: rows, their embeddings, rejects."""
+
+    def __init__(self, encoder: clip.Encoder, thread: ThreadPoolExecutor) -> None:
+        self.encoder, self.thread = encoder, thread
+        self.rows: list[Row] = []
+        self.rejects: list[Row] = []
+        self.embeddings: list[np.ndarray] = []
+        self.encode_s = self.decode_s = 0.0
+
+    def add(self, batch: Batch) -> None:
+        """One batch through the model; a sample whose embedding is not finite is rejected."""
+        self.rejects += batch.rejects
+        self.decode_s += batch.decode_s
+        if not batch.rows:
+            return
+        encoded, seconds = self.thread.submit(_timed, self.encoder, batch.pixels).result()
+        self.encode_s += seconds
+        finite = np.isfinite(encoded).all(axis=1)
+        for row, good in zip(batch.rows, finite, strict=True):
+            if good:
+                self.rows.append(row)
+            else:
+                member, reason = row["image_member"], Reason.EMBEDDING_NOT_FINITE.because()
+                self.rejects.append({**row, "member": member, "reason": reason})
+        self.embeddings.append(encoded[finite].astype(np.float16))
+
+    def matrix(self) -> np.ndarray:
+        """(rows, dim) float16."""
+        empty = np.zeros((0, self.encoder.dim), np.float16)
+        return np.concatenate([empty, *self.embeddings])
+
+
+def _timed(encoder: clip.Encoder, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    encoded = encoder.encode_images(pixels)
+    return encoded, time.perf_counter() - started
+
+
+def embed_shard(
+    shard: Shard,
+    encoder: clip.Encoder,
+    thread: ThreadPoolExecutor,
+    cfg: Config,
+    paths: layout.RunPaths,
+    source: Source,
+) -> dict[str, Any]:
+    """Encode the batches of one shard, commit its rejects and its part; returns its facts.
+
+    Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
+    model runs in `thread`, a pool of one that all shards share: torch keeps a team of OpenMP
+    threads for every thread that calls it, and idle teams spin.
+    """
+    began, end = time.time(), ""
+    out = ShardRows(encoder, thread)
+    for batch in source(shard, encoder.prepare, cfg):
+        out.add(batch)
+        end = batch.end
+    met = sorted(row["index"] for row in (*out.rows, *out.rejects))
+    if not end or met != list(range(len(met))):  # one that began anew may have cut other batches
+        raise OSError(f"{shard.url}: its batches do not fit together; run again")
+    facts = shard_facts(shard, out, end, cfg)
+    _commit(shard.stem, out, facts, paths)
+    spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
+    return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
+
+
+def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The batches of a shard, decoded in this process, ahead of being asked for."""
+    threads = cfg.decode_threads or (1 if cfg.decode_slots else os.cpu_count() or 1)
+    ahead = LOOKAHEAD_BATCHES * cfg.batch_size
+    limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
+    yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
+
+
+def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The same batches from a task on any node that has a CPU to spare.
+
+    It stays LOOKAHEAD_BATCHES ahead, and begins anew where its node dies.
+    """
+    task = ray.remote(decoded).options(
+        num_cpus=cfg.decode_threads or 1,
+        max_retries=RETRIES,
+        num_returns="streaming",
+        _generator_backpressure_num_objects=LOOKAHEAD_BATCHES,
+    )
+    batches: Any = task.remote(shard, prepare, cfg)
+    try:
+        for batch in batches:
+            yield ray.get(batch)
+    except RayTaskError as error:
+        raise error.cause from None
+    finally:
+        ray.cancel(batches)  # where nobody asks for the rest
+
+
+def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
+    """What is known of a finished shard; the same whenever and wherever it is made."""
+    samples = len(out.rows) + len(out.rejects)
+    kinds, clashes = columns.survey(row["json"] for row in (*out.rows, *out.rejects))
+    return {
+        "stage": config.fingerprint(cfg),
+        "config": config.facts(cfg),
+        "shard": asdict(shard),
+        "samples": samples,
+        "embedded": len(out.rows),
+        "rejected": len(out.rejects),
+        "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
+        "end": end,
+        "columns": kinds,
+        "clashes": sorted(clashes),
+        "device": out.encoder.device,
+        "precision": out.encoder.precision,
+    }
+
+
+def _commit(stem: str, out: ShardRows, facts: dict[str, Any], paths: layout.RunPaths) -> None:
+    rejects = sorted(out.rejects, key=lambda row: row["index"])
+    if facts["end"] != "complete":  # damage is a row without a key: no sample, but a problem
+        rejects.append({"shard": stem, "reason": Reason.SHARD.because(facts["end"])})
+    table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
+    tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])
+    schema = schemas.embeddings_schema(out.encoder.dim)
+    texts = {f.name: pa.array([r[f.name] for r in out.rows], f.type) for f in list(schema)[:-1]}
+    part = pa.table({**texts, "embedding": tables.from_matrix(out.matrix())}, schema=schema)
+    tables.write(paths.embeddings.file(f"{stem}.parquet"), part, **facts)
+
+
+class Embedder:
+    """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
+
+    def __init__(self, cfg: Config, paths: layout.RunPaths, threads: int) -> None:
+        self.cfg, self.paths, self.name = cfg, paths, uuid4().hex
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.encoder = clip.load(
+            cfg.model,
+            cfg.pretrained,
+            device=cfg.device,
+            precision=cfg.precision,
+            threads=threads,
+            compiled=cfg.compile,
+        )
+        if cfg.compile:  # always for the same sizes first: what it makes of others depends on them
+            self.encoder.encode_images(
+                np.zeros((cfg.batch_size, *self.encoder.image_size, 3), np.uint8)
+            )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
+        shard = Shard(**json.loads(row["shard"]))
+        try:
+            facts = storage.retry(lambda: self._embed(shard))
+            return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
+        except Exception as error:  # a row, so that one shard does not stop the others
+            log.error("embed: %s: %s", shard.url, traceback.format_exc())
+            said = f"{shard.url}: {type(error).__name__}: {error}"
+            return {"stem": shard.stem, "facts": "", "error": said}
+
+    def _embed(self, shard: Shard) -> dict[str, Any]:
+        source = decoded_elsewhere if self.cfg.decode_slots else decoded
+        facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
+        facts["took"]["encoder"] = self.name
+        return facts

@@ -1,0 +1,215 @@
+"""Stage 1, embed: shards of images to CLIP embeddings, one part per shard.
+
+reads   the input shards
+writes  embeddings/{stem}.parquet  embeddings_schema  one row per readable sample
+        rejects/{stem}.parquet     REJECTS            one row per unreadable one, and per damage
+        embeddings/manifest.json   counts and facts of every shard, the json columns of the run
+
+A part is committed after its rejects, and carries its own facts in its footer, so it is the record
+that its shard is done. Core: `embed_shard` (no Ray). Worker: `Embedder`. Shell: `run`.
+"""
+
+import json
+import logging
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from pipeline.artifacts import layout, outputs
+from pipeline.embed.encode_shard import Embedder
+from pipeline.embed.settings import Config
+from pipeline.embed.survey import fingerprint, finished, plan
+from pipeline.runtime import cluster, config, console
+from pipeline.runtime.progress import StageProgress, waiting_for
+from pipeline.store import columns
+from pipeline.store.listing import Shard
+from pipeline.vision import clip
+
+log = logging.getLogger(__name__)
+STARVING = 0.2  # of an encoder's time without images
+
+
+def check(cfg: Config) -> None:
+    """Raise UserError for an unknown model, tag or checkpoint; loads nothing."""
+    clip.check(cfg.model, cfg.pretrained)
+    clip.choose_precision(cfg.model, "cpu", cfg.precision)
+
+
+def run(
+    cfg: Config, shards: list[Shard], paths: layout.RunPaths, overwrite: bool = False
+) -> dict[str, Any]:
+    """Embed the shards that have no part yet, check the counts, commit the manifest."""
+    if before := finished(cfg, shards, paths):
+        console.log_already_done(log, "embed", paths.embeddings.url)
+        return before
+    done, todo = plan(cfg, shards, paths, overwrite)
+    paths.embeddings.remove({"manifest.json"})
+    failures, took, waiting = [], [], dict.fromkeys(shard.stem for shard in todo)
+    with StageProgress("embed", len(todo), "shards") as progress:
+        waiting_for(waiting)
+        for row in embedded(cfg, todo, paths) if todo else ():
+            del waiting[row["stem"]]
+            waiting_for(waiting)
+            if row["error"]:
+                failures.append(row["error"])
+                continue
+            facts = json.loads(row["facts"])
+            progress.advance(samples=facts["samples"], rejected=facts["rejected"])
+            took.append(facts.pop("took"))
+            done.append(facts)
+    if failures:
+        raise RuntimeError(
+            f"embed: {len(failures)} of {len(todo)} shards failed; run again to retry them. "
+            f"First: {failures[0]}"
+        )
+    manifest = summary(done, cfg, progress.seconds)
+    _report_problems(done, manifest)
+    _check_counts(done, manifest, cfg.max_reject_fraction)
+    known = outputs.part_facts(paths.embeddings, [shard.stem for shard in shards])
+    if odd := [s for s in shards if known.get(s.stem, {}).get("stage") != config.fingerprint(cfg)]:
+        raise RuntimeError(f"embed: the part of {odd[0].url} was changed meanwhile: run again")
+    paths.rejects.sweep()
+    speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
+    load = {"samples_per_s": speed, **balance(took)}
+    paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
+    counts = (f"{manifest['samples']:,} samples", f"{manifest['rejected']:,} rejected")
+    console.log_finished(log, "embed", progress.seconds, *counts, f"{speed:,.0f} samples/s")
+    _report_balance(load, cfg, manifest["precisions"])
+    return paths.embeddings.manifest()
+
+
+def embedded(cfg: Config, todo: list[Shard], paths: layout.RunPaths) -> Iterator[dict[str, Any]]:
+    """Ray Data over the shards, one block each, through a pool of encoders; a row per shard."""
+    cluster.join()
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
+    actors = min(cfg.actors or max(1, gpus), len(todo))
+    readers = cfg.decode_slots or cfg.readers
+    wanted = actors * cfg.decode_slots * (cfg.decode_threads or 1)
+    if wanted > (spare := int(ray.cluster_resources().get("CPU", 0)) - actors):
+        log.warning(
+            "embed: %d encoders of embed.decode_slots = %d decode with %d CPUs at once, of which "
+            "the cluster has %d beside theirs: %s",
+            *(actors, cfg.decode_slots, wanted, max(spare, 0)),
+            "they wait for each other" if spare > 0 else "they wait for ever unless it grows",
+        )
+    threads = cfg.threads or os.cpu_count() or 1  # whatever the actors: bytes depend on it
+    items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        Embedder,  # type: ignore[arg-type]
+        fn_constructor_args=(cfg, paths, threads),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        ray_remote_args_fn=cluster.actor_limits,
+        compute=ActorPoolStrategy(
+            size=actors,
+            max_concurrent_calls_per_actor=readers,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=readers + 1,
+        ),
+    )
+    yield from dataset.iter_rows()
+
+
+def balance(took: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the encoders that did these shards: the share of their time from the first shard to the
+    last in which they did not encode, and the CPUs whose decoding keeps one busy.
+    """
+    if not took:
+        return {}
+    spans: dict[str, list[float]] = defaultdict(list)
+    for shard in took:
+        spans[shard["encoder"]] += [shard["began"], shard["ended"]]
+    encode_s = sum(shard["encode_s"] for shard in took)
+    there_s = sum(max(times) - min(times) for times in spans.values())
+    return {
+        "encoder_idle": round(max(0.0, 1 - encode_s / max(there_s, 1e-9)), 3),
+        "decode_cpus_per_encoder": round(
+            sum(shard["decode_s"] for shard in took) / max(encode_s, 1e-9), 2
+        ),
+    }
+
+
+def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str, Any]:
+    """The manifest: totals, the facts of every shard in order, the columns of all json."""
+    done = sorted(done, key=lambda facts: str(facts["shard"]["url"]))
+    kinds: dict[str, str] = {}
+    clashes: set[str] = set()
+    reasons: Counter[str] = Counter()
+    for facts in done:
+        clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
+        reasons.update(facts["reasons"])
+    per_shard = ("shard", "samples", "embedded", "rejected", "end")
+    return {
+        "config": config.facts(cfg),
+        "samples": sum(facts["samples"] for facts in done),
+        "embedded": sum(facts["embedded"] for facts in done),
+        "rejected": sum(facts["rejected"] for facts in done),
+        "reasons": dict(reasons),
+        "damaged": sum(facts["end"] != "complete" for facts in done),
+        "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
+        "conflicting_columns": sorted(clashes),
+        "precisions": sorted({f"{f['device']} {f['precision']}" for f in done}),
+        "shards": [{key: facts[key] for key in per_shard} for facts in done],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) -> None:
+    """Log how well encoders were fed; a warning where more CPUs would feed them better."""
+    if "encoder_idle" not in load:
+        return
+    idle, cpus = load["encoder_idle"], load["decode_cpus_per_encoder"]
+    said = (
+        f"embed: encoders idle {idle:.0%} of the time; one at work needs {cpus:.1f} CPUs to decode"
+    )
+    apart = cfg.decode_slots or any(way.startswith("cuda") for way in precisions)
+    slots = math.ceil(cpus) + 1
+    if idle <= STARVING or not apart:  # a CPU that encodes is the one that decodes
+        log.info(said)
+    elif slots > cfg.decode_slots * (cfg.decode_threads or 1):
+        log.warning("%s: set embed.decode_slots = %d, and add CPU nodes", said, slots)
+    else:
+        log.warning(
+            "%s: it has them, so it waits for the store or for CPUs that the cluster lacks", said
+        )
+
+
+def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
+    """Log, once each, what a person should know."""
+    for facts in done:
+        if facts["end"] != "complete":
+            log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
+    if clashes := manifest["conflicting_columns"]:
+        log.warning(
+            "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])
+        )
+    if len(manifest["precisions"]) > 1:
+        log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
+
+
+def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: float) -> None:
+    """Raise where rows do not add up, nothing was readable, or too much was rejected."""
+    for facts in [*done, manifest]:
+        name = facts["shard"]["url"] if "shard" in facts else "the run"
+        if facts["embedded"] + facts["rejected"] != facts["samples"]:
+            raise RuntimeError(f"embed: {name}: rows do not add up: {facts}")
+        if facts["rejected"] > limit * facts["samples"]:
+            raise RuntimeError(
+                f"embed: {facts['rejected']} of {facts['samples']} samples of {name} were rejected "
+                f"({facts['reasons']}), more than embed.max_reject_fraction = {limit}; see rejects/"
+            )
+    lost = [f for f in done if not f["samples"] and f["end"].startswith("damaged")]
+    if len(lost) > limit * len(done):
+        raise RuntimeError(
+            f"embed: {len(lost)} of {len(done)} shards cannot be read at all, more than "
+            f"embed.max_reject_fraction = {limit}; the first is {lost[0]['shard']['url']}: "
+            f"{lost[0]['end']}"
+        )
+    if not manifest["embedded"]:
+        raise RuntimeError("embed: no shard has a readable image; see rejects/ for the reasons")

@@ -1,0 +1,1 @@
+"""Compare a run with ground truth labels. Only this package and the report read labels."""

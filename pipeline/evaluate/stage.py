@@ -1,0 +1,254 @@
+"""Command evaluate: how well the clusters agree with true classes, beside k-means.
+
+reads   embeddings/{stem}.parquet   the true class in `json`; the embeddings, for k-means
+        assignments/{stem}.parquet  the clusters, and how sure they are
+        captions/                   if there are captions: to name the clusters, and to be scored
+writes  evaluation.json             scores over all labelled samples, majority class per cluster,
+                                    classes against clusters, accuracy by confidence, how good the
+                                    captions are (`caption_quality`)
+
+Ground truth is read here only. n labelled samples, D dimensions.
+Core: `label`, `baselines`, `majorities`, `table`. Shell: `run`.
+"""
+
+import json
+import logging
+import math
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans, MiniBatchKMeans
+
+from pipeline.artifacts import layout, outputs
+from pipeline.evaluate import caption_quality, confusion, metrics
+from pipeline.evaluate.settings import Config
+from pipeline.runtime import config, console
+from pipeline.runtime.errors import UserError
+from pipeline.store import columns, storage, tables
+
+log = logging.getLogger(__name__)
+READERS = 8  # parts read at once
+MAX_KMEANS = 200_000  # samples; above, k-means goes by mini-batches
+BATCH_ROWS = 10_240  # of a mini-batch
+SHOWN_FIELDS = 20  # named in a message
+Captions = dict[int, str]  # cluster -> its best caption
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The samples that have a true class."""
+
+    truth: np.ndarray  # (n,) str
+    clusters: np.ndarray  # (n,) int
+    confidence: np.ndarray  # (n,) float32
+    seen: np.ndarray  # (n,) bool: whose embeddings are held
+    embeddings: np.ndarray  # (of those, D) float32
+    unlabelled: int  # embedded samples without a true class
+
+
+def label(text: str | None, field: str) -> str | None:
+    """The true class in a sample's json; None without one. Lists, objects and NaN are no class."""
+    value = columns.parse(text).get(field)
+    if isinstance(value, float):  # from tools that write floats where some values are missing
+        value = int(value) if value.is_integer() else None if math.isnan(value) else value
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def read_part(stem: str, field: str, every: int, paths: layout.RunPaths) -> Labelled:
+    """The labelled samples of one shard, and the embedding of one of `every` (0: of none)."""
+    wanted = ["sample_id", "json", *(["embedding"] if every else [])]
+    rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
+    assigned = tables.read(
+        paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id", "confidence"]
+    )
+    if not rows["sample_id"].equals(assigned["sample_id"]):
+        raise RuntimeError(f"evaluate: {stem}: embeddings and assignments hold different samples")
+    truth = np.array([label(text, field) for text in rows["json"].to_pylist()], dtype=object)
+    keep = np.array([value is not None for value in truth], dtype=bool)
+    x = tables.to_matrix(rows["embedding"]) if every else np.zeros((len(keep), 0))
+    clusters, sure = (assigned[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))
+    seen = np.zeros(int(keep.sum()), bool)
+    seen[:: every or len(seen) + 1] = every > 0
+    held = x[keep][seen].astype(np.float32)
+    return Labelled(truth[keep], clusters, sure, seen, held, int((~keep).sum()))
+
+
+def read_all(stems: list[str], field: str, every: int, paths: layout.RunPaths) -> Labelled:
+    """The labelled samples of the run, in the order of the shards; of `every` as `read_part`."""
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(lambda stem: read_part(stem, field, every, paths), stems))
+    return Labelled(
+        np.concatenate([part.truth for part in parts]),
+        np.concatenate([part.clusters for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.seen for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
+        sum(part.unlabelled for part in parts),
+    )
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Rows less their mean, unit norm again: CLIP's embeddings share one large direction."""
+    moved = x - x.mean(axis=0)
+    unit: np.ndarray = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def kmeans(x: np.ndarray, k: int, cfg: Config) -> np.ndarray:
+    """Clusters (n,) of x (n, D) by k-means."""
+    settings = {"n_clusters": k, "n_init": cfg.restarts, "random_state": cfg.seed}
+    if len(x) > MAX_KMEANS:
+        found = MiniBatchKMeans(batch_size=BATCH_ROWS, **settings).fit_predict(x)
+    else:
+        found = KMeans(**settings).fit_predict(x)
+    return np.asarray(found)
+
+
+def baselines(samples: Labelled, ks: list[int], cfg: Config) -> list[dict[str, Any]]:
+    """Scores of k-means for each k, on the embeddings as they are and centred."""
+    name = "mini-batch k-means" if len(samples.truth) > MAX_KMEANS else "k-means"
+    features = {name: samples.embeddings, f"{name}, centred features": centred(samples.embeddings)}
+    return [
+        row(title, k, samples.truth, kmeans(x, k, cfg)) for k in ks for title, x in features.items()
+    ]
+
+
+def row(name: str, k: int, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """One line of the comparison."""
+    found = metrics.scores(truth, predicted)
+    return {"name": name, "k": k, **{key: round(value, 6) for key, value in found.items()}}
+
+
+def majorities(samples: Labelled, sizes: list[int], captions: Captions) -> list[dict[str, Any]]:
+    """Each cluster's commonest true class, and its share of the cluster's labelled members."""
+    counts: list[Counter[str]] = [Counter() for _ in sizes]
+    for cluster, truth in zip(samples.clusters.tolist(), samples.truth.tolist(), strict=True):
+        counts[cluster][truth] += 1
+    rows = []
+    for cluster, (size, counted) in enumerate(zip(sizes, counts, strict=True)):
+        name, count = min(counted.items(), key=lambda item: (-item[1], item[0]), default=(None, 0))
+        share = round(count / counted.total(), 6) if name is not None else None
+        facts = {"cluster_id": cluster, "size": size, "caption": captions.get(cluster)}
+        rows.append({**facts, "majority": name, "share": share})
+    return rows
+
+
+def table(result: dict[str, Any]) -> str:
+    """The comparison as aligned text, scores in percent."""
+    width = max(len(line["name"]) for line in result["rows"])
+    lines = [f"{'':{width}}  {'k':>6}  {'ACC':>5}  {'NMI':>5}  {'ARI':>5}"]
+    for line in result["rows"]:
+        percents = "  ".join(f"{100 * line[key]:5.1f}" for key in ("acc", "nmi", "ari"))
+        lines.append(f"{line['name']:{width}}  {line['k']:>6}  {percents}")
+    return "\n".join(lines)
+
+
+def check(cfg: Config, paths: layout.RunPaths) -> str:
+    """The json field of the truth; UserError if no sample of the embedded ones has it."""
+    embedded, field = paths.embeddings.manifest(), cfg.label or "label"
+    if field not in embedded["columns"]:
+        raise _no_label(field, embedded)
+    return field
+
+
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
+    """Score the run's clusters and the baselines, commit evaluation.json."""
+    started = time.monotonic()
+    made = outputs.upstream(paths, "clusters")
+    embedded, clustered = made["embeddings"], made["clusters"]
+    captioned = paths.captions.peek()
+    made_of = fingerprint(cfg, clustered, captioned)
+    result = earlier(paths)
+    if result.get("fingerprint") == made_of:
+        console.log_already_done(log, "evaluate", paths.evaluation_json)
+        return result
+    field = check(cfg, paths)
+    stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
+    with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
+    few = -(-embedded["embedded"] // caption_quality.MAX_VOTERS) if with_captions else 0
+    samples = read_all(stems, field, 1 if cfg.baseline else few, paths)
+    if not len(samples.truth):
+        raise _no_label(field, embedded)
+    captions = _best_captions(paths) if captioned else {}
+    result = {"fingerprint": made_of, "clustering": clustered["fingerprint"], "label": field}
+    result["config"] = config.facts(cfg)
+    result |= evaluated(samples, clustered["sizes"], captions, cfg)
+    if with_captions and captioned:
+        seen = samples.seen
+        voters = caption_quality.Voters(
+            samples.embeddings, samples.clusters[seen], samples.truth[seen]
+        )
+        named = [cluster["majority"] for cluster in result["clusters"]]
+        result["captions"] = caption_quality.scored(voters, named, embedded, captioned, paths)
+    text = json.dumps(result, indent=1, sort_keys=True)
+    storage.write_bytes(paths.evaluation_json, text.encode())
+    paths.top.sweep()
+    console.log_finished(
+        *(log, "evaluate", time.monotonic() - started, f"{len(samples.truth):,} samples"),
+        *(f"{result['classes']:,} classes", f"{samples.unlabelled:,} unlabelled"),
+    )
+    return result
+
+
+def tables_of(result: dict[str, Any]) -> str:
+    """All that is compared, as text."""
+    more = [caption_quality.table(result["captions"])] if "captions" in result else []
+    return "\n".join([table(result), *more])
+
+
+def evaluated(
+    samples: Labelled, sizes: list[int], captions: Captions, cfg: Config
+) -> dict[str, Any]:
+    """All that is scored; k-means gets the run's k, then the true number of classes."""
+    n, k, classes = len(samples.truth), len(sizes), len(set(samples.truth.tolist()))
+    rows = [row("ratecluster", k, samples.truth, samples.clusters)]
+    if cfg.baseline:
+        ks = dict.fromkeys((min(k, n), classes))
+        rows += baselines(samples, list(ks), cfg)
+    method = "MiniBatchKMeans" if n > MAX_KMEANS else "KMeans"
+    return {
+        "samples": n,
+        "unlabelled": samples.unlabelled,
+        "classes": classes,
+        "k": k,
+        "baseline": f"{method}, best of {cfg.restarts}" if cfg.baseline else None,
+        "rows": rows,
+        "clusters": majorities(samples, sizes, captions),
+        "confusion": confusion.counts(samples.truth, samples.clusters),
+        "by_confidence": confusion.by_confidence(
+            samples.truth, samples.clusters, samples.confidence
+        ),
+    }
+
+
+def _best_captions(paths: layout.RunPaths) -> Captions:
+    rows = tables.read(paths.captions.file("captions.parquet")).to_pylist()
+    return {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
+
+
+def fingerprint(cfg: Config, clustered: dict[str, Any], captioned: dict[str, Any] | None) -> str:
+    """Of what scoring these clusters is to leave."""
+    before = captioned["fingerprint"] if captioned else None
+    return config.fingerprint(cfg, clustered["fingerprint"], before)
+
+
+def earlier(paths: layout.RunPaths) -> dict[str, Any]:
+    """evaluation.json; empty where it is not there."""
+    try:
+        return json.loads(storage.read_bytes(paths.evaluation_json))
+    except FileNotFoundError:
+        return {}
+
+
+def _no_label(field: str, embedded: dict[str, Any]) -> UserError:
+    there = [repr(name) for name in embedded["columns"]]
+    more = ", …" if len(there) > SHOWN_FIELDS else ""
+    listed = ", ".join(there[:SHOWN_FIELDS]) + more if there else "no json fields at all"
+    return UserError(
+        f"no embedded sample has a class in its json field {field!r}: set evaluate.label to the "
+        f"field that holds it; there are {listed}"
+    )

@@ -1,0 +1,1 @@
+"""Choose samples: near-duplicates, outliers, a balanced subset."""

@@ -1,0 +1,93 @@
+"""Command duplicates: near-duplicates within clusters, and what each threshold would remove.
+
+reads   curation/similarity/
+writes  curation/duplicates/{number}.parquet   DUPLICATES   what is to be removed
+
+Of each group one is kept, that farthest from the centre of the cluster (SemDeDup; see
+`similarity`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import layout, outputs
+from pipeline.explore.curate import lists, shuffle, similarity
+from pipeline.explore.curate.shuffle import Chunk
+from pipeline.runtime.config import setting
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.progress import StageProgress
+from pipeline.store import tables
+from pipeline.store.storage import Folder
+
+DUPLICATES = pa.schema(
+    [
+        *lists.LISTED,
+        ("duplicate_of", pa.string()),  # the most similar one that comes before it
+        ("similarity", pa.float32()),  # their cosine
+        ("threshold", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What counts as a duplicate."""
+
+    threshold: float = setting(0.95, "cosine over which a pair are duplicates: 1 − ε of SemDeDup")
+
+    def __post_init__(self) -> None:
+        if not similarity.FLOOR <= self.threshold < 1:
+            raise UserError(
+                f"--threshold {self.threshold}: give {similarity.FLOOR} or more, below 1"
+            )
+
+
+def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
+    """DUPLICATES of some parts of the similarities."""
+    found = [tables.read(source.file(f"{stem}.parquet")) for stem in chunk.stems]
+    rows = pa.concat_tables([similarity.SIMILAR.empty_table(), *found])
+    rows = rows.filter(pc.greater(rows["similarity"].cast(pa.float64()), threshold))
+    reasons = [
+        f"duplicate: cosine {cosine:.4f} to {other}"
+        for cosine, other in zip(
+            rows["similarity"].to_pylist(), rows["duplicate_of"].to_pylist(), strict=True
+        )
+    ]
+    columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["duplicate_of"]]
+    columns += [rows["similarity"], [threshold] * len(reasons)]
+    return pa.table(dict(zip(DUPLICATES.names, columns, strict=True)), schema=DUPLICATES)
+
+
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
+    """Compare, then list what is over the threshold; counts, and the effect of thresholds."""
+    made = outputs.upstream(paths, "clusters")
+    compared = similarity.run(made, paths)
+    source = lists.folder(paths, "similarity")
+    files = similarity.wanted(made, paths).files[source]
+    stems = [name.removesuffix(".parquet") for name in files]
+    chunks = shuffle.cut(stems, lists.MOST_PARTS)
+    want = lists.wanted("duplicates", cfg, made, len(chunks), paths)
+    manifest = want.if_done()
+    if manifest is None:
+        with StageProgress("duplicates", len(chunks), "parts") as progress:
+            lists.write(want, chunks, part, progress, source, cfg.threshold)
+        manifest = lists.finish(want, made, lists="removed")
+    return {
+        "list": want.folder.url,
+        "threshold": cfg.threshold,
+        "samples": manifest["samples"],
+        "of": compared["samples"],
+        "effect": dict(zip(similarity.THRESHOLDS, compared["removed"], strict=True)),
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """What each threshold would remove, and what is listed."""
+    lines = ["threshold      removed   of all"]
+    for threshold, removed in found["effect"].items():
+        lines.append(f"{threshold:<9} {removed:>12,} {removed / found['of']:>8.2%}")
+    lines.append(f"{found['samples']:,} over {found['threshold']} are listed in {found['list']}")
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""Rows on their way from the parts of a run to its clusters.
+
+writes  {folder}/spill-{number}.parquet  rows in the order of their clusters; the footer counts them
+
+A task commits one file of a few parts; whoever wants a cluster reads its run of rows out of every
+file. So no task holds more than SPILL_ROWS or what it asks for, whatever a collection or a cluster
+has. f files, k clusters.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.artifacts import outputs
+from pipeline.runtime import tasks
+from pipeline.runtime.progress import StageProgress
+from pipeline.store import tables
+from pipeline.store.storage import Folder
+
+PREFIX = "spill-"
+SPILL_ROWS = 2**18  # of a file: 256 MiB of 512 float16 each
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Parts that one task does."""
+
+    number: int
+    stems: Sequence[str]
+
+    def __str__(self) -> str:
+        return tasks.named(self.stems)
+
+
+def cut(stems: Sequence[str], most: int) -> list[Chunk]:
+    """The parts in at most `most` chunks, by their number alone."""
+    return [Chunk(number, list(run)) for number, run in enumerate(tasks.chunks(stems, most))]
+
+
+def spill(url: str, rows: pa.Table, k: int, made_of: str) -> None:
+    """Commit rows that have a `cluster_id`, in the order of the clusters."""
+    clusters = rows["cluster_id"].to_numpy()
+    counts = np.bincount(clusters, minlength=k).tolist()
+    order = np.argsort(clusters, kind="stable")
+    tables.write(url, rows.take(pa.array(order)), made_of=made_of, counts=counts)
+
+
+@dataclass(frozen=True)
+class Spilled:
+    """All that was spilled."""
+
+    urls: list[str]
+    counts: np.ndarray  # (f, k) rows
+
+    def pieces(
+        self, clusters: range, columns: Sequence[str], rows: range | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of some clusters, file by file; of all of them together only the run `rows`."""
+        before = self.counts[:, : clusters.start].sum(1)
+        sizes = self.counts[:, clusters.start : clusters.stop].sum(1)
+        ends = np.cumsum(sizes)
+        rows = range(int(ends[-1])) if rows is None else rows
+        for url, skipped, size, end in zip(self.urls, before, sizes, ends, strict=True):
+            first, last = max(rows.start, end - size), min(rows.stop, end)
+            if first < last:
+                start = int(skipped + first - (end - size))
+                yield tables.read_rows(url, columns, range(start, start + int(last - first)))
+
+
+def all_spilled(
+    function: Callable[..., None],
+    chunks: list[Chunk],
+    folder: Folder,
+    made_of: str,
+    progress: StageProgress,
+    *shared: object,
+) -> Spilled:
+    """`function(chunk, url, made_of, *shared)` spills each chunk that is not there yet."""
+    names = [f"{PREFIX}{chunk.number:05d}" for chunk in chunks]
+    there = _counts(folder, names, made_of)
+    left = [chunk for chunk, name in zip(chunks, names, strict=True) if name not in there]
+    progress.advance(sum(len(c.stems) for c in chunks) - sum(len(c.stems) for c in left))
+    done = tasks.results(_spill_one, left, function, folder, made_of, *shared)
+    for chunk, _ in zip(left, done, strict=True):
+        progress.advance(len(chunk.stems))
+    there = _counts(folder, names, made_of)
+    urls = [folder.file(f"{name}.parquet") for name in names]
+    return Spilled(urls, np.array([there[name] for name in names]))
+
+
+def _spill_one(
+    chunk: Chunk, function: Callable[..., None], folder: Folder, made_of: str, *shared: object
+) -> None:
+    function(chunk, folder.file(f"{PREFIX}{chunk.number:05d}.parquet"), made_of, *shared)
+
+
+def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[int]]:
+    facts = outputs.part_facts(folder, names)
+    return {name: f["counts"] for name, f in facts.items() if f.get("made_of") == made_of}
+
+
+def forget(folder: Folder) -> None:
+    """What was spilled is needed no more."""
+    folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
+
+
+def most_tasks(rows: int) -> int:
+    """For that many rows altogether to be spilled."""
+    return math.ceil(rows / SPILL_ROWS) or 1
+
+
+def packed(sizes: Sequence[int], most: int) -> list[range]:
+    """Consecutive clusters, of at most `most` rows together; a larger one stands alone."""
+    found, first, held = [], 0, 0
+    for cluster, size in enumerate(sizes):
+        if held and held + size > most:
+            found.append(range(first, cluster))
+            first, held = cluster, 0
+        held += size
+    return [*found, range(first, len(sizes))]

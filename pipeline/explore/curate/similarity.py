@@ -1,0 +1,248 @@
+"""Of every sample the most similar one of its cluster that comes before it: SemDeDup's one pass.
+
+reads   embeddings/, assignments/
+writes  curation/similarity/{clusters}.parquet  SIMILAR  samples with a cosine over FLOOR
+        curation/similarity/effect.parquet      EFFECT   what each threshold would remove
+        curation/similarity/manifest.json
+
+SemDeDup (Abbas et al. 2023, arXiv:2303.09540, and its authors' code) puts the members of a cluster
+in an order, those farthest from its centre first, and removes each that is more similar than 1 − ε
+to one that comes before, removed itself or not. So the largest cosine to those before says at once
+what every threshold removes. Cosines are of CLIP's embeddings, the distance from the centre is the
+run's `outlier_score`; ties go by sample_id.
+
+A task compares BLOCK_ROWS rows of one cluster, or as many of several whole ones, with all of their
+clusters, a block at a time: it holds two blocks, however large a cluster is.
+n rows in a block, m in another, D dimensions.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipeline.artifacts import layout, outputs
+from pipeline.explore.curate import lists, shuffle
+from pipeline.explore.curate.shuffle import Chunk, Spilled
+from pipeline.runtime import config, console, tasks
+from pipeline.runtime.progress import StageProgress
+from pipeline.store import tables
+from pipeline.store.storage import Folder
+
+log = logging.getLogger(__name__)
+FLOOR = 0.8  # cosines below are of different pictures; far more samples would have them
+THRESHOLDS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
+BLOCK_ROWS = 2**17  # 128 MiB of 512 float16 each
+TILE = (1024, 2048)  # rows and columns of cosines that are formed at once: 8 MiB
+GRAIN = 2.0**-20  # cosines are rounded to this: equal vectors have equal ones in any block
+SIMILAR = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("cluster_id", pa.int32()),
+        ("similarity", pa.float32()),  # the largest cosine to a member that comes before
+        ("duplicate_of", pa.string()),  # that member, the first of several
+    ]
+)
+EFFECT = pa.schema(
+    [
+        ("threshold", pa.float64()),
+        ("removed", pa.int64()),  # samples with a similarity over it
+        ("share", pa.float64()),  # of all samples
+    ]
+)
+ORDER = [("cluster_id", "ascending"), ("outlier_score", "descending"), ("sample_id", "ascending")]
+COLUMNS = [name for name, _ in ORDER]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Whole clusters, or one block of a single one."""
+
+    clusters: range
+    block: int = 0
+    blocks: int = 1
+
+    def rows(self, block: int) -> range | None:
+        """Those of a block, among the rows of the cluster."""
+        if self.blocks == 1:
+            return None
+        return range(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)
+
+    @property
+    def name(self) -> str:
+        """Of its part."""
+        return f"{self.clusters.start:06d}-{self.block:05d}"
+
+    def __str__(self) -> str:
+        return f"clusters {self.clusters.start} to {self.clusters.stop - 1}, block {self.block}"
+
+
+def units(sizes: Sequence[int]) -> list[Unit]:
+    """What is compared in one task each."""
+    found = []
+    for clusters in shuffle.packed(sizes, BLOCK_ROWS):
+        blocks = math.ceil(sum(sizes[c] for c in clusters) / BLOCK_ROWS)
+        found += [Unit(clusters, block, blocks) for block in range(blocks)]
+    return found
+
+
+def most_similar_before(
+    x: Tensor, rank: Tensor, y: Tensor, other: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row of x (n, D) the largest cosine to a row of y (m, D) of lower rank, and its index.
+
+    The first of several; −inf and −1 where none is. `rank` (n,) and `other` (m,) ascend.
+    """
+    best = torch.full((len(x),), -torch.inf)
+    index = torch.full((len(x),), -1, dtype=torch.int64)
+    before = torch.searchsorted(other, rank)  # (n,) rows of y of lower rank: they come first
+    for start in range(0, len(x), TILE[0]):
+        rows = slice(start, start + TILE[0])
+        own = normalize(x[rows].float(), dim=1)
+        for first in range(0, int(before[rows][-1]), TILE[1]):
+            others = normalize(y[first : first + TILE[1]].float(), dim=1)
+            cosines = (own @ others.T).mul_(1 / GRAIN).round_()
+            if (stop := first + len(others)) > before[start]:  # not all are before every row
+                cosines[torch.arange(first, stop) >= before[rows, None]] = -torch.inf
+            found, where = cosines.max(1)
+            found *= GRAIN
+            better = found > best[rows]
+            index[rows][better] = where[better] + first
+            best[rows][better] = found[better]
+    return best.numpy(), index.numpy()
+
+
+class Block:
+    """Rows of some clusters, in ORDER, and what has been found for them."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        rows = rows.combine_chunks()
+        order = pc.sort_indices(rows, ORDER)
+        self.keys = rows.select(COLUMNS).take(order)
+        vectors = tables.to_matrix(rows["embedding"])[order.to_numpy()]
+        self.vectors = torch.from_numpy(vectors)
+        self.similarity = np.full(len(order), -np.inf, np.float32)
+        self.partner: list[tuple[float, str] | None] = [None] * len(order)  # as ORDER has them
+
+    def meet(self, other: "Block") -> None:
+        """Compare with the rows of the same clusters in another block, or this one."""
+        own, others = (b.keys["cluster_id"].to_numpy() for b in (self, other))
+        rank, other_rank = (torch.from_numpy(ranks) for ranks in _ranks(self, other))
+        for cluster in np.unique(own).tolist():
+            a, b = (slice(*np.searchsorted(of, [cluster, cluster + 1])) for of in (own, others))
+            found, index = most_similar_before(
+                self.vectors[a], rank[a], other.vectors[b], other_rank[b]
+            )
+            self._keep(a.start, found, index + b.start * (index >= 0), other)
+
+    def _keep(self, start: int, found: np.ndarray, index: np.ndarray, other: "Block") -> None:
+        """What is more similar than what was found before, or as similar and comes before it."""
+        close = np.flatnonzero((found > FLOOR) & (found >= self.similarity[start:][: len(found)]))
+        keys = other.keys.select(["outlier_score", "sample_id"]).take(pa.array(index[close]))
+        scores, ids = (column.to_pylist() for column in keys.columns)
+        for row, score, sample_id in zip((close + start).tolist(), scores, ids, strict=True):
+            key, before = (-score, sample_id), self.partner[row]
+            cosine = found[row - start]
+            if before is None or cosine > self.similarity[row] or key < before:
+                self.similarity[row], self.partner[row] = cosine, key
+
+    def similar(self) -> pa.Table:
+        """SIMILAR: the rows for which something was found."""
+        close = np.flatnonzero(self.similarity > FLOOR)
+        keys = self.keys.take(pa.array(close))
+        partners = [self.partner[row] for row in close.tolist()]
+        columns = [keys["sample_id"], keys["cluster_id"], self.similarity[close]]
+        columns.append([partner[1] for partner in partners if partner])
+        return pa.table(dict(zip(SIMILAR.names, columns, strict=True)), schema=SIMILAR)
+
+
+def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the rows of both among all of them, in ORDER."""
+    n = own.keys.num_rows
+    if own is other:
+        return np.arange(n), np.arange(n)
+    order = pc.sort_indices(pa.concat_tables([own.keys, other.keys]), ORDER).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[:n], rank[n:]
+
+
+def spill(chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, k: int) -> None:
+    """Spill the rows of some parts by cluster."""
+    assigned = ["cluster_id", "outlier_score"]
+    rows = lists.members(list(chunk.stems), paths, assigned, ["embedding"])
+    shuffle.spill(url, rows, k, made_of)
+
+
+def compare(unit: Unit, spilled: Spilled, folder: Folder, made_of: str) -> int:
+    """Commit the part of one unit; returns how many rows it compared."""
+
+    def block(number: int) -> Block:
+        pieces = spilled.pieces(unit.clusters, [*COLUMNS, "embedding"], unit.rows(number))
+        return Block(pa.concat_tables([p.replace_schema_metadata() for p in pieces]))
+
+    own = block(unit.block)
+    for number in range(unit.blocks):
+        own.meet(own if number == unit.block else block(number))
+    rows = own.similar()
+    cosines = rows["similarity"].to_numpy().astype(np.float64)
+    counts = [int((cosines > threshold).sum()) for threshold in THRESHOLDS]
+    url = folder.file(f"{unit.name}.parquet")
+    tables.write(url, rows, made_of=made_of, counts=counts, rows=own.keys.num_rows)
+    return own.keys.num_rows
+
+
+def wanted(made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
+    """A part for every unit of the clusters."""
+    target = lists.folder(paths, "similarity")
+    made_of = config.digest({"floor": FLOOR}, THRESHOLDS, made["clusters"]["fingerprint"])
+    names = [f"{unit.name}.parquet" for unit in units(made["clusters"]["sizes"])]
+    return outputs.ExpectedOutputs("similarity", target, made_of, None, {target: names})
+
+
+def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
+    """Compare what has not been compared yet; the manifest, with the effect of the thresholds."""
+    want = wanted(made, paths)
+    if manifest := want.if_done():
+        return manifest
+    sizes, made_of, target = made["clusters"]["sizes"], want.made_of, want.folder
+    todo, done = units(sizes), want.parts(target)
+    spills = {name for name in target.names() if name.startswith(shuffle.PREFIX)}
+    target.remove(target.names() - {f"{stem}.parquet" for stem in done} - spills)
+    left = [unit for unit in todo if unit.name not in done]
+    chunks = shuffle.cut(lists.stems_of(made), shuffle.most_tasks(sum(sizes)))
+    parts = sum(len(chunk.stems) for chunk in chunks)
+    with StageProgress("similarity", parts + len(todo), "parts") as progress:
+        progress.advance(len(todo) - len(left))
+        if left:
+            given = (target, made_of, progress, paths, len(sizes))
+            spilled = shuffle.all_spilled(spill, chunks, *given)
+            for rows in tasks.results(compare, left, spilled, target, made_of):
+                progress.advance(samples=rows)
+    known = outputs.part_facts(target, want.parts(target))
+    compared = sum(facts["rows"] for facts in known.values())
+    if compared != sum(sizes):
+        raise RuntimeError(f"similarity: {compared} of {sum(sizes)} samples compared: run again")
+    removed = np.sum([facts["counts"] for facts in known.values()], axis=0).tolist()
+    shares = [count / compared for count in removed]
+    table = pa.table([THRESHOLDS, removed, shares], schema=EFFECT)
+    tables.write(target.file("effect.parquet"), table)
+    target.finish(
+        made_of,
+        upstream=made["clusters"]["fingerprint"],
+        lists="similar",
+        samples=compared,
+        removed=removed,
+        seconds=round(progress.seconds, 2),
+    )
+    shuffle.forget(target)
+    console.log_finished(log, "similarity", progress.seconds, f"{compared:,} samples")
+    return target.manifest()

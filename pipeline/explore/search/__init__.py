@@ -1,0 +1,1 @@
+"""Search a run by text or image."""

@@ -1,0 +1,224 @@
+"""Command index: a FAISS index over a run's embeddings, or over what its network makes of them.
+
+reads   embeddings/{stem}.parquet; network/… for the space z
+writes  index/{space}/{fingerprint}-trained.faiss   centroids and codebooks, of no sample yet
+        index/{space}/{fingerprint}-{stem}.lists    inverted lists of a run of parts, named after
+                                                    the first of them
+        index/{space}/manifest.json
+
+A sample's id is its row among all embeddings, the parts in the order of their manifest, which is
+the only table of ids. Small runs: one list of float16 vectors, which is as exact as what is stored.
+Larger ones: IVF-PQ, 72 bytes a sample; HNSW would need all vectors and their links in memory, for
+10⁸ samples of 512 dimensions 130 GB instead of 7. What compressing loses is made good by `search`,
+which compares the candidates by the embeddings themselves.
+N samples, D dimensions of an embedding, d of what is compared.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.layout import Space
+from pipeline.explore.search.settings import Config
+from pipeline.mcr2.network import Network
+from pipeline.runtime import config, console, tasks
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.progress import StageProgress
+from pipeline.select_k.assign_parts import load_network
+from pipeline.store import storage, tables
+from pipeline.train import sampling
+
+log = logging.getLogger(__name__)
+MOST_GROUPS = 64  # of parts, each a task and a file: a list is read in as many pieces
+MOST_LISTS = 1 << 14  # training holds PER_LIST times as many vectors: 1.3 GB of 512 dimensions
+PER_LIST = 40  # training samples; FAISS warns below 39
+LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
+BATCH_ROWS = 1 << 14  # added at once
+SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index is made from
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The ids of a run's samples: those of part i are [ends[i − 1], ends[i])."""
+
+    stems: list[str]
+    ends: np.ndarray  # (parts,) int64
+
+    @classmethod
+    def of(cls, embedded: dict[str, Any]) -> "Rows":
+        """From the manifest of the embeddings; shards without a readable sample have no part."""
+        counts = {s["shard"]["stem"]: s["embedded"] for s in embedded["shards"] if s["embedded"]}
+        return cls(list(counts), np.cumsum(list(counts.values()), dtype=np.int64))
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return int(self.ends[-1])
+
+    def ids(self, part: int) -> range:
+        """Of the samples of a part."""
+        return range(int(self.ends[part - 1]) if part else 0, int(self.ends[part]))
+
+    def parts(self, ids: np.ndarray) -> np.ndarray:
+        """The numbers of the parts in which ids are."""
+        return np.searchsorted(self.ends, ids, side="right")
+
+
+def load_faiss() -> Any:
+    """The module; UserError where it is not installed."""
+    try:
+        import faiss  # of the extras cpu and gpu
+    except ImportError:
+        raise UserError(
+            "faiss is not installed: pip install 'ratecluster[cpu]', with CUDA 'ratecluster[gpu]'"
+        ) from None
+    return faiss
+
+
+def as_vectors(x: np.ndarray, network: Network | None) -> np.ndarray:
+    """Stored embeddings (n, D) → the unit rows that are compared (n, d) float32."""
+    wide = x.astype(np.float32)
+    return wide if network is None else network.features(torch.from_numpy(wide)).numpy()
+
+
+def padded(x: np.ndarray, width: int) -> np.ndarray:
+    """(n, d) → (n, width): zeros change no cosine, and make d a multiple of the code's bytes."""
+    return x if x.shape[1] == width else np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+
+def lists(cfg: Config, samples: int) -> int:
+    """How many inverted lists: one, for so few samples that all are compared, else about 4·√N."""
+    if samples < cfg.flat_below:
+        return 1
+    return min(MOST_LISTS, samples // PER_LIST, 1 << round(np.log2(4 * samples**0.5)))
+
+
+def empty(cfg: Config, samples: int, x: np.ndarray) -> Any:
+    """An index for so many samples, of none of them yet, its centroids made from x (n, d)."""
+    faiss = load_faiss()
+    dim, count, product = x.shape[1], lists(cfg, samples), faiss.METRIC_INNER_PRODUCT
+    if count == 1:
+        half = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, 1, half, product, False)
+    else:
+        codes = min(cfg.code_bytes, dim)
+        width = -(-dim // codes) * codes
+        index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, count, codes, 8, product)
+        index.cp.spherical = True
+    index.train(padded(x, index.d))
+    return index
+
+
+@dataclass(frozen=True)
+class IndexJob:
+    """What is indexed, and where to."""
+
+    paths: layout.RunPaths
+    want: outputs.ExpectedOutputs
+    rows: Rows
+    network: Network | None
+
+    @property
+    def trained(self) -> str:
+        """URL of what has the centroids."""
+        return self.want.folder.file(_trained(self.want.made_of))
+
+
+def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
+    """Commit an index without samples."""
+    rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
+    source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
+    x = as_vectors(sampling.read_embeddings(source, range(len(source))), job.network)
+    faiss, index = load_faiss(), empty(cfg, job.rows.total, x)
+    with storage.commit(job.trained) as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
+    """Commit the inverted lists of some parts; returns their samples. `data` is what is trained."""
+    faiss = load_faiss()
+    index = faiss.deserialize_index(data)
+    for part, stem in enumerate(stems, start=job.rows.stems.index(stems[0])):
+        url, ids = job.paths.embeddings.file(f"{stem}.parquet"), job.rows.ids(part)
+        x = tables.to_matrix(tables.read(url, ["embedding"])["embedding"])
+        if len(x) != len(ids):
+            raise RuntimeError(f"index: {url} has {len(x)} rows, its manifest says {len(ids)}")
+        for start in range(0, len(x), BATCH_ROWS):
+            batch = padded(as_vectors(x[start : start + BATCH_ROWS], job.network), index.d)
+            index.add_with_ids(batch, np.arange(len(batch)) + ids.start + start)
+    with storage.commit(job.want.folder.file(_lists(job.want.made_of, stems))) as file:
+        faiss.write_InvertedLists(index.invlists, faiss.PyCallbackIOWriter(file.write))
+    return int(index.ntotal)
+
+
+def _trained(made_of: str) -> str:
+    return f"{made_of}-trained.faiss"
+
+
+def _lists(made_of: str, stems: Sequence[str]) -> str:
+    return f"{made_of}-{stems[0]}.lists"
+
+
+def wanted(
+    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths, space: Space
+) -> outputs.ExpectedOutputs:
+    """What indexing what has these manifests is to leave."""
+    made_of = config.fingerprint(cfg, made[SOURCE[space]]["fingerprint"], space.value)
+    groups = tasks.chunks(Rows.of(made["embeddings"]).stems, MOST_GROUPS)
+    names = [_trained(made_of), *(_lists(made_of, stems) for stems in groups)]
+    folder = paths.index(space.value)
+    return outputs.ExpectedOutputs("index", folder, made_of, cfg, {folder: names})
+
+
+def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
+    """Train on a sample, commit the lists of every group of parts, then the manifest."""
+    faiss = load_faiss()
+    made = outputs.upstream(paths, SOURCE[space])
+    want = wanted(cfg, made, paths, space)
+    if manifest := want.if_done():
+        return manifest
+    network = load_network(paths) if space is Space.Z else None
+    job = IndexJob(paths, want, Rows.of(made["embeddings"]), network)
+    stems, there = job.rows.stems, _resumed(want)
+    groups = tasks.chunks(stems, MOST_GROUPS)
+    todo = [group for group in groups if _lists(want.made_of, group) not in there]
+    with StageProgress("index", len(stems), "parts") as progress:
+        if not there:
+            train(cfg, job, made["embeddings"])
+        trained = storage.read_bytes(job.trained)
+        data = np.frombuffer(trained, np.uint8)
+        progress.advance(len(stems) - sum(map(len, todo)))
+        for group, samples in zip(todo, tasks.results(add_parts, todo, job, data), strict=True):
+            progress.advance(len(group), samples)
+    index = faiss.deserialize_index(data)
+    want.folder.finish(
+        want.made_of,
+        upstream=made[SOURCE[space]]["fingerprint"],
+        config=config.facts(cfg),
+        samples=job.rows.total,
+        lists=index.nlist,
+        files=sorted(want.files[want.folder]),
+        trained=hashlib.sha256(trained).hexdigest()[:12],
+        seconds=round(progress.seconds, 2),
+    )
+    kind = f"IVF-PQ of {index.nlist:,} lists" if index.nlist > 1 else "flat"
+    console.log_finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
+    return want.folder.manifest()
+
+
+def _resumed(want: outputs.ExpectedOutputs) -> set[str]:
+    """The files that an interrupted build of the same has left; all others go.
+
+    Without what they were trained by, lists are worth nothing: another machine may train otherwise.
+    """
+    names = {name for name in want.folder.names() if not name.startswith(".")}
+    whole = _trained(want.made_of) in names
+    kept = names & set(want.files[want.folder]) if whole else set()
+    want.folder.remove(names - kept)
+    return kept

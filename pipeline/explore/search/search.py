@@ -1,0 +1,182 @@
+"""Command search: the samples of a finished run that are most like a picture or a text.
+
+reads   index/{space}/…; embeddings/{stem}.parquet, a few row groups; assignments/…, captions/…,
+        network/… for the space z; all assignments where one cluster is searched
+
+The index proposes, the embeddings decide: candidates are ordered by the cosines of what is stored,
+so that scores are exact. N samples, D dimensions of an embedding, d of what is compared.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.layout import Space
+from pipeline.explore.search.index import Rows, as_vectors
+from pipeline.explore.search.open_index import opened
+from pipeline.mcr2.network import Network
+from pipeline.runtime.errors import UserError
+from pipeline.select_k.assign_parts import load_network
+from pipeline.store import columns, tables
+from pipeline.store.storage import Folder
+from pipeline.vision import clip, images
+from pipeline.vision.thumbnails import Place
+
+CANDIDATES = 10  # for each result, by compressed vectors; a flat index has the very ones
+LEAST_CANDIDATES = 100
+READERS = 16  # parts read at once
+SHOWN = ["sample_id", "caption", "json", "tar_offset", "tar_size"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A sample that was found."""
+
+    sample_id: str
+    score: float  # cosine, −1 to 1
+    cluster_id: int
+    cluster_caption: str
+    caption: str  # the sample's own; "" where it has none
+    place: Place  # of its picture's bytes
+
+
+class Search:
+    """A finished run, opened for queries in some spaces. UserError where something is missing."""
+
+    def __init__(self, paths: layout.RunPaths, spaces: Sequence[Space]) -> None:
+        self.paths, self.made = paths, outputs.upstream(paths, "captions")
+        embedded = self.made["embeddings"]
+        self.rows = Rows.of(embedded)
+        self.urls = {s["shard"]["stem"]: s["shard"]["url"] for s in embedded["shards"]}
+        self.max_pixels: int = embedded["config"]["max_image_pixels"]
+        self.captions: list[str | None] = self.made["captions"]["captions"]
+        self.sizes: list[int] = self.made["clusters"]["sizes"]
+        self.indices = {space: opened(paths, self.made, space) for space in spaces}
+
+    @cached_property
+    def encoder(self) -> clip.Encoder:
+        """The model that made the run's embeddings, in full precision: one query is no haste."""
+        made_with = self.made["embeddings"]["config"]
+        return clip.load(made_with["model"], made_with["pretrained"], precision="fp32")
+
+    @cached_property
+    def _network(self) -> Network:
+        return load_network(self.paths)
+
+    def _vectors(self, x: np.ndarray, space: Space) -> np.ndarray:
+        return as_vectors(x, self._network if space is Space.Z else None)
+
+    def of_image(self, data: bytes, space: Space, max_pixels: int) -> np.ndarray:
+        """The query (d,) for a picture's file; UserError where it cannot be used."""
+        try:
+            picture = images.decode(data, max_pixels)
+        except images.BadImage as bad:
+            raise UserError(f"the picture cannot be used: {bad.reason}") from None
+        pixels = self.encoder.prepare(picture)
+        return np.asarray(self._vectors(self.encoder.encode_images(pixels[None]), space)[0])
+
+    def of_text(self, text: str) -> np.ndarray:
+        """The query (D,) in space clip for words, as they are: no prompt is put around them.
+
+        None for z: the network was trained on embeddings of images, and CLIP puts texts elsewhere.
+        """
+        if not text.strip():
+            raise UserError("the text is empty: say what to look for")
+        return np.asarray(self.encoder.encode_texts([text], 1)[0])
+
+    def nearest(
+        self, query: np.ndarray, space: Space, top: int, cluster: int | None = None
+    ) -> list[Hit]:
+        """The `top` samples of highest cosine; of one cluster all, where it has no more."""
+        members = None if cluster is None else self._members(cluster)
+        ids, scores = self.ranked(query, space, top, members)
+        return self._hits(ids, scores) if len(ids) else []
+
+    def ranked(
+        self, query: np.ndarray, space: Space, top: int, members: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and cosines, best first; `members` (N,) bool: of these alone."""
+        index = self.indices[space]
+        most = top if index.flat else max(CANDIDATES * top, LEAST_CANDIDATES)
+        ids = index.candidates(query, min(most, self.rows.total), members)
+        if not len(ids):
+            return ids, np.empty(0, np.float32)
+        column = self._read(self.paths.embeddings, ["embedding"], ids)["embedding"]
+        scores = self._vectors(tables.to_matrix(column), space) @ query
+        best = np.argsort(-scores, kind="stable")[:top]
+        return ids[best], scores[best]
+
+    def typical(self, cluster: int) -> list[Hit]:
+        """The most typical members of a cluster; scores are cosines to its nearest prototype."""
+        self._check(cluster)
+        return self._exemplars(pc.field("cluster_id") == cluster)
+
+    def most_typical(self, clusters: Sequence[int]) -> list[Hit]:
+        """One member of each cluster, in their order; none of a cluster without members."""
+        found = self._exemplars(pc.field("rank") == 0)
+        by_cluster = {hit.cluster_id: hit for hit in found}
+        return [by_cluster[cluster] for cluster in clusters if cluster in by_cluster]
+
+    def _exemplars(self, which: pc.Expression) -> list[Hit]:
+        table = tables.read(self.paths.clusters.file("exemplars.parquet"))
+        table = table.filter((pc.field("kind") == "typical") & which)
+        rows = table.sort_by("rank").to_pylist()
+        return [self._hit(row, 1 - row["outlier_score"], row["cluster_id"]) for row in rows]
+
+    def _check(self, cluster: int) -> None:
+        if not 0 <= cluster < len(self.sizes):
+            raise UserError(f"there is no cluster {cluster}: they are 0 to {len(self.sizes) - 1}")
+
+    def _members(self, cluster: int) -> np.ndarray:
+        """Which samples are in the cluster, (N,) bool."""
+        self._check(cluster)
+        found = np.zeros(self.rows.total, bool)
+
+        def read(part: int) -> None:
+            url = self.paths.assignments.file(f"{self.rows.stems[part]}.parquet")
+            ids, column = self.rows.ids(part), tables.read(url, ["cluster_id"])["cluster_id"]
+            found[ids.start : ids.stop] = column.to_numpy() == cluster
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(read, range(len(self.rows.stems))))
+        return found
+
+    def _read(self, folder: Folder, wanted: list[str], ids: np.ndarray) -> pa.Table:
+        """Columns of samples, in the order of their ids; of the parts no more than is needed."""
+        parts = self.rows.parts(ids)
+        order = np.argsort(parts, kind="stable")
+        held, firsts = np.unique(parts[order], return_index=True)
+
+        def take(part: int, places: np.ndarray) -> pa.Table:
+            url = folder.file(f"{self.rows.stems[part]}.parquet")
+            return tables.take(url, wanted, ids[places] - self.rows.ids(part).start)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            pieces = pool.map(take, held.tolist(), np.split(order, firsts[1:]))
+            return pa.concat_tables(pieces).take(np.argsort(order))
+
+    def _hits(self, ids: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        rows = self._read(self.paths.embeddings, [*SHOWN, "shard"], ids).to_pylist()
+        clusters = self._read(self.paths.assignments, ["cluster_id"], ids)["cluster_id"]
+        found = zip(rows, scores.tolist(), clusters.to_pylist(), strict=True)
+        return [self._hit(row, score, cluster) for row, score, cluster in found]
+
+    def _hit(self, row: dict[str, Any], score: float, cluster: int) -> Hit:
+        caption = row["caption"]
+        if caption is None:
+            caption = columns.parse(row.get("json")).get("caption")
+        return Hit(
+            sample_id=row["sample_id"],
+            score=round(score, 6),
+            cluster_id=cluster,
+            cluster_caption=self.captions[cluster] or "",
+            caption=caption if isinstance(caption, str) else "",
+            place=Place(self.urls[row["shard"]], row["tar_offset"], row["tar_size"]),
+        )

@@ -1,0 +1,193 @@
+"""Command serve: a small web page for looking into a finished run, for its user's own machine.
+
+reads   what `search` reads; clusters/exemplars.parquet; pictures in the input shards, by byte range
+
+No script, no cookie, nothing written. Requests carry words, numbers and pictures, none of which is
+used as a path. aiohttp serves it, which Ray brings.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from pipeline.artifacts import layout
+from pipeline.artifacts.layout import Space
+from pipeline.explore.search import pages
+from pipeline.explore.search.search import Search
+from pipeline.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+TOP = 24  # samples on a page
+CLUSTERS = 48  # on a page
+FORBIDDEN = web.HTTPForbidden.status_code
+UPLOAD_BYTES = 10 << 20
+UPLOAD_PIXELS = 64_000_000  # or the run's limit, if that is lower
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Server": "ratecluster",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Site:
+    """The pages of one run. They are made one after another, on a thread of their own.
+
+    torch keeps a team of threads for every thread that calls it, and pictures take memory.
+    """
+
+    def __init__(self, search: Search, hosts: set[str] | None) -> None:
+        self.search, self.hosts = search, hosts  # None: any name
+        self.thread = ThreadPoolExecutor(1)
+        self.root, self.sizes = search.paths.root, search.sizes
+        self.spaces = [space.value for space in search.indices]
+
+    def application(self) -> web.Application:
+        """What aiohttp serves."""
+        app = web.Application(client_max_size=UPLOAD_BYTES, middlewares=[self._guarded()])
+        app.router.add_get("/", self.home, allow_head=False)
+        app.router.add_get("/text", self.by_text, allow_head=False)
+        app.router.add_post("/image", self.by_image)
+        app.router.add_get(r"/cluster/{number:\d{1,9}}", self.cluster, allow_head=False)
+        return app
+
+    def _guarded(self) -> Any:
+        @web.middleware
+        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            """No other site asks in a user's name; an error is a page that says no more than it."""
+            try:
+                self._refuse_others(request)
+                response = await handler(request)
+            except web.HTTPException as error:
+                response = self._page(error.reason, error.status, known=error.status != FORBIDDEN)
+            except UserError as error:
+                response = self._page("That did not work", 400, alert=str(error))
+            except Exception:
+                log.exception("serve: %s %r failed", request.method, request.path)
+                response = self._page("That failed", 500, alert="the terminal says why")
+            response.headers.update(HEADERS)
+            return response
+
+        return guarded
+
+    def _refuse_others(self, request: web.Request) -> None:
+        """A name that someone made point to this machine, a form on someone's page."""
+        if self.hosts is not None and _hostname(request.host) not in self.hosts:
+            raise web.HTTPForbidden(reason="Not the name of this server")
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        if request.method == "POST" and site not in ("same-origin", "none"):
+            raise web.HTTPForbidden(reason="Not from another site")
+
+    async def home(self, request: web.Request) -> web.Response:
+        """All clusters, largest first, each by a typical member."""
+        last = max(1, -(-len(self.sizes) // CLUSTERS))
+        number = page_number(request.query.get("page", ""), last)
+        order = sorted(range(len(self.sizes)), key=lambda cluster: -self.sizes[cluster])
+        shown = order[(number - 1) * CLUSTERS : number * CLUSTERS]
+        hits = await self._work(self.search.most_typical, shown)
+        title = f"{self.search.rows.total:,} images in {len(self.sizes):,} clusters"
+        return await self._gallery(title, "clusters", hits, number=number, last=last)
+
+    async def by_text(self, request: web.Request) -> web.Response:
+        """The samples most like some words."""
+        words = request.query.get("q", "")
+        query = await self._work(self.search.of_text, words)
+        hits = await self._work(self.search.nearest, query, Space.CLIP, TOP)
+        return await self._gallery(f"Most like “{words}”", "hits", hits, query=words)
+
+    async def by_image(self, request: web.Request) -> web.Response:
+        """The samples most like an uploaded picture."""
+        try:
+            form = await request.post()
+        except ValueError:
+            raise UserError("the upload is no form that can be read: try again") from None
+        file, name = form.get("file"), form.get("space", Space.CLIP.value)
+        if not isinstance(file, web.FileField):
+            raise UserError("no picture was sent: choose a file")
+        if name not in self.spaces:
+            raise UserError(f"there is no space {name!r} here")
+        space, limit = Space(name), min(UPLOAD_PIXELS, self.search.max_pixels)
+        data = await self._work(file.file.read)
+        query = await self._work(self.search.of_image, data, space, limit)
+        hits = await self._work(self.search.nearest, query, space, TOP)
+        return await self._gallery("Most like your picture", "hits", hits)
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        """The typical members of a cluster."""
+        number = int(request.match_info["number"])
+        hits = await self._work(self.search.typical, number)
+        note = f"Cluster {number} · {self.sizes[number]:,} samples; the most typical:"
+        title = self.search.captions[number] or "(no caption)"
+        return await self._gallery(title, "hits", hits, note=note)
+
+    async def _gallery(self, title: str, name: str, hits: Any, **facts: Any) -> web.Response:
+        shown: Any = await self._work(pages.pictured, hits, self.search.max_pixels)
+        return self._page(title, **{name: shown}, **facts)
+
+    def _page(
+        self, title: str, status: int = 200, known: bool = True, **facts: Any
+    ) -> web.Response:
+        """Who is not known to ask for the run's own user is not told where the run is."""
+        html = pages.page(title, site=self if known else None, **facts)
+        return web.Response(text=html, status=status, content_type="text/html", charset="utf-8")
+
+    async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, function, *arguments)
+
+
+def page_number(asked: str, last: int) -> int:
+    """The page that is asked for, or the nearest there is; the first for what is no number."""
+    return min(last, max(1, int(asked))) if asked.isdecimal() and len(asked) < 10 else 1
+
+
+def loopback_names(host: str) -> set[str] | None:
+    """Names by which a browser on this machine may ask a server on `host`; None: it is no loopback
+    address, and others may ask by names that are not known here."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    return {"localhost", "127.0.0.1", "::1", host} if loopback else None
+
+
+def _hostname(netloc: str) -> str | None:
+    try:
+        return urlsplit(f"//{netloc}").hostname
+    except ValueError:
+        return None
+
+
+def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve until interrupted; `say` is told the address once it is open."""
+    with _listening(host, port) as opened:
+        spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
+        search, hosts = Search(paths, spaces), loopback_names(host)
+        assert search.encoder  # loaded before the first visitor waits
+        if hosts is None:
+            log.warning("serve: whoever reaches %s sees the pictures; there is no password", host)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{opened.getsockname()[1]}/")
+        web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; give another --host or --port"
+        ) from None

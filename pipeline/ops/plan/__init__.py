@@ -1,0 +1,1 @@
+"""What a run will cost, estimated from a sample of its shards."""

@@ -1,0 +1,278 @@
+"""Command status: how far each stage of a run is, and what the same command again would do.
+
+reads   manifests; names of all parts; footers of the parts of stages that have not finished; the
+        lock. Writes nothing, starts no Ray.
+
+What a rerun would do is decided by the functions that the stages themselves decide with: each
+fingerprint follows from the settings and the one before, so that of the last stage is known before
+the first has run.
+"""
+
+import textwrap
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.artifacts import layout, outputs
+from pipeline.caption import stage as caption
+from pipeline.embed import survey
+from pipeline.evaluate import stage as evaluate
+from pipeline.report import stage as report
+from pipeline.runtime import config
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.reject_reasons import printable
+from pipeline.select_k import stage as select_k
+from pipeline.store import lock, partial_sums
+from pipeline.store.listing import Shard
+from pipeline.train import stage as train
+from pipeline.train.checkpoints import Checkpoints
+from pipeline.write import stage as write
+
+WIDTH = 100  # columns of the text
+STAGES = {"train": train, "select_k": select_k, "caption": caption, "write": write}
+FOLDERS = {"train": "network", "select_k": "clusters", "caption": "captions", "write": "labels"}
+HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage. None where a number is not known, or the stage has none."""
+
+    stage: str
+    state: str  # done | partly | not begun | out of date | under way | unknown
+    rerun: str  # what the same command again would do, in words
+    done: int | None = None  # parts; steps of train
+    total: int | None = None
+    samples: int | None = None
+    rejected: int | None = None
+    samples_per_s: float | None = None
+    left_s: int | None = None
+
+
+@dataclass(frozen=True)
+class StatusQuery:
+    """What the stages are compared with."""
+
+    sections: config.Sections
+    shards: list[Shard] | None  # None: those of the run
+    as_made: bool  # the settings are those of the run; what is not made yet is as in `sections`
+
+    def settings(self, stage: str, made_with: dict[str, Any] | None) -> Any:
+        """Of a stage whose manifest says it was made with these."""
+        cfg = self.sections[stage]
+        return config.as_made(cfg, made_with) if self.as_made and made_with else cfg
+
+
+def collect(query: StatusQuery, paths: layout.RunPaths) -> list[StageStatus]:
+    """A row per stage, in their order."""
+    row, embedded = embed_row(query, paths)
+    rows = [row]
+    made = {"embeddings": embedded} if embedded else {}
+    for stage, room in STAGES.items():
+        folder = paths.folder(FOLDERS[stage])
+        before = folder.peek()
+        if before and "taken_from" in before:
+            rows.append(_taken(stage, before, made))
+            if rows[-1].state == "done":
+                made[FOLDERS[stage]] = before
+            continue
+        try:
+            if len(made) < len(rows):
+                raise UserError("what the stage before it leaves is not known")
+            want = room.wanted(query.settings(stage, (before or {}).get("config")), made, paths)
+        except UserError as error:
+            begun = before or row.state != "not begun"
+            rerun = f"cannot tell: {error}" if begun else "all of it"
+            rows.append(StageStatus(stage, "unknown" if begun else "not begun", rerun))
+            continue
+        rows.append(stage_row(want, paths))
+        made[FOLDERS[stage]] = {"fingerprint": want.made_of}
+    if len(made) == len(rows):
+        rows += views(query, made, paths)
+    if row.rerun.startswith("refused"):
+        rows[1:] = [replace(later, rerun="not reached: embed is refused") for later in rows[1:]]
+    return rows
+
+
+def _taken(stage: str, manifest: dict[str, Any], made: outputs.Manifests) -> StageStatus:
+    """A stage of the run that `ratecluster assign` took these clusters from."""
+    last = [facts["fingerprint"] for facts in made.values()][-1:]
+    whose = f"it is of {manifest['taken_from']}"
+    if last == [manifest["upstream"]]:
+        return StageStatus(stage, "done", f"nothing: {whose}", samples=manifest.get("samples"))
+    return StageStatus(stage, "out of date", f"{whose}; run `ratecluster assign` again")
+
+
+def embed_row(
+    query: StatusQuery, paths: layout.RunPaths
+) -> tuple[StageStatus, dict[str, Any] | None]:
+    """The first stage; and what its manifest says of shards, or will say."""
+    manifest, names = paths.embeddings.peek(), sorted(paths.embeddings.names())
+    parts = [name for name in names if name.endswith(".parquet")]
+    made_with = (manifest or {}).get("config")
+    if parts and not manifest:
+        stem = parts[0].removesuffix(".parquet")
+        made_with = outputs.part_facts(paths.embeddings, [stem])[stem].get("config")
+    cfg, shards = query.settings("embed", made_with), query.shards
+    if shards is None and manifest:
+        shards = [Shard(**s["shard"]) for s in manifest["shards"]]
+    if shards is None:
+        state = "partly" if parts else "not begun"
+        rerun = "the shards that have no part; --shards tells which" if parts else "all of it"
+        return StageStatus("embed", state, rerun, len(parts) or None), None
+    if whole := survey.finished(cfg, shards, paths):
+        counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
+        return StageStatus("embed", "done", "nothing", len(shards), len(shards), **counts), whole
+    found = survey.survey(cfg, shards, paths)
+    reason = survey.refusal(cfg, found, paths)
+    row = StageStatus(
+        "embed",
+        "out of date" if manifest else "partly" if parts else "not begun",
+        f"refused: {reason}" if reason else _embedding(found, len(shards)),
+        len(found.done),
+        len(shards),
+        sum(facts["samples"] for facts in found.done),
+        sum(facts["rejected"] for facts in found.done),
+    )
+    expected = {
+        "fingerprint": survey.fingerprint(cfg, shards),
+        "config": config.facts(cfg),
+        "shards": [{"shard": asdict(shard)} for shard in shards],
+    }
+    return row, manifest if reason else expected
+
+
+def _embedding(found: survey.Survey, total: int) -> str:
+    new, changed = len(found.todo) - len(found.changed), len(found.changed)
+    first = f", the first {found.todo[0].stem}" if found.todo else ""
+    text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
+    if not found.todo:
+        text = f"none of {total} shards, the manifest alone"
+    if found.vanished:
+        text += f"; {len(found.vanished)} vanished, the first {found.vanished[0]}: left out"
+    return text
+
+
+def stage_row(want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageStatus:
+    """A stage that is known by its folder's manifest."""
+    manifest, reason = want.compare()
+    found = manifest or {}
+    total, done, unit = _progress(want, found, reason, paths)
+    row = StageStatus(want.stage, "done", "nothing", done, total)
+    if manifest and not reason:
+        samples = found.get("labels", found.get("samples"))
+        return replace(row, samples=samples, samples_per_s=found.get("samples_per_s"))
+    rerun = f"{unit} {done} to {total}" if done and unit == "steps" else "all of it"
+    if done and unit == "parts":
+        rerun = f"{(total or 0) - done} of {total} parts"
+    if not done and partial_sums.exists(want.folder, want.made_of):
+        return replace(row, state="partly", rerun="from where it was interrupted")
+    state = "partly" if done else "out of date" if manifest else "not begun"
+    return replace(row, state=state, rerun=f"{rerun}: {reason}" if reason else rerun)
+
+
+def _progress(
+    want: outputs.ExpectedOutputs, found: dict[str, Any], reason: str, paths: layout.RunPaths
+) -> tuple[int | None, int | None, str]:
+    """(all, those that stand, their name) of the units that a rerun goes on from."""
+    if want.stage == "train":
+        total = want.cfg.steps
+        reached = 0 if found else Checkpoints(paths, want.made_of).reached()
+        return total, reached if reason or not found else found["steps"], "steps"
+    if want.stage in ("caption", "report"):
+        return None, None, ""
+    folder = paths.labels if want.stage == "write" else paths.assignments
+    total = len(want.files[folder])
+    if found and not reason:
+        return total, total, "parts"
+    same = not found or found["fingerprint"] == want.made_of
+    resumes = same and want.stage == "write"
+    return total, len(want.parts(folder)) if resumes else 0, "parts"
+
+
+def views(query: StatusQuery, made: outputs.Manifests, paths: layout.RunPaths) -> list[StageStatus]:
+    """evaluate, if it was run or is query for, and report."""
+    rows, before = [], evaluate.earlier(paths)
+    cfg = query.settings("evaluate", before.get("config"))
+    evaluation = None
+    if before or cfg.label:
+        evaluation = evaluate.fingerprint(cfg, made["clusters"], made["captions"])
+        state, rerun = "not begun", "all of it"
+        if before:
+            state, rerun = "out of date", "all of it: its settings or what it reads have changed"
+        if before.get("fingerprint") == evaluation:
+            state, rerun = "done", "nothing"
+        rows.append(StageStatus("evaluate", state, rerun, samples=before.get("samples")))
+    page = paths.report.peek() or {}
+    prints = [made[name]["fingerprint"] for name in ("clusters", "captions", "labels")]
+    settings = query.settings("report", page.get("config"))
+    row = stage_row(report.wanted(settings, [*prints, evaluation], paths), paths)
+    if row.state == "done" and page.get("missing_pictures"):
+        row = replace(row, rerun=f"all of it: {page['missing_pictures']} pictures were missing")
+    return [*rows, row]
+
+
+def owner_of(root: str) -> dict[str, Any] | None:
+    """Who holds the lock, and whether that is known to live; None where nobody does."""
+    _, facts = lock.read(root)
+    return None if facts.get("released") else {**facts, "lives": lock.lives(facts)}
+
+
+def with_heartbeat(rows: list[StageStatus], owner: dict[str, Any] | None) -> list[StageStatus]:
+    """The rows, that of the stage under way as its owner's last heartbeat has it."""
+    doing = (owner or {}).get("doing")
+    if not owner or not doing or owner["lives"] is False:
+        return rows
+    names = ("done", "total", "samples", "rejected", "samples_per_s", "left_s")
+    now = {name: doing[name] for name in names}
+    return [
+        replace(row, state="under way", **now) if row.stage == doing["stage"] else row
+        for row in rows
+    ]
+
+
+def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> str:
+    """For a person: no line is longer than WIDTH."""
+    lines = _filled(f"root   {root}") + _filled(f"lock   {_held(owner)}") + [""]
+    cells = [HEADS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
+    for line in cells:
+        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        lines.append("  ".join([*left, *right]).rstrip())
+    lines += ["", "The same command again would do:"]
+    for row in rows:
+        lines += _filled(f"  {row.stage.ljust(widths[0])}  {row.rerun}")
+    return "\n".join(lines)
+
+
+def facts(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> dict[str, Any]:
+    """For a script: the same."""
+    return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
+
+
+def _held(owner: dict[str, Any] | None) -> str:
+    if owner is None:
+        return "free"
+    who = lock.describe(owner)
+    if owner["lives"] is False:
+        return f"left by {who}, which is dead: the next command takes over"
+    return f"held by {who}; last heartbeat {owner.get('at', 'not yet')}"
+
+
+def _cells(row: StageStatus) -> tuple[str, ...]:
+    done = "–" if row.done is None else f"{row.done:,}"
+    if row.total is not None:
+        done += f"/{row.total:,}"
+    numbers = [_number(n) for n in (row.samples, row.rejected, row.samples_per_s)]
+    left = "–" if row.left_s is None else f"{row.left_s // 60}:{row.left_s % 60:02d}"
+    return row.stage, row.state, done, *numbers, left
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _filled(line: str) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 8)
+    text = printable(line)
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,0 +1,1 @@
+"""Check all files of a run."""

@@ -1,0 +1,318 @@
+"""What must hold of one shard of a run: its rows in every table.
+
+Of the stages' code it shares the meaning of json columns alone.
+
+reads   embeddings/, rejects/, assignments/, exclude/, labels/ of one stem, each whole but for the
+        embeddings themselves, which come in batches
+
+n samples, d dimensions, k clusters, t named clusters.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import layout, schemas
+from pipeline.ops.verify.violations import DAMAGE, Findings, footer, open_part, read_part
+from pipeline.store import columns, tables
+from pipeline.store.storage import Folder
+
+BATCH_ROWS = 4096
+UNIT = 1e-3  # by which the length of a float16 vector may be off
+CLOSE = 1e-5  # by which a float32 may be off
+IDENTITY = [name for name, _ in schemas.IDENTITY]
+SOURCE = [name for name, _ in schemas.SOURCE]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the manifests say of all shards; None of a stage that has not run."""
+
+    paths: layout.RunPaths
+    embedded: str  # what embed's parts were made of
+    columns: dict[str, str]  # kinds of the json columns
+    clustered: str | None  # fingerprint of the clusters
+    k: int
+    captions: list[str | None] | None  # of each cluster
+    written: str | None  # fingerprint of the labels
+    excluded: dict[str, int]  # stem -> rows of exclude/, where it has any
+
+
+@dataclass
+class Shard:
+    """One shard's tables as far as they can be read, and what is wrong with them."""
+
+    facts: dict[str, Any]  # of the manifest of the embeddings
+    found: Findings = field(default_factory=Findings)
+    dim: int = 0
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    labels: pa.Table | None = None
+
+    @property
+    def stem(self) -> str:
+        return str(self.facts["shard"]["stem"])
+
+
+def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
+    """Everything about the tables of one shard."""
+    shard = Shard(facts, sizes=np.zeros(run.k, np.int64))
+    embedded, rejected = _embedded(shard, run), _rejected(shard, run)
+    if embedded is not None and rejected is not None:
+        _every_sample_once(shard, embedded, rejected)
+    if run.clustered is None:
+        return shard
+    assigned = _assigned(shard, run)
+    same = False
+    if embedded is not None and assigned is not None:
+        place = f"assignments/{shard.stem}"
+        same = _same_samples(shard.found, place, assigned["sample_id"], embedded["sample_id"])
+    if run.written is None or run.captions is None:
+        return shard
+    shard.labels = _labels(shard, run)
+    left_out = _excluded(shard, run)
+    if same and rejected is not None and shard.labels is not None and left_out is not None:
+        wanted = expected(embedded, assigned, rejected, run)
+        _labels_agree(shard, _marked(wanted, left_out), shard.labels)
+    return shard
+
+
+def _excluded(shard: Shard, run: RunFacts) -> pa.Table | None:
+    """exclude/: as many rows as its manifest says; none where it does not name the shard."""
+    if shard.stem not in run.excluded:
+        return schemas.EXCLUDED.empty_table()
+    table = _part(shard, run.paths.exclude, schemas.EXCLUDED, {})
+    if table is not None and table.num_rows != run.excluded[shard.stem]:
+        wanted = run.excluded[shard.stem]
+        shard.found.add(f"exclude/{shard.stem}", f"has {table.num_rows} rows, not {wanted}")
+    return table
+
+
+def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict[str, Any]]:
+    """The labels, those of excluded samples saying so and why."""
+    why = {row["sample_id"]: row["reason"] for row in left_out.to_pylist()}
+    for row in rows:
+        told = why.get(row["sample_id"])
+        yield row if told is None else {**row, "status": "excluded", "error_message": told}
+
+
+def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -> bool:
+    """Whether every row has these columns; else a violation."""
+    empty = [name for name in names if table[name].null_count]
+    if empty:
+        shard.found.add(place, f"has rows without {', '.join(empty)}")
+    return not empty
+
+
+def _part(
+    shard: Shard, folder: Folder, schema: pa.Schema, facts: dict[str, Any]
+) -> pa.Table | None:
+    """One table of the shard, whose footer says what it should."""
+    place = f"{folder.url.rpartition('/')[2]}/{shard.stem}"
+    file = open_part(folder.file(f"{shard.stem}.parquet"), place, shard.found)
+    table = read_part(file, schema, place, shard.found)
+    if file is not None and table is not None:
+        _footer_says(shard, place, file, {**facts, "rows": table.num_rows})
+    return table
+
+
+def _footer_says(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str, Any]) -> None:
+    said = footer(file)
+    for name in sorted(facts):
+        if said.get(name) != facts[name]:
+            shard.found.add(
+                place, f"its footer says {name} = {said.get(name)!r}, not {facts[name]!r}"
+            )
+
+
+def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
+    """embeddings/: rows without the embedding, which has been checked."""
+    place = f"embeddings/{shard.stem}"
+    url = run.paths.embeddings.file(f"{shard.stem}.parquet")
+    if (file := open_part(url, place, shard.found)) is None:
+        return None
+    kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
+    shard.dim = kinds[0].list_size if kinds else 0
+    schema = schemas.embeddings_schema(max(1, shard.dim))
+    table = read_part(file, schema, place, shard.found, leave_out=["embedding"])
+    if table is None:
+        return None
+    facts = {name: shard.facts[name] for name in ("samples", "embedded", "rejected", "end")}
+    _footer_says(shard, place, file, {**facts, "stage": run.embedded})
+    was = footer(file).get("shard", {})
+    if any(was.get(name) != shard.facts["shard"][name] for name in ("stem", "size", "version")):
+        shard.found.add(place, "its footer names another input shard than the manifest")
+    if table.num_rows != shard.facts["embedded"]:
+        shard.found.add(place, f"has {table.num_rows} rows, not {shard.facts['embedded']}")
+    if not _identified(shard, place, table):
+        return None
+    try:
+        for keys, what in _not_unit(file, table["sample_id"]):
+            shard.found.add(place, what, keys)
+    except DAMAGE as error:
+        shard.found.add(place, f"cannot be read: {error}")
+    return table
+
+
+def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list[str], str]]:
+    """Samples whose embeddings are not vectors of unit length."""
+    start = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=["embedding"]):
+        own, column = ids.slice(start, len(batch)), batch["embedding"]
+        start += len(batch)
+        if column.null_count or column.flatten().null_count:
+            yield [""], "has rows without embedding"
+            return
+        length = np.linalg.norm(tables.to_matrix(column).astype(np.float32), axis=1)
+        finite = np.isfinite(length)
+        yield own.filter(pa.array(~finite)).to_pylist(), "embedding is not finite"
+        off = finite & (np.abs(length - 1) > UNIT)
+        yield own.filter(pa.array(off)).to_pylist(), "embedding is not of unit length"
+
+
+def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
+    """rejects/: the rows that are samples; those without an id tell of the shard's damage."""
+    place, url = f"rejects/{shard.stem}", run.paths.rejects.file(f"{shard.stem}.parquet")
+    file = open_part(url, place, shard.found)
+    table = read_part(file, schemas.REJECTS, place, shard.found)
+    if file is None or table is None:
+        return None
+    _footer_says(shard, place, file, {"stage": run.embedded})
+    sample = pc.is_valid(table["sample_id"])
+    damage = table.filter(pc.invert(sample))["reason"].to_pylist()
+    said = [] if shard.facts["end"] == "complete" else [f"shard: {shard.facts['end']}"]
+    if damage != said:
+        shard.found.add(place, f"tells of the damage {damage}, not {said}")
+    table = table.filter(sample)
+    if table.num_rows != shard.facts["rejected"]:
+        shard.found.add(place, f"has {table.num_rows} samples, not {shard.facts['rejected']}")
+    unexplained = table.filter(pc.equal(pc.utf8_length(pc.fill_null(table["reason"], "")), 0))
+    shard.found.add(place, "is rejected without a reason", unexplained["sample_id"].to_pylist())
+    return table if _identified(shard, place, table) else None
+
+
+def _identified(shard: Shard, place: str, table: pa.Table) -> bool:
+    """sample_id = {stem}/{key}, with #2 … after the key for one that came before."""
+    if not _complete(shard, place, table, IDENTITY):
+        return False
+    rows = zip(*(table[name].to_pylist() for name in ("sample_id", "shard", "key")), strict=True)
+    for sample_id, stem, key in rows:
+        whole = f"{shard.stem}/{key}"
+        again = sample_id.startswith(whole) and re.fullmatch(r"(#\d+)?", sample_id[len(whole) :])
+        if stem != shard.stem or not again:
+            shard.found.add(place, f"sample_id is not {whole}", [sample_id])
+    return True
+
+
+def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> None:
+    """Embedded and rejected rows together are the samples of the tar."""
+    place = f"embeddings/ and rejects/{shard.stem}"
+    both = pa.concat_tables([embedded.select(IDENTITY), rejected.select(IDENTITY)])
+    twice = [key for key, n in Counter(both["sample_id"].to_pylist()).items() if n > 1]
+    shard.found.add(place, "is there more than once", twice)
+    wanted = shard.facts["samples"]
+    if sorted(both["index"].to_pylist()) != list(range(wanted)):
+        shard.found.add(place, f"do not hold the {wanted} samples of the tar once each, by index")
+
+
+def _assigned(shard: Shard, run: RunFacts) -> pa.Table | None:
+    """assignments/: rows that make sense; counts the clusters' sizes."""
+    table = _part(shard, run.paths.assignments, schemas.ASSIGNMENTS, {"made_of": run.clustered})
+    place = f"assignments/{shard.stem}"
+    if table is None or not _complete(shard, place, table, table.column_names):
+        return None
+    problems = [_unsound(row, run.k) for row in table.to_pylist()]
+    for what in sorted({problem for problem in problems if problem}):
+        rows = pa.array([problem == what for problem in problems])
+        shard.found.add(place, what, table["sample_id"].filter(rows).to_pylist())
+    cluster = table["cluster_id"].to_numpy()
+    inside = cluster[(cluster >= 0) & (cluster < run.k)]
+    shard.sizes += np.bincount(inside, minlength=run.k)
+    return table
+
+
+def _unsound(row: dict[str, Any], k: int) -> str:
+    """What is wrong with one assignment; "" if nothing is."""
+    clusters, shares = row["top_clusters"], row["top_shares"]
+    if not 0 <= row["cluster_id"] < k:
+        return "cluster_id is out of range"
+    if not -CLOSE <= row["outlier_score"] <= 2 + CLOSE:
+        return "outlier_score is not within 0 and 2"
+    if len(shares) != len(clusters) or len(clusters) != min(schemas.TOP, k):
+        return "top_clusters and top_shares are not of the right length"
+    if len(set(clusters)) < len(clusters) or not all(0 <= c < k for c in clusters):
+        return "top_clusters are not different clusters"
+    if not all(-CLOSE <= share <= 1 + CLOSE for share in shares) or sum(shares) > 1 + CLOSE:
+        return "top_shares are not shares of 1"
+    if any(shares[i] < shares[i + 1] - CLOSE for i in range(len(shares) - 1)):
+        return "top_shares are not sorted"
+    if row["cluster_id"] != clusters[0] or abs(row["confidence"] - shares[0]) > CLOSE:
+        return "cluster_id and confidence are not the first of the top"
+    if abs(row["margin"] - (shares[0] - (shares[1] if k > 1 else 0))) > CLOSE:
+        return "margin is not the difference of the first two shares"
+    return ""
+
+
+def _same_samples(found: Findings, place: str, ids: pa.ChunkedArray, others: Any) -> bool:
+    """Whether these are the samples of the embeddings, in their order; else violations."""
+    if ids.equals(others):
+        return True
+    there, wanted = Counter(ids.to_pylist()), Counter(others.to_pylist())
+    found.add(place, "is missing", (wanted - there).elements())
+    found.add(place, "is too many", (there - wanted).elements())
+    if there == wanted:
+        found.add(place, "is in another order than embeddings/")
+    return False
+
+
+def _labels(shard: Shard, run: RunFacts) -> pa.Table | None:
+    schema = schemas.labels_schema(run.columns)
+    return _part(shard, run.paths.labels, schema, {"made_of": run.written})
+
+
+def expected(
+    embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: RunFacts
+) -> Iterator[dict[str, Any]]:
+    """The labels that the other tables ask for, in the order of the tar."""
+    rows = [
+        {**row, **label, "status": "success", "cluster_caption": run.captions[label["cluster_id"]]}  # type: ignore[index]
+        for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
+        if 0 <= label["cluster_id"] < run.k
+    ]
+    for row in rejected.to_pylist():
+        names = {"image_member": row["member"], "error_message": row["reason"]}
+        rows.append({**row, **names, "status": "rejected"})
+    own = schemas.label_names(run.columns)
+    for row in sorted(rows, key=lambda row: int(row["index"])):
+        json_of = columns.parse(row["json"])
+        originals = {
+            own[name]: columns.value(json_of.get(name), kind) for name, kind in run.columns.items()
+        }
+        caption = row["caption"]
+        if caption is None and isinstance(json_of.get("caption"), str):
+            caption = json_of["caption"]
+        yield {**row, **originals, "caption": caption}
+
+
+def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table) -> None:
+    """Labels have the values of the other tables, row by row."""
+    place, wanted = f"labels/{shard.stem}", list(rows)
+    ids = pa.chunked_array([pa.array([row["sample_id"] for row in wanted], pa.string())])
+    if not _same_samples(shard.found, place, labels["sample_id"], ids):
+        return
+    for label, row in zip(labels.to_pylist(), wanted, strict=True):
+        for name, value in label.items():
+            if repr(value) != repr(row.get(name)):  # by repr: NaN is NaN, 1 is not 1.0
+                told = f"{name} is {_short(value)}, not {_short(row.get(name))}"
+                shard.found.add(place, told, [label["sample_id"]])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"

@@ -1,1 +1,0 @@
-"""The report's page: what it shows, and how that looks."""

@@ -1,0 +1,1 @@
+"""Before a run: pack images into shards, write a configuration."""

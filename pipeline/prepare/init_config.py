@@ -1,0 +1,173 @@
+"""Command init: a commented configuration for somebody's shards, after looking at one of them.
+
+reads   the list of shards, and the whole of the first one; this machine's cores and GPUs
+writes  a TOML file, never over another
+
+What the shard holds comes from the web: in the file it stands in comments, one line each, in
+printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
+"""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from jinja2 import Environment, StrictUndefined
+
+from pipeline.embed import settings as embed_settings
+from pipeline.prepare import pack
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import redacted
+from pipeline.runtime.reject_reasons import printable
+from pipeline.store import columns, storage
+from pipeline.store.listing import Shard, list_shards
+from pipeline.store.shards import MissingImage, Sample, ShardReader
+
+SHOWN = 40  # json columns that are named
+SMALL_SIDE = 96  # pixels: of such pictures pico-clip, which sees 64, loses little
+MANY = 10_000_000  # samples, from which on a batch is large
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What there is: the shards, the first of them, the machine."""
+
+    shards: int
+    shard_bytes: int  # of all; 0 where the store does not tell
+    first: str
+    end: str  # of the first shard: complete, or what is wrong
+    samples: int  # of the first shard, as all that follow
+    suffixes: dict[str, int]  # of images
+    reasons: dict[str, int]  # why samples have no image that can be read
+    image_bytes: int  # median
+    sides: tuple[int, int]  # median width and height
+    captions: int
+    columns: dict[str, str]  # of the json -> bool, int, float, str or json
+    cores: int
+    gpus: int
+
+
+# core
+
+
+def look(samples: Iterable[Sample]) -> dict[str, Any]:
+    """What a shard's samples have, from the headers of their images."""
+    suffixes, reasons = Counter[str](), Counter[str]()
+    sizes, sides, kinds = [], [], dict[str, str]()
+    count = captions = 0
+    for sample in samples:
+        count += 1
+        text = sample.json_text()
+        captions += bool(sample.caption() or columns.parse(text).get("caption"))
+        columns.merge(kinds, columns.kinds([text]))
+        try:
+            image = sample.image()
+        except MissingImage as missing:
+            reasons[str(missing).partition(":")[0]] += 1
+            continue
+        if sample.problem:
+            reasons[sample.problem.partition(":")[0]] += 1
+            continue
+        suffixes[image.suffix.rpartition(".")[2]] += 1
+        sizes.append(image.size)
+        width, height = pack.dimensions(image.data)
+        if width and height:
+            sides.append((width, height))
+    return {
+        "samples": count,
+        "suffixes": dict(suffixes.most_common()),
+        "reasons": dict(reasons.most_common()),
+        "image_bytes": int(median(sizes or [0])),
+        "sides": tuple(int(median(each)) for each in zip(*sides or [(0, 0)], strict=True)),
+        "captions": captions,
+        "columns": kinds,
+    }
+
+
+def toml(seen: Seen, shards: str, out: str) -> str:
+    """The configuration; all that stands in it is made fit for one line."""
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: printable(redacted(str(value))),
+    )
+    template = environment.from_string(
+        resources.files("pipeline.prepare").joinpath("init.toml").read_text()
+    )
+    names = [f"{name} ({kind})" for name, kind in list(seen.columns.items())[:SHOWN]]
+    if len(seen.columns) > SHOWN:
+        names.append("…")
+    return template.render(
+        **vars(seen)
+        | {
+            "quoted": shlex.quote(shards),
+            "out": shlex.quote(out),
+            "estimate": seen.samples * seen.shards,
+            "size": f"{seen.shard_bytes / 1e9:.3g} GB" if seen.shard_bytes else "of unknown size",
+            "kinds": _counted(seen.suffixes),
+            "reasons": _counted(seen.reasons),
+            "named": ", ".join(names),
+            "small": max(seen.sides) <= SMALL_SIDE,
+            "lost": sum(seen.reasons.values()) / seen.samples,
+            "max_lost": embed_settings.Config.max_reject_fraction,
+            "many": MANY,
+        }
+    )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+# shell
+
+
+def run(shards: str, out: str) -> Seen:
+    """Look, and write the configuration; UserError if the file is there."""
+    path = Path(out)
+    if path.exists():
+        raise UserError(f"--out {out} is there already: name another file, or delete it")
+    found = list_shards(shards)
+    seen = _seen(found)
+    if not seen.samples:
+        raise UserError(f"{found[0].url} holds no sample ({seen.end}): correct --shards")
+    storage.check_writable(str(path.resolve().parent))
+    storage.write_bytes(str(path.resolve()), toml(seen, shards, out).encode())
+    return seen
+
+
+def _seen(found: list[Shard]) -> Seen:
+    with storage.open_read(found[0].url, found[0].size, found[0].version) as stream:
+        reader = ShardReader(stream, embed_settings.Config.max_sample_bytes)
+        looked = look(reader)
+    return Seen(
+        shards=len(found),
+        shard_bytes=sum(shard.size for shard in found) if all(s.size for s in found) else 0,
+        first=found[0].url,
+        end=reader.end,
+        cores=os.cpu_count() or 1,
+        gpus=torch.cuda.device_count(),
+        **looked,
+    )
+
+
+def facts(seen: Seen) -> dict[str, Any]:
+    """What was seen, as JSON values."""
+    return vars(seen)
+
+
+def summary(seen: Seen, shards: str, out: str) -> str:
+    """What to do next."""
+    return (
+        f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
+        f"ratecluster run --shards {printable(shlex.quote(shards))} --root my-run "
+        f"--config {shlex.quote(out)}"
+    )

@@ -1,0 +1,226 @@
+"""Stage 0, shards: a folder of images, or CIFAR, packed as img2dataset would have packed it.
+
+reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name;
+        or torchvision's CIFAR-10 / CIFAR-100
+writes  {shard:05d}.tar          {key}.jpg (the file's own bytes; CIFAR: PNG), .txt, .json
+        {shard:05d}.parquet      RECORD, the same facts as the json members
+        {shard:05d}_stats.json   counts; written last, so a shard that has it is done
+
+Core: `plan`, `pack_shard` (no Ray). Shell: `run`.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.prepare import cifar
+from pipeline.prepare.settings import Config
+from pipeline.runtime import console, tasks
+from pipeline.runtime.errors import UserError
+from pipeline.store import storage
+from pipeline.store.shard_writer import ShardWriter
+from pipeline.store.shards import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
+RECORD = pa.schema(
+    [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
+    + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
+    + [(name, pa.string()) for name in ("label", "source", "superlabel")]
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to be packed."""
+
+    source: str  # its path below FOLDER, or its place in CIFAR
+    label: str | None  # the class folder; None directly below FOLDER
+    content: Path | np.ndarray  # a file, or (height, width, 3) uint8
+    superlabel: str | None = None  # CIFAR-100 only
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What one shard will hold, in order."""
+
+    number: int
+    pictures: tuple[Picture, ...]
+
+    @property
+    def stem(self) -> str:
+        return f"{self.number:05d}"
+
+
+def folder_pictures(folder: str) -> tuple[list[Picture], int]:
+    """The images below a folder, sorted by path, and how many other files were left out.
+
+    Folders that are links are not entered, files that are links are taken if they lead to a place
+    inside the folder, hidden files are left out.
+    """
+    root = Path(folder).resolve()
+    if not root.is_dir():
+        raise UserError(
+            f"--from {folder}: no such folder; name a folder of images, {' or '.join(cifar.NAMES)}"
+        )
+    found, left_out = [], 0
+    for place, _, names in os.walk(root):
+        images = [name for name in names if _is_image(name) and _inside(Path(place, name), root)]
+        captions = {f"{Path(name).stem}.txt" for name in images}.intersection(names)
+        found += [Path(place, name) for name in images]
+        left_out += len(names) - len(images) - len(captions)
+    if not found:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"--from {folder}: no images ({kinds}) among {left_out} files")
+    return [_file_picture(path, root) for path in sorted(found)], left_out
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix[1:].lower() in IMAGE_SUFFIXES
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(root)
+
+
+def _file_picture(path: Path, root: Path) -> Picture:
+    below = path.relative_to(root)
+    parts = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in below.parts]
+    return Picture("/".join(parts), parts[0] if len(parts) > 1 else None, path)
+
+
+def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
+    """Which picture goes where: shuffled by the seed, then cut; the same on every run."""
+    order = list(pictures)
+    random.Random(cfg.shuffle_seed).shuffle(order)
+    cuts = range(0, len(order), cfg.samples_per_shard)
+    parts = [tuple(order[cut : cut + cfg.samples_per_shard]) for cut in cuts]
+    return [ShardPlan(number, part) for number, part in enumerate(parts)]
+
+
+def pack_shard(shard: ShardPlan, out: str) -> int:
+    """Write the three files of a shard, the stats last; returns how many images it holds."""
+    records = []
+    with storage.commit(f"{out}/{shard.stem}.tar") as file, ShardWriter(file) as writer:
+        for place, picture in enumerate(shard.pictures):
+            record, members = sample(picture, f"{shard.stem}{place:04d}")
+            records.append(record)
+            for suffix, data in members:
+                writer.add(f"{record['key']}.{suffix}", data)
+    schema = pa.schema([RECORD.field(name) for name in records[0]])
+    with storage.commit(f"{out}/{shard.stem}.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(records, schema), file)
+    count = len(records)
+    stats = {"count": count, "successes": count, "failed_to_download": 0, "failed_to_resize": 0}
+    storage.write_bytes(f"{out}/{shard.stem}_stats.json", json.dumps(stats).encode())
+    return count
+
+
+def sample(picture: Picture, key: str) -> tuple[dict[str, Any], list[tuple[str, bytes]]]:
+    """The facts of a picture, and its members as suffix and bytes."""
+    if isinstance(picture.content, Path):
+        suffix, data = picture.content.suffix[1:].lower(), picture.content.read_bytes()
+        caption = _caption(picture.content, picture.source)
+    else:
+        suffix, data, caption = "png", _png(picture.content), None
+    width, height = dimensions(data)
+    record = {
+        "key": key,
+        "caption": caption,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "status": "success",
+        "error_message": None,
+        "width": width,
+        "height": height,
+        "label": picture.label,
+        "source": picture.source,
+    }
+    if picture.superlabel is not None:
+        record["superlabel"] = picture.superlabel
+    text = [("txt", caption.encode())] if caption is not None else []
+    return record, [(suffix, data), *text, ("json", json.dumps(record).encode())]
+
+
+def _caption(image: Path, source: str) -> str | None:
+    """What the .txt beside an image says; None where there is none, or nothing in it."""
+    path = image.with_suffix(".txt")
+    root = image.parents[source.count("/")]
+    if not _inside(path, root):
+        return None
+    return path.read_bytes().decode("utf-8", "replace").replace("\0", "").strip() or None
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def dimensions(data: bytes) -> tuple[int | None, int | None]:
+    """Width and height from the header of an image; None twice if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except MemoryError:
+        raise
+    except Exception:  # what Pillow raises for a broken header depends on the format
+        return None, None
+
+
+def made(shards: Sequence[ShardPlan], out: str) -> set[str]:
+    """Stems of the shards that are already there; UserError if `out` has others."""
+    names = storage.Folder(out).names()
+    stems = {shard.stem for shard in shards}
+    others = sorted(n for n in names if n.endswith(".tar") and n[:-4] not in stems)
+    done = [s for s in shards if {f"{s.stem}.tar", f"{s.stem}_stats.json"} <= names]
+    others += [f"{s.stem}.tar" for s in done if _sources(s, out) != [p.source for p in s.pictures]]
+    if others:
+        raise UserError(
+            f"--out {out} has {len(others)} shards of something else ({others[0]}); "
+            "choose an empty folder"
+        )
+    return {shard.stem for shard in done}
+
+
+def _sources(shard: ShardPlan, out: str) -> list[str] | None:
+    """What a shard that is there was made from; None if that is not ours."""
+    try:
+        data = storage.read_bytes(f"{out}/{shard.stem}.parquet")
+        return pq.read_table(io.BytesIO(data), columns=["source"])["source"].to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
+        return None
+
+
+def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, int]:
+    """Pack a folder, cifar10 or cifar100 into shards below `out`, one Ray task for each shard.
+
+    `data_dir` is where an extracted CIFAR lies; without it, CIFAR is downloaded, once.
+    """
+    started = time.perf_counter()
+    out = storage.absolute(out)
+    if source in cifar.NAMES:
+        rows = cifar.load(source, cfg.split, data_dir)
+        pictures, left_out = [Picture(*row) for row in rows], 0
+    else:
+        pictures, left_out = folder_pictures(source)
+    shards = plan(pictures, cfg)
+    there = made(shards, out)
+    missing = [shard for shard in shards if shard.stem not in there]
+    log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
+    packed = sum(tasks.results(pack_shard, missing, out))
+    seconds = time.perf_counter() - started
+    console.log_finished(log, "shards", seconds, f"{len(missing):,} of {len(shards):,} made", out)
+    counts = {"shards": len(shards), "shards_made": len(missing), "samples": len(pictures)}
+    return {**counts, "samples_packed": packed, "files_left_out": left_out}

@@ -1,0 +1,228 @@
+"""The charts of the page: their numbers for ECharts, and the same in words and in tables.
+
+reads   clusters/{curve, tree, prototypes}.parquet, network/{history, sample}.parquet
+
+A chart has a `title`, a `text` below it, an `alt` for who does not see it, a `table`; its numbers
+are found in the page's data under its `name`. What a chart looks like is charts.js.
+"""
+
+import base64
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.artifacts import layout
+from pipeline.report import geometry
+from pipeline.report.run_data import Row, RunData
+from pipeline.store import tables
+
+POINTS = 400  # of a line; more are thinned out
+LINES = 25  # rows of the table that stands for a line
+MERGES = 30  # rows of the table of the tree
+DIGITS = 4  # after the point
+
+Chart = dict[str, Any]
+
+
+def thinned(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` indices, evenly, the first and the last among them."""
+    found: np.ndarray = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+    return found
+
+
+def _rounded(values: Any, digits: int = DIGITS) -> Any:
+    return [None if v is None or math.isnan(v) else round(float(v), digits) for v in values]
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> Chart:
+    return {"head": head, "rows": rows}
+
+
+def coding_length(run: RunData, curve: pa.Table) -> Chart:
+    """Bits per sample for every k (CURVE), the chosen k, the flat region."""
+    chosen, samples = run.clustered, max(1, run.clustered["samples"])
+    k = curve["k"].to_numpy()
+    bits, low, high = (curve[n].to_numpy() / samples for n in ("bits", "low", "high"))
+    shown = np.unique([*thinned(len(k), POINTS), min(chosen["k"], len(k)) - 1])
+    listed = np.unique([*thinned(len(k), LINES), min(chosen["k"], len(k)) - 1])
+    names = ("k", "k_best", "k_low", "k_high", "flat_from", "flat_to")
+    flat = (
+        f"From {chosen['flat_from']:,} to {chosen['flat_to']:,} clusters the bits are as few, to "
+    )
+    flat += "0.5 % of what clustering saves: the smallest of these is taken unless k is given."
+    return {
+        "title": "Coding length",
+        "text": f"Fewest bits at {chosen['k_best']:,}, in 90 % of resamples at {chosen['k_low']:,} "
+        f"to {chosen['k_high']:,}. {flat}",
+        "alt": f"Bits per sample for 1 to {len(k):,} clusters, with the band that holds 90 % of "
+        f"resamples. Chosen: {chosen['k']:,} clusters, {bits[min(chosen['k'], len(k)) - 1]:.1f} "
+        f"bits per sample; one cluster takes {bits[0]:.1f}.",
+        "table": _table(
+            ["Clusters", "Bits per sample", "5 % of resamples below", "95 % below"],
+            [[f"{k[i]:,}", *(f"{v[i]:.2f}" for v in (bits, low, high))] for i in listed],
+        ),
+        "data": {
+            **{name: chosen[name] for name in names},
+            "ks": k[shown].tolist(),
+            "bits": _rounded(bits[shown], 3),
+            "low": _rounded(low[shown], 3),
+            "high": _rounded(high[shown], 3),
+        },
+    }
+
+
+def tree(run: RunData, merges: pa.Table, clusters: list[Row]) -> Chart:
+    """The merges of the chosen clusters (TREE), and what each union takes.
+
+    The codes of a union are those of its two parts, less what was saved, less what its name saves:
+    L(A ∪ B) = L(A) + L(B) − saved − [name(A ∪ B) − name(A) − name(B)], see mcr2/tree.py.
+    """
+    sizes, bits = list(run.clustered["sizes"]), list(run.clustered["cluster_bits"])
+    names = {row["id"]: row["caption"] or "(no caption)" for row in clusters}
+    total, rows = max(1, sum(sizes)), []
+
+    def name_bits(count: int) -> float:
+        return -count * math.log2(max(1, count) / total)
+
+    for merge in merges.to_pylist():
+        a, b = merge["kept"], merge["merged"]
+        named = name_bits(sizes[a] + sizes[b]) - name_bits(sizes[a]) - name_bits(sizes[b])
+        bits[a] += bits[b] - merge["bits_saved"] - named
+        sizes[a] += sizes[b]
+        rows.append([merge["k"], a, b, round(bits[a], 1), round(-merge["bits_saved"], 1)])
+    last = rows[-MERGES:]
+    listed = [[f"{k:,}", names[a], names[b], f"{lost:,.0f}"] for k, a, b, _, lost in last]
+    return {
+        "title": "Cluster tree",
+        "text": "Again and again the two clusters are joined that cost the fewest bits. The line "
+        "is the cut that the slider chooses; a dot is what is one cluster there.",
+        "alt": f"Tree of {len(sizes):,} clusters, joined pair by pair until one is left.",
+        "table": _table(["Clusters left", "Joined", "with", "Bits lost"], listed),
+        "data": rows,
+    }
+
+
+def cluster_map(vectors: pa.Table, clusters: list[Row]) -> Chart:
+    """Places of the clusters in two dimensions, by number of cluster."""
+    table, cluster_of = tables.to_matrix(vectors["vector"]), vectors["cluster_id"].to_numpy()
+    places, share = geometry.plane(geometry.similarity(table, cluster_of))
+    return {
+        "title": "Map of the clusters",
+        "text": "Near are clusters whose features are alike; an area is a number of samples. "
+        "Classical multidimensional scaling of the cosines between prototypes: these two "
+        f"dimensions show {100 * share:.0f} % of the variation.",
+        "alt": f"{len(clusters):,} clusters in two dimensions. The table of clusters names the "
+        "nearest of each.",
+        "table": None,
+        "data": [_rounded(place) for place in places],
+    }
+
+
+def landmarks(vectors: pa.Table, paths: layout.RunPaths) -> geometry.Landmarks:
+    """The samples that train kept, before and after the network."""
+    sample = tables.read(paths.network.file("sample.parquet"), ["embedding", "feature"])
+    x, z = (tables.to_matrix(sample[n]).astype(np.float32) for n in ("embedding", "feature"))
+    table, cluster_of = tables.to_matrix(vectors["vector"]), vectors["cluster_id"].to_numpy()
+    return geometry.Landmarks(x, z, geometry.nearest(z, table, cluster_of))
+
+
+def heat(kept: geometry.Landmarks) -> Chart:
+    """|cosines| between landmarks, sorted by cluster, before and after training."""
+    rows = geometry.heat_rows(kept.cluster)
+    cluster = kept.cluster[rows]
+    data: dict[str, Any] = {"clusters": cluster.tolist()}
+    means = []
+    for when, x in (("before", kept.embedding), ("after", kept.feature)):
+        percent = geometry.heat(x[rows])
+        data[when] = base64.b64encode(percent.tobytes()).decode()
+        means.append([f"{mean:.2f}" for mean in geometry.contrast(percent, cluster)])
+    shown, of = len(set(cluster.tolist())), len(set(kept.cluster.tolist()))
+    largest = f", of the {shown:,} largest clusters" if shown < of else ""
+    words = [f"{within} within a cluster, {between} between" for within, between in means]
+    return {
+        "title": "Similarity of samples, |ZᵀZ|",
+        "text": f"{len(rows):,} samples{largest}, sorted by cluster. Mean |cosine| before "
+        f"training: {words[0]}; after: {words[1]}. The clearer the blocks along the diagonal, the "
+        "further apart clusters are.",
+        "alt": f"Heat map of the cosines between {len(rows):,} samples sorted by cluster",
+        "table": _table(
+            ["Mean |cosine|", "within a cluster", "between clusters"],
+            [["before training", *means[0]], ["after", *means[1]]],
+        ),
+        "data": data,
+    }
+
+
+def spectra(kept: geometry.Landmarks, clusters: list[Row]) -> Chart:
+    """Normalised singular values of landmarks, overall and per cluster, before and after."""
+    names = {str(row["id"]): row["caption"] or "(no caption)" for row in clusters}
+    found = {
+        "before": geometry.spectra(kept.embedding, kept.cluster),
+        "after": geometry.spectra(kept.feature, kept.cluster),
+    }
+    rows = []
+    for c in found["before"]:
+        halves = [int((found[when][c] >= 0.5).sum()) for when in found]
+        tens = [int((found[when][c] >= 0.1).sum()) for when in found]
+        rows.append([names.get(c, "all samples"), *halves, *tens])
+    return {
+        "title": "Singular values",
+        "text": "As shares of the largest; of all samples, thick, and of the largest clusters, "
+        "thin. Training is to spread all samples over many directions, each cluster over few.",
+        "alt": "Normalised singular values of all samples and of the largest clusters",
+        "table": _table(
+            [
+                "Singular values of",
+                "≥ ½ of the largest, before",
+                "after",
+                "≥ a tenth, before",
+                "after",
+            ],
+            rows,
+        ),
+        "data": {
+            when: {c: _rounded(values, 3) for c, values in lines.items()}
+            for when, lines in found.items()
+        },
+    }
+
+
+def training(history: pa.Table) -> Chart:
+    """Expansion, compression and loss of every step (HISTORY)."""
+    shown = thinned(history.num_rows, POINTS)
+    names = ("expansion", "compression", "loss")
+    columns = {name: history[name].to_numpy()[shown] for name in names}
+    step = history["step"].to_numpy()[shown]
+    listed = thinned(len(step), LINES)
+    return {
+        "title": "Rates and loss",
+        "text": "Training raises the rate of all features, R, against that of the clusters, R_c.",
+        "alt": f"Expansion, compression and loss over {history.num_rows:,} steps",
+        "table": _table(
+            ["Step", "R, nats", "R_c, nats", "Loss"],
+            [[f"{step[i]:,}", *(f"{columns[n][i]:.3f}" for n in names)] for i in listed],
+        ),
+        "data": {"step": step.tolist(), **{n: _rounded(v) for n, v in columns.items()}},
+    }
+
+
+def looks(run: RunData) -> Chart:
+    """Neighbour information of every look at the network; the best is the one that was kept."""
+    made, kept = run.trained["looks"], run.trained["kept_step"]
+    return {
+        "title": "Which network was kept",
+        "text": f"That of step {kept:,}: there the clusters of samples tell most of the clusters "
+        "of their neighbours.",
+        "alt": f"Neighbour information at {len(made)} steps",
+        "table": _table(
+            ["Step", "Neighbour information, nats"],
+            [[f"{look['step']:,}", f"{look['information']:.4f}"] for look in made],
+        ),
+        "data": {
+            "kept": kept,
+            "step": [look["step"] for look in made],
+            "information": _rounded(look["information"] for look in made),
+        },
+    }

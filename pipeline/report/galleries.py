@@ -1,0 +1,105 @@
+"""Pictures of each cluster's members: in the page as long as it stays small, else beside it.
+
+reads   clusters/exemplars.parquet, the input shards (bytes of the pictures shown)
+writes  report/galleries/{cluster_id}.webp   a strip of all pictures of a cluster that is not in
+                                             the page, one below the other
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from pipeline.artifacts import layout
+from pipeline.report.run_data import Row, RunData
+from pipeline.report.settings import Config
+from pipeline.runtime.errors import UserError
+from pipeline.store import storage, tables
+from pipeline.store.storage import Folder
+from pipeline.vision import thumbnails
+
+PAGE_BYTES = 14_500_000  # of the page at most, where texts are of usual length
+FIXED_BYTES = 1_800_000  # ECharts and what does not grow with the clusters
+CLUSTER_BYTES = 11_500  # texts of a cluster with its gallery
+AT_ONCE = 64  # clusters whose pictures are held while strips are made
+TEXT_BYTES = 80  # of a member's caption, and of its name
+
+
+def folder(paths: layout.RunPaths) -> Folder:
+    """Where the strips are."""
+    return Folder(paths.report.file("galleries"))
+
+
+def add(
+    rows: list[Row], run: RunData, cfg: Config, paths: layout.RunPaths
+) -> tuple[int, list[str]]:
+    """Give the first rows their `galleries`; returns how many pictures are missing, the strips.
+
+    Pictures go into the page for as many clusters as PAGE_BYTES allow, as data: URIs; those of the
+    others into strips, which browsers load when they are looked at.
+    """
+    shown = rows[: cfg.max_clusters]
+    _add_members(shown, cfg, paths)
+    urls = {s["shard"]["stem"]: s["shard"]["url"] for s in run.embedded["shards"]}
+    reader = thumbnails.Reader(run.embedded["config"]["max_image_pixels"], cfg.thumbnail)
+    left, strips = PAGE_BYTES - FIXED_BYTES - CLUSTER_BYTES * len(shown), []
+    folder(paths).clear()
+    for start in range(0, len(shown), AT_ONCE):
+        some = shown[start : start + AT_ONCE]
+        places = [
+            thumbnails.Place(urls[m["shard"]], m["tar_offset"], m["tar_size"])
+            for row in some
+            for m in row["members"]
+        ]
+        images = iter(reader.images(places))
+        for row in some:
+            own = [next(images) for _ in row["members"]]
+            left -= sum(len(image) * 4 // 3 for image in own if image)  # in base64
+            name = f"{row['id']}.webp" if left < 0 and any(own) else None
+            if name:
+                strip = thumbnails.strip(own, sum(cfg.counts.values()), cfg.thumbnail)
+                storage.write_bytes(folder(paths).file(name), strip)
+                strips.append(name)
+            for tile, (member, image) in enumerate(zip(row["members"], own, strict=True)):
+                uri = image and (f"galleries/{name}" if name else _uri(image))
+                member |= {"picture": uri, "tile": tile if name else None}
+    return reader.tell_missing(), strips
+
+
+def _uri(webp: bytes) -> str:
+    return thumbnails.data_uri("image/webp", webp)
+
+
+def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
+    """The `members` of each row, and the `galleries` that they are in, by kind.
+
+    What is typical is not shown again at the edges, as it would be in small clusters.
+    """
+    table = tables.read(paths.clusters.file("exemplars.parquet"))
+    if "kind" not in table.column_names:
+        raise UserError(
+            f"{paths.root}: clusters/ is of an earlier version: delete clusters/manifest.json and "
+            "run `ratecluster select-k` and what follows it again"
+        )
+    table = table.sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
+    ranked: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for member in table.to_pylist():
+        ranked[member["cluster_id"], member["kind"]].append(member)
+    for row in shown:
+        seen: set[str] = set()
+        row["galleries"], row["members"] = [], []
+        for kind, count in cfg.counts.items():
+            own = [m for m in ranked[row["id"], kind] if m["sample_id"] not in seen][:count]
+            seen |= {m["sample_id"] for m in own}
+            for member in own:
+                member["text"] = cut(member["caption"] or member["key"], TEXT_BYTES)
+                member["name"] = cut(member["sample_id"], TEXT_BYTES)
+            row["members"] += own
+            if own:
+                row["galleries"].append({"kind": kind, "members": own})
+
+
+def cut(text: Any, size: int) -> str:
+    """The text, or as much of it as fits into `size` bytes, and an ellipsis."""
+    data = str(text).encode("utf-8", "replace")
+    if len(data) <= size:
+        return data.decode()
+    return data[: size - 3].decode("utf-8", "ignore").rstrip() + "…"

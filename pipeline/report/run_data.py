@@ -1,0 +1,121 @@
+"""What a page is made of: the manifests of a run, its stages, its rejected samples.
+
+reads   all manifests; evaluation.json if it is there; network/history.parquet,
+        rejects/{stem}.parquet of shards that have any
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.artifacts import layout, outputs
+from pipeline.runtime.errors import UserError
+from pipeline.store import storage, tables
+
+log = logging.getLogger(__name__)
+REJECTS = 100  # rejected samples listed, and damaged shards
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the page is made of. A run may be reported before it is written and evaluated."""
+
+    root: str
+    embedded: Row  # manifests, of the stages in their order
+    trained: Row
+    clustered: Row
+    captioned: Row
+    written: Row | None
+    evaluation: Row | None
+
+    @property
+    def fingerprints(self) -> list[str | None]:
+        """Of all that the page shows."""
+        stages = (self.clustered, self.captioned, self.written, self.evaluation)
+        return [stage["fingerprint"] if stage else None for stage in stages]
+
+
+def collect(paths: layout.RunPaths) -> RunData:
+    """The manifests; UserError names the stage that has not finished."""
+    made = outputs.upstream(paths, "captions")
+    clustered, captioned = made["clusters"], made["captions"]
+    if taken := clustered.get("taken_from"):
+        raise UserError(
+            f"{paths.root}: its clusters are of {taken} (ratecluster assign), and so is their "
+            "report: make it there"
+        )
+    written = paths.labels.peek()
+    if written and written["upstream"] != captioned["fingerprint"]:
+        written = None
+    evaluation = None
+    if storage.exists(paths.evaluation_json):
+        evaluation = json.loads(storage.read_bytes(paths.evaluation_json))
+        if evaluation["clustering"] != clustered["fingerprint"]:
+            log.warning("report: evaluation.json is of other clusters: run evaluate again")
+            evaluation = None
+    embedded, trained = made["embeddings"], made["network"]
+    return RunData(paths.root, embedded, trained, clustered, captioned, written, evaluation)
+
+
+def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
+    """Of every finished stage its manifest, name, how much it did, and how fast.
+
+    Samples per second are the stage's own, or samples over seconds; those of train are the median
+    of its steps.
+    """
+    named = {
+        "embed": run.embedded,
+        "train": run.trained,
+        "select_k": run.clustered,
+        "caption": run.captioned,
+        "write": run.written,
+    }
+    steps = tables.read(paths.network.file("history.parquet"), ["samples_per_s"])
+    known = {"train": float(np.median(steps["samples_per_s"].to_numpy()))}
+    rows = []
+    for name, manifest in named.items():
+        if manifest:
+            done = run.embedded["embedded" if name in ("select_k", "caption") else "samples"]
+            speed = manifest.get("samples_per_s") or done / max(manifest["seconds"], 1e-9)
+            facts = {"samples": done, "samples_per_s": known.get(name, speed)}
+            rows.append({"name": name, **manifest, **facts})
+    return rows
+
+
+def rejected(run: RunData, paths: layout.RunPaths) -> list[Row]:
+    """The first REJECTS rejected samples of the run, in the order of the shards."""
+    rows: list[Row] = []
+    for shard in run.embedded["shards"]:
+        if len(rows) < REJECTS and shard["rejected"]:
+            table = tables.read(paths.rejects.file(f"{shard['shard']['stem']}.parquet"))
+            table = table.filter(pc.is_valid(table["sample_id"]))  # the others are shards' damage
+            rows += table.slice(0, REJECTS - len(rows)).to_pylist()
+    return rows
+
+
+def clusters(run: RunData, paths: layout.RunPaths) -> list[Row]:
+    """What is known of each cluster, largest first: size, captions, tightness, neighbours, truth.
+
+    Neighbours are known once the run is written, the true class once it is evaluated.
+    """
+    sizes = run.clustered["sizes"]
+    rows: list[Row] = [{"id": c, "size": size, "captions": []} for c, size in enumerate(sizes)]
+    for caption in tables.read(paths.captions.file("captions.parquet")).to_pylist():
+        rows[caption["cluster_id"]]["captions"].append(caption)
+    for row, bits in zip(rows, run.clustered["cluster_bits"], strict=True):
+        row["captions"].sort(key=lambda caption: caption["rank"])
+        row["share"] = row["size"] / max(1, run.clustered["samples"])
+        row["caption"] = row["captions"][0]["caption"] if row["captions"] else None
+        row["bits"] = bits / max(1, row["size"])
+    if run.written:
+        for more in tables.read(paths.clusters_table).to_pylist():
+            rows[more["cluster_id"]]["nearest"] = [rows[c] for c in more["nearest_clusters"]]
+    for truth in run.evaluation["clusters"] if run.evaluation else ():
+        rows[truth["cluster_id"]]["truth"] = truth
+    return sorted(rows, key=lambda row: (-row["size"], row["id"]))

@@ -1,0 +1,188 @@
+"""Command report: everything a run has found, as one page that needs no network.
+
+reads   all manifests; clusters/, captions/captions.parquet, network/{history, sample}.parquet,
+        rejects/{stem}.parquet of shards that have any, the input shards (bytes of the pictures
+        shown); clusters.parquet and evaluation.json if they are there
+writes  report/index.html
+        report/galleries/{cluster_id}.webp   pictures that would make the page too large
+        report/manifest.json
+
+Captions, alt texts, keys and file names come from the web: the template escapes them, scripts get
+them as JSON and put them into the page as text, and `visible` shows what would otherwise act on the
+text around it. The page's policy lets no script run but its own. Core: `context`, `render`. Shell:
+`run`.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import platform
+import re
+import time
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.artifacts import layout, outputs
+from pipeline.report import figures, galleries, run_data, truth_charts
+from pipeline.report.run_data import Row, RunData, collect
+from pipeline.report.settings import Config
+from pipeline.runtime import config, console
+from pipeline.store import storage, tables
+
+log = logging.getLogger(__name__)
+MADE_WITH = ("ratecluster", "torch", "open_clip_torch", "pyarrow", "numpy")
+SCRIPTS = ("echarts/echarts.min.js", "charts.js", "explorer.js")
+# Control characters, marks and overrides of writing direction, halves of characters.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff]"
+)
+
+
+def charts(run: RunData, clusters: list[Row], paths: layout.RunPaths) -> dict[str, figures.Chart]:
+    """All charts of the page, by name."""
+    names = ("curve", "tree", "prototypes")
+    curve, merges, vectors = (tables.read(paths.clusters.file(f"{n}.parquet")) for n in names)
+    history = tables.read(paths.network.file("history.parquet"))
+    kept = figures.landmarks(vectors, paths)
+    drawn = {
+        "curve": figures.coding_length(run, curve),
+        "tree": figures.tree(run, merges, clusters),
+        "map": figures.cluster_map(vectors, clusters),
+        "heat": figures.heat(kept),
+        "spectra": figures.spectra(kept, clusters),
+        "training": figures.training(history),
+        "looks": figures.looks(run),
+    }
+    if run.evaluation and "confusion" in run.evaluation:
+        drawn["confusion"] = truth_charts.confusion(run.evaluation, clusters)
+        drawn["confidence"] = truth_charts.confidence(run.evaluation)
+    return drawn
+
+
+def data(run: RunData, clusters: list[Row], drawn: dict[str, figures.Chart]) -> Row:
+    """What the scripts of the page work on."""
+    by_id = sorted(clusters, key=lambda row: row["id"])
+    return {
+        "samples": run.clustered["samples"],
+        "clusters": [
+            {
+                "name": row["caption"] or "(no caption)",
+                "words": [caption["caption"] for caption in row["captions"][1:]],
+                "size": row["size"],
+                "linked": "members" in row,
+            }
+            for row in by_id
+        ],
+        "charts": {name: chart["data"] for name, chart in drawn.items()},
+    }
+
+
+def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Row, Row]:
+    """All that the template shows, and what the manifest says of it."""
+    clusters = run_data.clusters(run, paths)
+    missing, strips = galleries.add(clusters, run, cfg, paths)
+    drawn = charts(run, clusters, paths)
+    shown = {
+        "run": run,
+        "clusters": clusters,
+        "charts": drawn,
+        "data": data(run, clusters, drawn),
+        "strips": bool(strips),
+        "tiles": sum(cfg.counts.values()),
+        "rejected": run_data.rejected(run, paths),
+        "damaged": [s for s in run.embedded["shards"] if s["end"] != "complete"],
+        "listed": run_data.REJECTS,
+        "stages": run_data.stages(run, paths),
+        "versions": versions(),
+    }
+    return shown, {"missing_pictures": missing, "strips": strips}
+
+
+def versions() -> dict[str, str]:
+    """Of the software that makes the page."""
+    return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
+
+
+def visible(value: Any) -> Any:
+    """Characters that are unseen, or that turn the text around them, as their code points."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return UNSEEN.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
+    if isinstance(value, dict):
+        return {key: visible(item) for key, item in value.items()}
+    return [visible(item) for item in value] if isinstance(value, list) else value
+
+
+def as_json(value: Any) -> Markup:
+    """JSON for an element of a page, which no text in it can end."""
+    text = json.dumps(visible(value), separators=(",", ":"), allow_nan=False)
+    return Markup(re.sub("[<>&]", lambda match: f"\\u{ord(match.group()):04x}", text))
+
+
+def counted(count: int, what: str) -> str:
+    """1 shard, 4 shards."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def digest(text: str) -> str:
+    """What a content security policy knows an inline script or style by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def render(context: Row) -> str:
+    """The page; everything put into it is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "number": lambda value: f"{value:,}",
+        "percent": lambda value: f"{100 * value:.1f}\u00a0%",
+        "counted": counted,
+        "json": as_json,
+        "digest": digest,
+    }
+    ours = resources.files("pipeline.report")
+    steps = max(1, context["tiles"] - 1)
+    places = [f".t{i}{{object-position:0 {100 * i / steps:.4f}%}}" for i in range(context["tiles"])]
+    style = ours.joinpath("page.css").read_text("utf-8") + "\n".join(places)
+    scripts = [Markup(ours.joinpath(name).read_text("utf-8")) for name in SCRIPTS]
+    template = environment.from_string(ours.joinpath("page.html").read_text("utf-8"))
+    return template.render(context | {"style": Markup(style), "scripts": scripts})
+
+
+def wanted(
+    cfg: Config, fingerprints: list[str | None], paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """What reporting what has these fingerprints is to leave."""
+    made_of = config.fingerprint(cfg, fingerprints)
+    return outputs.ExpectedOutputs(
+        "report", paths.report, made_of, cfg, {paths.report: ["index.html"]}
+    )
+
+
+def run(cfg: Config, paths: layout.RunPaths) -> str:
+    """Make the page unless it is there; returns its URL. Missing pictures are tried again."""
+    url, started = paths.report.file("index.html"), time.monotonic()
+    made = collect(paths)
+    want = wanted(cfg, made.fingerprints, paths)
+    before = paths.report.peek() or {}
+    whole = not before.get("missing_pictures")
+    if strips := set(before.get("strips", ())):
+        whole = whole and strips <= galleries.folder(paths).names()
+    if whole and want.if_done():
+        return url
+    shown, facts = context(cfg, made, paths)
+    storage.write_bytes(url, render(shown).encode())
+    paths.report.finish(want.made_of, config=config.facts(cfg), **facts)
+    clusters = f"{len(shown['clusters']):,} clusters"
+    console.log_finished(log, "report", time.monotonic() - started, clusters)
+    return url

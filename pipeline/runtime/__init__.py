@@ -1,0 +1,1 @@
+"""How a process runs: configuration, errors, console, progress, Ray."""

@@ -1,0 +1,1 @@
+"""Stage 3: choose the number of clusters, assign every sample."""

@@ -1,0 +1,150 @@
+"""Every sample of a part to its cluster, and samples that show what each cluster is.
+
+reads   network/…, embeddings/{stem}.parquet
+writes  assignments/{stem}.parquet       ASSIGNMENTS
+
+d dimensions, k clusters.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from pipeline.artifacts import layout, schemas
+from pipeline.mcr2 import assignment, coding_rate
+from pipeline.mcr2.network import Network
+from pipeline.store import storage, tables
+
+KEPT = {"typical": 24, "borderline": 12, "odd": 12}  # exemplars of each kind and cluster
+BY = {  # what the exemplars of a kind are ranked by, first
+    "typical": ("outlier_score", "ascending"),
+    "borderline": ("margin", "ascending"),
+    "odd": ("outlier_score", "descending"),
+}
+MEMBER = ["sample_id", "shard", "key", "image_member", "tar_offset", "tar_size", "caption"]
+BATCH_ROWS = 4096  # through the network at once
+
+
+def load_network(paths: layout.RunPaths) -> Network:
+    """The trained network, in evaluation mode."""
+    shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
+    network = Network(**shape)
+    network.load_state_dict(
+        load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
+    )
+    return network.eval()
+
+
+def part_features(
+    url: str, network: Network, columns: list[str]
+) -> Iterator[tuple[pa.Table, Tensor]]:
+    """(rows, their z (b, d)) of one part of the embeddings, BATCH_ROWS at a time."""
+    table = tables.read(url, columns)
+    for start in range(0, table.num_rows, BATCH_ROWS):
+        rows = table.slice(start, BATCH_ROWS)
+        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
+        yield rows, network.features(x)
+
+
+@dataclass(frozen=True)
+class Assigner:
+    """All that assigning a sample takes."""
+
+    network: Network
+    prototypes: assignment.Prototypes
+    made_of: str  # fingerprint of the stage, for the parts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Clusters, dimensions."""
+        return self.prototypes.k, self.prototypes.table.shape[1]
+
+
+def assign_part(
+    source: str, target: str, assigner: Assigner
+) -> tuple[coding_rate.Statistics, pa.Table]:
+    """Commit one part of the assignments; returns the clusters' statistics, and exemplars."""
+    total = coding_rate.no_statistics(*assigner.shape)
+    found, members = [], []
+    wanted = [*MEMBER, "embedding"]
+    for rows, z in part_features(source, assigner.network, wanted):
+        a = assignment.assign(z, assigner.prototypes, schemas.TOP)
+        coding_rate.accumulate(total, z, a.cluster)
+        found.append(_assignment_rows(rows, a))
+        members.append(rows.select(MEMBER))
+    table = pa.concat_tables([schemas.ASSIGNMENTS.empty_table(), *found])
+    tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
+    return total, _exemplars(table, members)
+
+
+def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
+    columns = [
+        rows["sample_id"],
+        a.cluster.int().numpy(),
+        a.confidence.numpy(),
+        a.margin.numpy(),
+        a.outlier_score.numpy(),
+        pa.array(a.top_clusters.int().tolist(), pa.list_(pa.int32())),
+        pa.array(a.top_shares.tolist(), pa.list_(pa.float32())),
+    ]
+    return pa.table(
+        dict(zip(schemas.ASSIGNMENTS.names, columns, strict=True)), schema=schemas.ASSIGNMENTS
+    )
+
+
+def _exemplars(table: pa.Table, members: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of one part, every kind from all of its rows."""
+    if not members:
+        return schemas.EXEMPLARS.empty_table()
+    scored = pa.concat_tables(members)
+    for name in ("cluster_id", "outlier_score", "margin"):
+        scored = scored.append_column(name, table[name])
+    return pa.concat_tables([ranked(scored, kind) for kind in schemas.KINDS])
+
+
+def joined(exemplars: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of several parts, from those of each."""
+    whole = pa.concat_tables(exemplars)
+    kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in schemas.KINDS]
+    return pa.concat_tables(map(ranked, kinds, schemas.KINDS))
+
+
+def ranked(scored: pa.Table, kind: str) -> pa.Table:
+    """EXEMPLARS of one kind: the first KEPT rows of each cluster; ties by sample_id."""
+    ascending = [(name, "ascending") for name in ("cluster_id", "sample_id")]
+    scored = scored.sort_by([ascending[0], BY[kind], ascending[1]])
+    clusters = scored["cluster_id"].to_numpy()
+    starts = np.searchsorted(clusters, clusters)  # first row of each row's cluster
+    rank = np.arange(len(clusters)) - starts
+    ours = {"kind": pa.array([kind] * len(rank), pa.string()), "rank": rank.astype(np.int32)}
+    columns = {n: ours[n] if n in ours else scored[n] for n in schemas.EXEMPLARS.names}
+    return pa.table(columns, schema=schemas.EXEMPLARS).filter(rank < KEPT[kind])
+
+
+Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, maps an array
+
+
+def assign_parts(
+    stems: list[str], paths: layout.RunPaths, assigner: Assigner
+) -> tuple[Sums, pa.Table]:
+    """`assign_part` of several shards: summed statistics, the exemplars of all of them."""
+    total = coding_rate.no_statistics(*assigner.shape)
+    best = schemas.EXEMPLARS.empty_table()
+    for name in (f"{stem}.parquet" for stem in stems):
+        source, target = paths.embeddings.file(name), paths.assignments.file(name)
+        more, exemplars = assign_part(source, target, assigner)
+        coding_rate.add(total, more)
+        best = joined([best, exemplars])
+    return arrays(total), best
+
+
+def arrays(total: coding_rate.Statistics) -> Sums:
+    """The same numbers in the same memory."""
+    return tuple(sums.numpy() for sums in total)

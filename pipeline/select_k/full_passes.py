@@ -1,0 +1,130 @@
+"""Two passes over all parts of the embeddings, each resumed where it was interrupted.
+
+reads   embeddings/{stem}.parquet
+writes  assignments/{stem}.parquet, clusters/exemplars.parquet: the second pass
+        clusters/unfinished-….safetensors: the sums so far, until the stage is done
+
+N samples, d dimensions, p leaves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.artifacts import layout, outputs, schemas
+from pipeline.mcr2 import assignment, coding_rate
+from pipeline.mcr2.network import Network
+from pipeline.runtime import tasks
+from pipeline.runtime.progress import StageProgress
+from pipeline.select_k.assign_parts import (
+    Assigner,
+    Sums,
+    arrays,
+    assign_parts,
+    joined,
+    part_features,
+)
+from pipeline.store import tables
+from pipeline.store.partial_sums import Arrays, ResumableSum
+
+MOST_TASKS = 128  # each sends p·d² numbers
+SUMS = ("count", "sum", "gram")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is passed over, and for whom."""
+
+    paths: layout.RunPaths
+    stems: list[str]
+    made_of: str  # fingerprint of the stage
+
+
+def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
+    """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
+    total = coding_rate.no_statistics(*table.shape)
+    for url in urls:
+        for _, z in part_features(url, network, ["embedding"]):
+            coding_rate.accumulate(total, z, assignment.nearest(z, table))
+    return arrays(total)
+
+
+def _add(total: coding_rate.Statistics, more: Sums) -> None:
+    """`coding_rate.add` of arrays that Ray lends for reading alone, which torch would not take."""
+    for sums, summand in zip(arrays(total), more, strict=True):
+        np.add(sums, summand, out=sums)
+
+
+def all_statistics(
+    parts: Parts, network: Network, begin: Callable[[], Tensor], progress: StageProgress
+) -> tuple[Tensor, coding_rate.Statistics]:
+    """First pass: the leaves, which `begin` makes, and their statistics over all parts."""
+    urls = [parts.paths.embeddings.file(f"{stem}.parquet") for stem in parts.stems]
+    chunks = tasks.chunks(urls, MOST_TASKS)
+    running = ResumableSum(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
+    table = torch.from_numpy(running.restored["table"]) if running.done else begin()
+    total = _sums(running, *table.shape)
+    progress.advance(sum(map(len, chunks[: running.done])))
+    left = running.left(chunks)
+    for chunk, more in zip(left, tasks.results(statistics, left, network, table), strict=True):
+        _add(total, more)
+        running.advance(lambda: {"table": table.numpy(), **_named(total)})
+        progress.advance(len(chunk), int(more[0].sum()))
+    return table, total
+
+
+def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> coding_rate.Statistics:
+    """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
+    paths, chunks = parts.paths, tasks.chunks(parts.stems, MOST_TASKS)
+    running = ResumableSum(paths.clusters, "assigned", parts.made_of, len(chunks))
+    _only_if_there(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
+    total = _sums(running, *assigner.shape)
+    best = schemas.EXEMPLARS.empty_table()
+    if running.done:
+        best = _read(running.restored["exemplars"])
+    progress.advance(sum(map(len, chunks[: running.done])))
+    left = running.left(chunks)
+    found = tasks.results(assign_parts, left, paths, assigner)
+    for chunk, (more, exemplars) in zip(left, found, strict=True):
+        _add(total, more)
+        best = joined([best, exemplars])
+        running.advance(lambda best=best: {**_named(total), "exemplars": _written(best)})  # type: ignore[misc]
+        progress.advance(len(chunk), int(more[0].sum()))
+    tables.write(paths.clusters.file("exemplars.parquet"), best)
+    return total
+
+
+def _only_if_there(running: ResumableSum, parts: Parts, summed: list[str]) -> None:
+    """A sum counts if every part that is in it lies there; else all are made again."""
+    folder = parts.paths.assignments
+    there = outputs.part_facts(folder, summed)
+    if any(there.get(stem, {}).get("made_of") != parts.made_of for stem in summed):
+        running.forget()
+    if not running.done:
+        folder.clear()  # of what another fingerprint made; after the sum that speaks of it
+
+
+def _sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:
+    if not running.done:
+        return coding_rate.no_statistics(groups, dim)
+    count, total, gram = (torch.from_numpy(running.restored[name]) for name in SUMS)
+    return count, total, gram
+
+
+def _named(total: coding_rate.Statistics) -> Arrays:
+    return dict(zip(SUMS, arrays(total), strict=True))
+
+
+def _written(table: pa.Table) -> np.ndarray:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return np.frombuffer(sink.getvalue(), np.uint8)
+
+
+def _read(data: np.ndarray) -> pa.Table:
+    return pa.ipc.open_file(pa.BufferReader(data.tobytes())).read_all()

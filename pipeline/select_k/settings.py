@@ -1,0 +1,80 @@
+"""Settings of select_k."""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.runtime.config import setting
+from pipeline.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+DRIVER_TIMES = 4  # the sum, what is added, and what the tree changes: measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How k is chosen and samples are assigned. 0 where it says "fit" is chosen from the data."""
+
+    k: int = setting(0, "clusters; 0: chosen by coding length")
+    k_min: int = setting(2, "smallest number of clusters to choose from")
+    k_max: int = setting(0, "largest number of clusters to choose from; 0: fit, 2√N up to 1000")
+    leaves: int = setting(0, "small groups that clusters are merged from; 0: fit, 2 × k_max")
+    eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
+    neighbours: int = setting(20, "of each landmark in the graph")
+    components: int = setting(64, "eigenvectors of the graph")
+    eta: float = setting(0.1, "η, temperature of the weights of the graph")
+    resamples: int = setting(20, "of the landmarks, for the band of the curve")
+    statistics_bytes: int = setting(
+        2**30, "of the leaves' statistics, dimensions² × 8 each: bounds the leaves that fit"
+    )
+    seed: int = setting(0, "of the over-segmentation and the resamples")
+
+    def __post_init__(self) -> None:
+        for name in ("k", "k_max", "leaves"):
+            if getattr(self, name) < 0:
+                raise UserError(f"select_k.{name} = {getattr(self, name)}: give 0 (fit) or more")
+        positive = ("k_min", "eps_sq", "neighbours", "components", "eta", "resamples")
+        for name in (*positive, "statistics_bytes"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"select_k.{name} = {getattr(self, name)}: give a positive number")
+        if self.k_max and self.k_max < self.k_min:
+            raise UserError(f"select_k.k_max = {self.k_max} is below select_k.k_min = {self.k_min}")
+
+
+def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
+    """The settings that say "fit", chosen for N samples and m landmarks of `dim` features.
+
+    UserError where what is given would take more memory than `cfg.statistics_bytes`.
+    """
+    if cfg.k > landmarks:
+        raise UserError(
+            f"select_k.k = {cfg.k} is more than the {landmarks} samples it is chosen from: give a "
+            "smaller k, or raise train.landmarks where there are more samples"
+        )
+    k_max = min(cfg.k_max or min(1000, math.ceil(2 * math.sqrt(samples))), landmarks)
+    k_min = min(cfg.k_min, k_max)
+    most = cfg.statistics_bytes // (8 * dim**2)
+    free = min(2 * k_max, landmarks // 4)
+    leaves = min(max(cfg.leaves or min(free, most), cfg.k, k_min), landmarks)
+    if leaves > most:
+        need = 8 * leaves * dim**2
+        raise UserError(
+            f"select_k: the statistics of {leaves:,} leaves of {dim:,} dimensions take "
+            f"{need / 2**30:.1f} GiB in every task, {DRIVER_TIMES} times that where they are "
+            f"summed up: lower select_k.leaves (k, k_min) or train.feature_dim, or set "
+            f"select_k.statistics_bytes = {need} where there is so much memory"
+        )
+    if not cfg.leaves and leaves < free:
+        log.warning(
+            "select_k: %d leaves, and k no larger, instead of %d: of %d dimensions more would "
+            "take over select_k.statistics_bytes = %d",
+            *(leaves, free, dim, cfg.statistics_bytes),
+        )
+    return replace(
+        cfg,
+        k_max=k_max,
+        k_min=k_min,
+        leaves=leaves,
+        neighbours=min(cfg.neighbours, landmarks - 1),
+        components=min(cfg.components, landmarks - 1, leaves),
+    )

@@ -1,0 +1,161 @@
+"""Stage 3, select_k: the number of clusters that codes all features in few bits.
+
+reads   network/…                        network and landmarks, from train
+        embeddings/{stem}.parquet        all of them, twice
+writes  clusters/curve.parquet           CURVE       bits for every k, with a band
+        clusters/tree.parquet            TREE        every merge of the clusters, k to one
+        clusters/prototypes.parquet      prototypes_schema
+        clusters/exemplars.parquet       EXEMPLARS   typical, borderline and odd members
+        assignments/{stem}.parquet       ASSIGNMENTS one row per embedded sample
+        clusters/manifest.json           names k
+
+Landmarks are over-segmented once (spectral embedding of their neighbour graph); one pass over all
+parts gives each small group's additive statistics; merging them by coding length gives the bits of
+every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
+assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
+Core: `over_segment`, `chosen`, `cut`, `assigning` (no Ray). Shell: `passes`, `run`. What an
+interrupted run has chosen and summed lies in clusters/unfinished-… until the stage is done.
+"""
+
+import logging
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.artifacts import layout, outputs, schemas
+from pipeline.mcr2 import coding_rate, tree
+from pipeline.mcr2.assignment import Prototypes
+from pipeline.mcr2.network import Network
+from pipeline.mcr2.threads import one_thread
+from pipeline.runtime import config, console
+from pipeline.runtime.progress import StageProgress
+from pipeline.select_k.assign_parts import Assigner, load_network
+from pipeline.select_k.choose_k import Choice, chosen, cut, over_segment
+from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
+from pipeline.select_k.settings import Config, fitted
+from pipeline.store import partial_sums, tables
+from pipeline.store.partial_sums import Arrays, PartialResult
+
+log = logging.getLogger(__name__)
+FILES = ("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet")
+
+
+def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
+    """What clustering with this network is to leave."""
+    made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
+    parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
+    files = {paths.clusters: FILES, paths.assignments: parts}
+    return outputs.ExpectedOutputs("select_k", paths.clusters, made_of, cfg, files)
+
+
+def _choose(
+    z: Tensor, fit: Config, parts: Parts, network: Network, progress: StageProgress
+) -> Choice:
+    """First pass; its statistics are forgotten before the second."""
+    leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
+    return chosen(z, leaves, stats, fit)
+
+
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
+    """Choose k, assign every sample, check the counts, commit the manifest."""
+    made = outputs.upstream(paths, "network")
+    embedded, trained = made["embeddings"], made["network"]
+    want = wanted(cfg, made, paths)
+    if manifest := want.if_done():
+        partial_sums.remove_all(paths.clusters)
+        return manifest
+    made_of, stems = want.made_of, [s["shard"]["stem"] for s in embedded["shards"]]
+    paths.clusters.remove({*FILES, "manifest.json"})
+    sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
+    z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
+    fit = fitted(cfg, embedded["embedded"], *z.shape)
+    network = load_network(paths)
+    parts = Parts(paths, stems, made_of)
+    with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
+        decided = PartialResult(paths.clusters, "choice", made_of)
+        if found := decided.load():
+            choice, prototypes = _from_arrays(found)
+            progress.advance(len(stems))
+        else:
+            choice = _choose(z, fit, parts, network, progress)
+            prototypes = cut(z, choice.k, fit)
+            decided.save(_as_arrays(choice, prototypes))
+        assigner = Assigner(network, prototypes, made_of)
+        count, total, gram = assign_all(parts, assigner, progress)
+    sizes = count.long()
+    if sizes.sum() != embedded["embedded"]:
+        raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
+    if want.parts(paths.assignments) != set(stems):
+        raise RuntimeError("select_k: parts of assignments/ were changed meanwhile: run again")
+    if prototypes.k < choice.k:
+        log.warning(
+            "select_k: %d clusters instead of %d: the others would be of samples all alike",
+            *(prototypes.k, choice.k),
+        )
+    merges = tree.grow(count, total, gram, fit.eps_sq)
+    _write_clusters(choice, prototypes, merges, paths)
+    cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
+    choice = replace(choice, k=prototypes.k)
+    facts = {key: value for key, value in vars(choice).items() if key != "curve"}
+    paths.assignments.sweep()
+    paths.clusters.finish(
+        made_of,
+        upstream=trained["fingerprint"],
+        config=config.facts(cfg),
+        samples=int(sizes.sum()),
+        sizes=sizes.tolist(),
+        cluster_bits=cluster_bits.tolist(),
+        share_eta=prototypes.eta,
+        bits=float((cluster_bits + coding_rate.name_bits(count, count.sum())).sum()),
+        bits_of_one=choice.curve["bits"][0].as_py(),
+        seconds=round(progress.seconds, 2),
+        **facts,
+    )
+    partial_sums.remove_all(paths.clusters)
+    console.log_finished(
+        *(log, "select_k", progress.seconds, f"k = {choice.k}"),
+        f"fewest bits at {choice.k_best} (band {choice.k_low} to {choice.k_high})",
+        f"flat from {choice.flat_from} to {choice.flat_to}",
+        f"{sizes.sum():,} samples",
+    )
+    return paths.clusters.manifest()
+
+
+def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:
+    """What the second pass and the tables are made of."""
+    facts = {name: np.int64(value) for name, value in vars(choice).items() if name != "curve"}
+    curve = {f"curve.{name}": choice.curve[name].to_numpy() for name in schemas.CURVE.names}
+    where = {"table": prototypes.table.numpy(), "cluster_of": prototypes.cluster_of.numpy()}
+    return {**facts, **curve, **where, "eta": np.float64(prototypes.eta)}
+
+
+def _from_arrays(found: Arrays) -> tuple[Choice, Prototypes]:
+    columns = {name: found[f"curve.{name}"] for name in schemas.CURVE.names}
+    curve = pa.table(columns, schema=schemas.CURVE)
+    facts = {f.name: int(found[f.name]) for f in fields(Choice) if f.name != "curve"}
+    table, cluster_of = (torch.from_numpy(found[name]) for name in ("table", "cluster_of"))
+    return Choice(**facts, curve=curve), Prototypes(table, cluster_of, float(found["eta"]))
+
+
+def _write_clusters(
+    choice: Choice,
+    prototypes: Prototypes,
+    merges: list[tree.Merge],
+    paths: layout.RunPaths,
+) -> None:
+    tables.write(paths.clusters.file("curve.parquet"), choice.curve)
+    rows = [{"k": prototypes.k - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
+    merged = pa.Table.from_pylist(rows, schema=schemas.TREE)
+    tables.write(paths.clusters.file("tree.parquet"), merged)
+    table = pa.table(
+        {
+            "cluster_id": prototypes.cluster_of.int().numpy(),
+            "vector": tables.from_matrix(prototypes.table.numpy(), pa.float32()),
+        },
+        schema=schemas.prototypes_schema(prototypes.table.shape[1]),
+    )
+    tables.write(paths.clusters.file("prototypes.parquet"), table)

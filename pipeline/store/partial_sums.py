@@ -1,0 +1,112 @@
+"""What an interrupted stage goes on from: sums over its parts, committed now and then.
+
+writes  {stage}/unfinished-{name}.safetensors   gone when the stage is done
+
+Chunks of parts are added in their order whatever is interrupted, so the sums end the same to the
+last bit.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from pipeline.store import storage
+from pipeline.store.storage import Folder
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+PREFIX = "unfinished-"
+EVERY_S = 30.0  # seconds between commits, at least
+WORK = 20  # times as long as a commit took is worked before the next
+
+Arrays = dict[str, np.ndarray]
+
+
+class PartialResult:
+    """Arrays of one unfinished stage; those of another fingerprint are none, and are removed."""
+
+    def __init__(self, folder: Folder, name: str, made_of: str) -> None:
+        self.folder, self.name, self.made_of = folder, f"{PREFIX}{name}.safetensors", made_of
+
+    def load(self) -> Arrays | None:
+        """What an interrupted run left here."""
+        try:
+            data = storage.read_bytes(self.folder.file(self.name))
+        except FileNotFoundError:
+            return None
+        try:
+            if _made_of(data) == self.made_of:
+                return {name: array.copy() for name, array in load_arrays(data).items()}
+        except (SafetensorError, ValueError, KeyError) as error:
+            log.warning("%s cannot be read, begun again: %s", self.folder.file(self.name), error)
+        self.drop()
+        return None
+
+    def save(self, arrays: Arrays) -> None:
+        """Commit them in place of those before."""
+        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        data = save_arrays(whole, metadata={"made_of": self.made_of})
+        storage.write_bytes(self.folder.file(self.name), data)
+
+    def drop(self) -> None:
+        """Forget them."""
+        self.folder.remove({self.name})
+
+
+class ResumableSum:
+    """How many of the chunks have been added up, and their sum where a run was interrupted."""
+
+    def __init__(self, folder: Folder, name: str, made_of: str, chunks: int) -> None:
+        self.file = PartialResult(folder, name, f"{made_of}-{chunks}")
+        self.restored = self.file.load() or {}  # the sum of the first `done` chunks
+        self.done = int(self.restored.pop("done", np.int64(0)))
+        self._committed, self._wait_s = time.monotonic(), EVERY_S
+
+    def forget(self) -> None:
+        """Begin again."""
+        self.file.drop()
+        self.restored, self.done = {}, 0
+
+    def left(self, chunks: Sequence[T]) -> Sequence[T]:
+        """Those that are to be added still."""
+        return chunks[self.done :]
+
+    def advance(self, arrays: Callable[[], Arrays]) -> None:
+        """One more chunk is in the sum, which is `arrays()`; commits it if it is time to."""
+        self.done += 1
+        if (began := time.monotonic()) - self._committed >= self._wait_s:
+            self.file.save({**arrays(), "done": np.int64(self.done)})
+            self._committed = time.monotonic()
+            self._wait_s = max(EVERY_S, WORK * (self._committed - began))
+
+
+def remove_all(folder: Folder) -> None:
+    """The stage is done: nothing is left to go on from."""
+    folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
+
+
+def exists(folder: Folder, made_of: str) -> bool:
+    """Whether a stage of this fingerprint has something to go on from. Changes nothing."""
+    for name in folder.names():
+        if not name.startswith(PREFIX):
+            continue
+        url = folder.file(name)
+        with suppress(FileNotFoundError, ValueError, KeyError):  # it is over by now; damaged
+            size = int.from_bytes(storage.read_range(url, 0, 8), "little")
+            if _made_of(storage.read_range(url, 0, 8 + size)).startswith(made_of):
+                return True
+    return False
+
+
+def _made_of(data: bytes) -> str:
+    """The fingerprint in the header."""
+    size = int.from_bytes(data[:8], "little")
+    return str(json.loads(data[8 : 8 + size])["__metadata__"]["made_of"])

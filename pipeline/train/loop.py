@@ -1,0 +1,188 @@
+"""The training loop: tensors in, a trained network out. No Ray, no files.
+
+N training samples, m that all workers see, D input dimensions, V words, d feature dimensions, n
+samples in a global batch, W workers.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.mcr2 import coding_rate, objective
+from pipeline.mcr2.collectives import Collectives
+from pipeline.mcr2.model_selection import Judge, look_steps
+from pipeline.mcr2.network import Network, Words
+from pipeline.train.checkpoints import State
+from pipeline.train.sampling import Share
+from pipeline.train.settings import SEEN, Config, _all_see
+
+log = logging.getLogger(__name__)
+SMALLER = 0.1  # the step after a failed one, where it was 1
+
+
+def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
+    """This worker's rows of the global batch of a step, (n/W,).
+
+    An order per epoch, seeded by (seed, epoch), whose last, incomplete batch is dropped: the same
+    global batch for any W, and after any restart. Where all workers see all, it is a permutation;
+    else the sample is cut into n runs and a batch has one row of each, so that a worker's are among
+    the N/W that it holds.
+    """
+    per_epoch = samples // cfg.batch_size
+    epoch, position = divmod(step, per_epoch)
+    generator = _generator(cfg.seed, 1, epoch)
+    if samples <= _all_see(cfg):
+        order = torch.randperm(samples, generator=generator)
+        rows = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
+        return rows.chunk(workers)[rank]
+    bounds = torch.arange(cfg.batch_size + 1) * samples // cfg.batch_size
+    keys = torch.rand(cfg.batch_size, -(-samples // cfg.batch_size), generator=generator)
+    keys[bounds.diff() < keys.shape[1], -1] = 2  # a run that is one row shorter
+    order = keys.chunk(workers)[rank].argsort(dim=1, stable=True)[:, position]
+    return bounds[:-1].chunk(workers)[rank] + order
+
+
+def sampled_columns(cfg: Config, step: int, rank: int, workers: int) -> Tensor:
+    """This worker's share of the step's sampled columns of Π, (m/W,)."""
+    order = torch.randperm(cfg.batch_size, generator=_generator(cfg.seed, 2, step))
+    return order[: cfg.columns].chunk(workers)[rank]
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    state = np.random.SeedSequence(seeds).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
+    """The network before training, for the samples x (N, D); the same for the same seed.
+
+    Of the words (V, D), unit rows, `cfg.words` are kept: those that the encoder with its logit
+    `scale` finds likeliest in the sample.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        if len(words) > cfg.words:
+            words = words[_likeliest(x, words, scale, cfg.words)]
+        network = Network(x.shape[1], cfg.hidden_dim, cfg.feature_dim, len(words))
+        network.start(x, words, scale)
+    return network
+
+
+def _likeliest(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
+    """Indices of the words of largest mean probability, in their order."""
+    every = Words(*words.shape)
+    every.begin(words, scale)
+    rows = torch.randperm(len(x))[:SEEN]
+    total = torch.zeros(len(words))
+    for block in rows.split(1024):
+        total += every.shares(x[block].float()).sum(0)
+    return total.topk(most).indices.sort().values
+
+
+def new_state(cfg: Config, network: Network) -> State:
+    """The state before the first step."""
+    return State(network, torch.optim.Adam(network.parameters(), lr=cfg.learning_rate))
+
+
+def seen_rows(cfg: Config, samples: int) -> Tensor:
+    """The rows that all workers see, (m,) ascending; the landmarks are among them."""
+    return _drawn(cfg, samples)[: _all_see(cfg)].sort().values
+
+
+def landmark_rows(cfg: Config, samples: int) -> Tensor:
+    """The rows whose features are kept, ascending."""
+    return _drawn(cfg, samples)[: cfg.landmarks].sort().values
+
+
+def _drawn(cfg: Config, samples: int) -> Tensor:
+    return torch.randperm(samples, generator=_generator(cfg.seed, 3))
+
+
+def fit(
+    cfg: Config, x: Tensor | Share, state: State, workers: Collectives, seen: Tensor | None = None
+) -> Iterator[State]:
+    """Train to the last step, yielding the state after each; `state.best` is the network to keep.
+
+    x (N, D) is the whole training sample or this worker's share of it, seen (m, D) what all workers
+    see of it, where that is not x; `cfg` is `fitted`. A step that fails is reported with its
+    condition number, and training goes on from the last look (or from where it was resumed) with a
+    smaller step, once. Raises RuntimeError the second time.
+    """
+    network = state.network.train()
+    network.gather_with(workers.gather)
+    if seen is None:
+        assert isinstance(x, Tensor)
+        seen = x
+    judge = Judge.of(network, seen, cfg.seed) if workers.rank == 0 else None
+    looks = look_steps(cfg.steps)
+    good = state.saved()
+    while True:
+        if state.step in looks and not state.looked():
+            state.note(judge.look(network) if judge else 0.0)
+            good = state.saved()
+        if state.step >= cfg.steps:
+            return
+        failure = _step(cfg, x, state, workers)
+        if failure:
+            if state.rescued:
+                raise RuntimeError(
+                    f"train: {failure}; lower train.learning_rate or raise train.eta"
+                )
+            state.restore(*good)
+            state.slow_down(SMALLER)
+            log.warning(
+                "train: %s; going on from step %d with learning rate %g",
+                *(failure, state.step, cfg.learning_rate * SMALLER),
+            )
+            good = state.saved()
+            continue
+        yield state
+
+
+def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) -> str:
+    """One step of all workers; returns what went wrong with any of them, if anything did."""
+    started = time.perf_counter()
+    device = next(state.network.parameters()).device
+    rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
+    columns = sampled_columns(cfg, state.step, workers.rank, workers.size).to(device)
+    weights = objective.Weights(eps_sq=cfg.eps_sq, eta=cfg.eta, half_steps=cfg.sinkhorn_half_steps)
+    state.optimizer.zero_grad()
+    Z = state.network(x[rows].to(device).float())
+    try:
+        terms = objective.rate_reduction(Z, columns, weights, workers.gather)
+        sound = terms.loss.isfinite()
+    except torch.linalg.LinAlgError:  # of a determinant
+        sound = torch.zeros((), dtype=torch.bool, device=device)
+    if workers.mean(sound.float()) < 1:  # before the backward pass, which waits for all
+        return _failure(cfg, Z, state.step, "loss")
+    terms.loss.backward()
+    norm = workers.average_gradients(state.network)
+    if not math.isfinite(norm):
+        return _failure(cfg, Z, state.step, "gradient")
+    state.optimizer.step()
+    if not all(parameter.isfinite().all() for parameter in state.network.parameters()):
+        return _failure(cfg, Z, state.step, "new weight")
+    compression = workers.mean(terms.compression).item()
+    state.history.append(
+        {
+            "step": state.step,
+            "loss": compression - terms.expansion.item(),
+            "expansion": terms.expansion.item(),
+            "compression": compression,
+            "sinkhorn_residual": terms.residual.item(),
+            "gradient_norm": norm,
+            "samples_per_s": cfg.batch_size / (time.perf_counter() - started),
+        }
+    )
+    state.step += 1
+    return ""
+
+
+def _failure(cfg: Config, z: Tensor, step: int, what: str) -> str:
+    condition = coding_rate.condition(z.detach(), cfg.eps_sq)
+    return f"step {step}: the {what} is not finite, condition number {condition:.3g}"

@@ -1,0 +1,156 @@
+"""Which rows of which parts the network is trained on; reading them, each worker its share.
+
+N training samples, m of them, D input dimensions, W workers.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.artifacts import layout
+from pipeline.mcr2.collectives import Collectives
+from pipeline.store import tables
+
+OVERREAD = 4  # rows read for each row kept, where not all are: spreads the sample over more blocks
+SPREAD = 200  # blocks that the sample comes from at least, where there are so many
+READERS = 8  # threads
+
+
+@dataclass(frozen=True)
+class Block:
+    """`take` of the rows [start, stop) of one part, seeded by its place in the plan."""
+
+    url: str
+    start: int
+    stop: int
+    take: int
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Where the training sample comes from: its row i is one of block searchsorted(ends, i)."""
+
+    blocks: list[Block]
+    seed: int
+
+    @property
+    def ends(self) -> np.ndarray:
+        """One more than the last row of the sample in each block."""
+        return np.cumsum([block.take for block in self.blocks], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return sum(block.take for block in self.blocks)
+
+    def taken(self, index: int) -> np.ndarray:
+        """The rows that a block gives, counted from its start."""
+        block = self.blocks[index]
+        rows = np.arange(block.stop - block.start)
+        if block.take == len(rows):
+            return rows
+        rng = np.random.default_rng((self.seed, index))
+        return np.sort(rng.choice(rows, block.take, replace=False))
+
+
+def plan(shards: list[dict[str, Any]], paths: layout.RunPaths, most: int, seed: int) -> SamplePlan:
+    """All rows where there are no more than `most`; else `most`, of row groups all over the parts.
+
+    Of every so many row groups one is drawn, and some of its rows: where shards are sorted by what
+    they show, few rows of many groups are a better sample than whole groups or whole parts.
+    """
+    embedded = [s for s in shards if s["embedded"]]
+    urls = [paths.embeddings.file(f"{s['shard']['stem']}.parquet") for s in embedded]
+    rows = np.array([s["embedded"] for s in embedded], np.int64)
+    total = int(rows.sum())
+    if total <= most:
+        return SamplePlan(
+            [Block(u, 0, n, n) for u, n in zip(urls, rows.tolist(), strict=True)], seed
+        )
+    groups = -(-rows // tables.ROW_GROUP_ROWS)  # of each part
+    firsts = np.cumsum(groups) - groups  # number of each part's first group
+    step = int(max(1, min(total // (OVERREAD * most), groups.sum() // SPREAD)))
+    drawn = np.arange(0, groups.sum(), step)
+    drawn += np.random.default_rng(seed).integers(0, step, len(drawn))
+    drawn = drawn[drawn < groups.sum()]
+    part = np.searchsorted(firsts, drawn, side="right") - 1
+    start = (drawn - firsts[part]) * tables.ROW_GROUP_ROWS
+    stop = np.minimum(start + tables.ROW_GROUP_ROWS, rows[part])
+    ends = np.cumsum(stop - start)
+    take = np.diff(ends * min(most, ends[-1]) // ends[-1], prepend=0)  # sums to `most`
+    found = zip(part.tolist(), start.tolist(), stop.tolist(), take.tolist(), strict=True)
+    return SamplePlan([Block(urls[p], begin, end, n) for p, begin, end, n in found if n], seed)
+
+
+def shares(rows: int, workers: int) -> list[range]:
+    """The rows of the sample that each worker holds, in runs."""
+    bounds = [rows * rank // workers for rank in range(workers + 1)]
+    return [range(*bound) for bound in pairwise(bounds)]
+
+
+def read_embeddings(source: SamplePlan, rows: range) -> np.ndarray:
+    """(n, D) float16: a run of the rows of the sample."""
+    x = np.empty((0, 0), np.float16)
+    for first, column in _read(source, "embedding", np.arange(rows.start, rows.stop)):
+        found = tables.to_matrix(column)
+        if not x.size:
+            x = np.empty((len(rows), found.shape[1]), np.float16)
+        x[first : first + len(found)] = found
+    return x
+
+
+def read_ids(source: SamplePlan, rows: np.ndarray) -> list[str]:
+    """The sample ids of some rows of the sample, in ascending order of the rows."""
+    return [i for _, column in _read(source, "sample_id", rows) for i in column.to_pylist()]
+
+
+def _read(source: SamplePlan, name: str, rows: np.ndarray) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """A column of ascending rows of the sample, block by block, each with where in `rows` it is."""
+    ends = source.ends
+    edges = np.searchsorted(rows, np.concatenate([[0], ends]))
+
+    def read(index: int) -> tuple[int, pa.ChunkedArray]:
+        block, ours = source.blocks[index], rows[edges[index] : edges[index + 1]]
+        column = tables.read_rows(block.url, [name], range(block.start, block.stop))[name]
+        first = ends[index] - block.take
+        return int(edges[index]), column.take(source.taken(index)[ours - first])
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(read, np.flatnonzero(np.diff(edges)).tolist())
+
+
+@dataclass(frozen=True)
+class Share:
+    """Those of the N training samples that one worker holds, by their numbers among all."""
+
+    held: Tensor  # (n, D)
+    first: int  # number of the first
+    samples: int  # N
+
+    @classmethod
+    def read(cls, source: SamplePlan, rows: range) -> "Share":
+        """From the parts."""
+        return cls(torch.from_numpy(read_embeddings(source, rows)), rows.start, len(source))
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.held[rows - self.first]
+
+
+def gathered(share: Share, rows: Tensor, workers: Collectives, device: torch.device) -> Tensor:
+    """Ascending rows of the sample (m,), from the shares of all workers: (m, D), on the CPU."""
+    bounds = [held.start for held in shares(len(share), workers.size)] + [len(share)]
+    edges = torch.searchsorted(rows, torch.tensor(bounds))
+    counts = edges.diff().tolist()
+    padded = share.held.new_zeros(max(counts), share.held.shape[1])
+    mine = rows[edges[workers.rank] : edges[workers.rank + 1]]
+    padded[: len(mine)] = share[mine]
+    blocks = workers.gather(padded.to(device)).cpu().split(len(padded))
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])

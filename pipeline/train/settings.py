@@ -1,0 +1,79 @@
+"""Settings of train."""
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.runtime.config import setting
+from pipeline.runtime.errors import UserError
+
+SEEN = 16_384  # samples that all workers see, at least: where there are no more, all see all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the network is trained. 0 where it says "fit" is chosen from the number of samples."""
+
+    words: int = setting(4096, "words beside each image: those likeliest in the sample; 0: none")
+    vocabulary: tuple[str, ...] = setting(
+        (), "imagenet, wordnet, pico-clip or files of one word per line; none: fit to the model"
+    )
+    hidden_dim: int = setting(0, "width of the hidden layer; 0: fit, 4 × input up to 4096")
+    feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
+    batch_size: int = setting(1024, "samples in a global batch, over all workers")
+    steps: int = setting(240, "to train for; the best network on the way is kept")
+    learning_rate: float = setting(3e-4, "of Adam")
+    eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
+    eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
+    sinkhorn_half_steps: int = setting(5, "row and column normalisations of the membership")
+    columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
+    max_samples: int = setting(
+        500_000, "training samples at most, spread over the parts; fewer if steps need no more"
+    )
+    landmarks: int = setting(15_000, "samples whose features are kept for select_k and report")
+    seed: int = setting(0, "of the weights, the order of samples and the sampled columns")
+    workers: int = setting(1, "processes that train together", operational=True)
+    checkpoint_steps: int = setting(200, "steps between checkpoints", operational=True)
+
+    def __post_init__(self) -> None:
+        positive = ("learning_rate", "eps_sq", "eta", "max_samples", "workers")
+        for name in (*positive, "checkpoint_steps", "sinkhorn_half_steps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"train.{name} = {getattr(self, name)}: give a positive number")
+        if self.batch_size < 2 or self.landmarks < 2:
+            raise UserError("train.batch_size and train.landmarks: give 2 or more")
+        for name in ("words", "hidden_dim", "feature_dim", "steps", "columns"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
+
+
+def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
+    """The settings that say "fit", chosen for N samples; the batch a multiple of the workers."""
+    if samples < max(2, cfg.workers):
+        raise UserError(
+            f"{samples} embedded samples are too few: training needs 2 at least, and one for each "
+            f"of train.workers = {cfg.workers}"
+        )
+    if cfg.batch_size < cfg.workers:
+        raise UserError(
+            f"train.batch_size = {cfg.batch_size} is less than one sample for each of "
+            f"train.workers = {cfg.workers}: raise the one or lower the other"
+        )
+    batch = min(cfg.batch_size, samples) // cfg.workers * cfg.workers
+    fit_dim = 2 ** int(math.log2(samples) / 2)  # so that a cluster has more members than that
+    return replace(
+        cfg,
+        hidden_dim=cfg.hidden_dim or min(4096, 4 * input_dim),
+        batch_size=batch,
+        feature_dim=cfg.feature_dim or min(128, max(32, fit_dim)),
+        columns=min(cfg.columns or batch, batch) // cfg.workers * cfg.workers or cfg.workers,
+    )
+
+
+def wanted_samples(cfg: Config) -> int:
+    """N at most: what the steps see once, and no fewer than what all workers see."""
+    return min(cfg.max_samples, max(cfg.steps * cfg.batch_size, _all_see(cfg)))
+
+
+def _all_see(cfg: Config) -> int:
+    """m at most."""
+    return max(SEEN, cfg.landmarks)

@@ -1,0 +1,284 @@
+"""Stage 5, write: what users read.
+
+reads   embeddings/, rejects/, assignments/, captions/, and the input shards again
+writes  labels/{stem}.parquet   labels_schema  one row per input sample, failures included
+        labeled/{stem}.tar                     the shard again, labels added to its json, without
+                                               the samples that are excluded
+        exclude/{stem}.parquet  EXCLUDED       those, where there are any
+        clusters.parquet        CLUSTERS       one row per cluster
+        run.json                               what made this run
+        README.md                              how Hugging Face `datasets` reads the tables
+        labels/manifest.json
+
+A shard's tar is committed before its labels, so the labels are the record that it is done.
+Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
+"""
+
+import json
+import logging
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import zip_longest
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import layout, outputs, schemas
+from pipeline.mcr2 import assignment
+from pipeline.runtime import config, console, tasks
+from pipeline.runtime.progress import StageProgress
+from pipeline.store import columns, storage, tables
+from pipeline.store.shard_writer import ShardWriter, labelled
+from pipeline.store.shards import ShardReader
+from pipeline.write import dataset_card, exclude_lists
+from pipeline.write.settings import Config
+
+log = logging.getLogger(__name__)
+NEAREST = 3  # clusters named as neighbours of each
+TYPICAL = 5  # members named for each cluster
+MADE_WITH = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """What every task gets beside its shards."""
+
+    paths: layout.RunPaths
+    kinds: dict[str, str]  # of the run's json columns
+    captions: list[str | None]  # best caption of each cluster
+    shards: bool
+    made_of: str
+    max_sample_bytes: int  # read of a sample, as when it was embedded
+    excluded: frozenset[str] = frozenset()  # stems of the shards that have excluded samples
+
+
+def label_rows(stem: str, job: WriteJob) -> pa.Table:
+    """One row per input sample of a shard, in the order of the tar."""
+    wanted = [name for name in schemas.embeddings_schema(1).names if name != "embedding"]
+    embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"), wanted)
+    assigned = tables.read(job.paths.assignments.file(f"{stem}.parquet"))
+    rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
+    rejected = rejected.filter(pc.is_valid(rejected["sample_id"]))
+    if not embedded["sample_id"].equals(assigned["sample_id"]):
+        raise RuntimeError(f"write: {stem}: embeddings and assignments hold different samples")
+    rows = [
+        {**row, **label, "status": "success", "cluster_caption": job.captions[label["cluster_id"]]}
+        for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
+    ]
+    for row in rejected.to_pylist():
+        known = {"image_member": row["member"], "error_message": row["reason"]}
+        rows.append({**row, **known, "status": "rejected"})
+    rows.sort(key=lambda row: row["index"])
+    names = schemas.label_names(job.kinds)
+    excluded = exclude_lists.reasons(stem, job.paths) if stem in job.excluded else {}
+    for row in rows:
+        if row["sample_id"] in excluded:
+            row |= {"status": "excluded", "error_message": excluded[row["sample_id"]]}
+        originals = columns.parse(row["json"])
+        for name, own in names.items():
+            row[own] = columns.value(originals.get(name), job.kinds[name])
+        if row["caption"] is None and isinstance(originals.get("caption"), str):
+            row["caption"] = originals["caption"]
+    return pa.Table.from_pylist(rows, schema=schemas.labels_schema(job.kinds))
+
+
+def relabel(
+    shard: dict[str, Any], target: IO[bytes], labels: list[dict[str, Any]], max_sample_bytes: int
+) -> int:
+    """Copy a shard, adding each sample's label to its json; returns the number of samples read.
+
+    `labels` are in the order of the tar. Excluded samples are left out; of the others member bytes,
+    names and order stay as they are. No more than `max_sample_bytes` of a sample are held: what
+    exceeds them is copied in pieces.
+    """
+    count = 0
+    stream = storage.open_read(shard["url"], shard["size"], shard["version"])
+    with stream as source, ShardWriter(target) as writer:
+        for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
+            found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
+            if found != (label and label["sample_id"]):
+                raise RuntimeError(
+                    f"write: sample {count} is {found}, its label is of "
+                    f"{label and label['sample_id']}: the shard changed since it was embedded"
+                )
+            count += 1
+            if label["status"] == "excluded":
+                continue
+            for name, data in labelled(sample, _json_label(label)):
+                if isinstance(data, bytes):
+                    writer.add(name, data)
+                else:
+                    with storage.open_read(shard["url"]) as again:
+                        again.seek(data.offset)
+                        writer.add_from(name, again, data.size)
+    return count
+
+
+def _json_label(label: dict[str, Any]) -> dict[str, Any]:
+    """What goes under "ratecluster" in a sample's json: the fields that are not null."""
+    found = {name: label[name] for name in schemas.IN_JSON if label[name] is not None}
+    return {n: round(v, 6) if isinstance(v, float) else v for n, v in found.items()}
+
+
+def write_shards(shards: list[dict[str, Any]], job: WriteJob) -> list[int]:
+    """Labels and labelled tar of some shards; returns how many samples each has."""
+    counts = []
+    for shard in shards:
+        stem = shard["stem"]
+        table = label_rows(stem, job)
+        if job.shards:
+            storage.retry(lambda shard=shard, table=table: _copy(shard, table, job))  # type: ignore[misc]
+        tables.write(
+            job.paths.labels.file(f"{stem}.parquet"),
+            table,
+            made_of=job.made_of,
+            rows=table.num_rows,
+            excluded=pc.sum(pc.equal(table["status"], "excluded")).as_py() or 0,
+        )
+        counts.append(table.num_rows)
+    return counts
+
+
+def _copy(shard: dict[str, Any], table: pa.Table, job: WriteJob) -> None:
+    wanted = ["sample_id", "shard", *schemas.IN_JSON]
+    target = job.paths.labeled.file(f"{shard['stem']}.tar")
+    labels = table.select(wanted).to_pylist()
+    with storage.commit(target) as file:
+        relabel(shard, file, labels, job.max_sample_bytes)
+
+
+def cluster_rows(paths: layout.RunPaths) -> pa.Table:
+    """CLUSTERS: size, captions, tightness, neighbours and typical members of each cluster."""
+    prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
+    captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
+    exemplars = tables.read(
+        paths.clusters.file("exemplars.parquet"), ["cluster_id", "kind", "sample_id"]
+    )
+    exemplars = exemplars.filter(pc.equal(exemplars["kind"], "typical")).to_pylist()
+    manifest = paths.clusters.manifest()
+    vectors, cluster_of = (
+        tables.to_matrix(prototypes["vector"]),
+        prototypes["cluster_id"].to_numpy(),
+    )
+    nearest = assignment.nearest_clusters(vectors, cluster_of, NEAREST)
+    rows = []
+    for cluster, size in enumerate(manifest["sizes"]):
+        own = [row for row in captions if row["cluster_id"] == cluster]
+        typical = [row["sample_id"] for row in exemplars if row["cluster_id"] == cluster]
+        rows.append(
+            {
+                "cluster_id": cluster,
+                "size": size,
+                "cluster_caption": own[0]["caption"] if own else None,
+                "captions": [row["caption"] for row in own],
+                "caption_shares": [row["share"] for row in own],
+                "bits_per_sample": manifest["cluster_bits"][cluster] / size if size else None,
+                "nearest_clusters": nearest[cluster],
+                "typical_samples": typical[:TYPICAL],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=schemas.CLUSTERS)
+
+
+def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
+    """What made this run: versions, and of each stage its settings, counts and fingerprint."""
+    stages = {"embed": paths.embeddings, "train": paths.network, "select_k": paths.clusters}
+    stages |= {"caption": paths.captions, "write": paths.labels}
+    facts = {name: folder.manifest() for name, folder in stages.items()}
+    urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
+    shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
+    return {"versions": versions(), "shards": shards, "stages": facts}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
+
+
+def wanted(cfg: Config, made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
+    """What writing these captions is to leave; UserError where a list to exclude is not there."""
+    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
+    stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
+    files = {
+        paths.labels: [f"{stem}.parquet" for stem in stems],
+        paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
+        paths.top: ["clusters.parquet", "run.json"],
+    }
+    return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)
+
+
+def digests(cfg: Config) -> list[str]:
+    """Of the lists of what is excluded, in their order."""
+    return [exclude_lists.digest(url) for url in cfg.exclude]
+
+
+def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
+    """Write what is missing of labels and shards, check the counts, commit the tables."""
+    made = outputs.upstream(paths, "captions")
+    embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
+    want = wanted(cfg, made, paths)
+    if manifest := want.if_done():
+        return manifest
+    exclude_lists.check(cfg.exclude, made)  # before anything that is there is given up
+    shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
+    done = want.parts(paths.labels)
+    _remove_others(paths, done)
+    paths.top.remove({"run.json", "clusters.parquet"})  # made last: what is there is of this run
+    todo = [shard for shard in shards if shard["stem"] not in done]
+    captions = captioned["captions"]
+    limit = embedded["config"]["max_sample_bytes"]
+    listed = exclude_lists.run(cfg.exclude, digests(cfg), made, paths)
+    known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
+    job = WriteJob(paths, *known)
+    chunks = tasks.chunks(todo, max(1, len(todo)))
+    with StageProgress("write", len(todo), "shards") as progress:
+        for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
+            progress.advance(len(chunk), sum(counts))
+    excluded = _check_counts(embedded, paths, made_of)
+    if excluded < sum(listed.values()):
+        log.warning(
+            "write: %d of %d ids to exclude are of no sample of their shard",
+            *(sum(listed.values()) - excluded, sum(listed.values())),
+        )
+    tables.write(paths.clusters_table, cluster_rows(paths))
+    card = dataset_card.text(embedded["samples"], len(clustered["sizes"]))
+    storage.write_bytes(paths.top.file("README.md"), card.encode())
+    for folder in (paths.labeled, paths.top):
+        folder.sweep()
+    paths.labels.finish(
+        made_of,
+        upstream=captioned["fingerprint"],
+        config=config.facts(cfg),
+        labels=embedded["samples"],
+        excluded=excluded,
+        exclude=digests(cfg),
+        clusters=len(clustered["sizes"]),
+        seconds=round(progress.seconds, 2),
+        samples_per_s=progress.samples_per_s,
+    )
+    text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
+    storage.write_bytes(paths.run_json, text.encode())
+    said = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
+    console.log_finished(log, "write", progress.seconds, *said)
+    return paths.labels.manifest()
+
+
+def _remove_others(paths: layout.RunPaths, done: set[str]) -> None:
+    """Drop what another fingerprint made: labels and shards are never a mixture."""
+    keep = {f"{stem}.parquet" for stem in done} | {f"{stem}.tar" for stem in done}
+    for folder in (paths.labels, paths.labeled):
+        folder.remove(folder.names() - keep)
+
+
+def _check_counts(embedded: dict[str, Any], paths: layout.RunPaths, made_of: str) -> int:
+    """Labels of every shard = samples in its tar, and they are of this run; how many excluded."""
+    facts = outputs.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
+    for shard in embedded["shards"]:
+        stem = shard["shard"]["stem"]
+        wanted = {"rows": shard["samples"], "made_of": made_of}
+        found = {name: facts.get(stem, {}).get(name) for name in wanted}
+        if found != wanted:
+            raise RuntimeError(f"write: {stem}: labels are {found}, not {wanted}: run again")
+    return sum(part["excluded"] for part in facts.values())

@@ -1,0 +1,109 @@
+"""The judge: high where clusters follow the neighbours, nought where they do not."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from pipeline.mcr2 import model_selection
+from pipeline.mcr2.model_selection import Judge, look_steps
+from pipeline.mcr2.network import Network
+
+
+def blobs(k=4, each=60, width=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(k * each, width, generator=generator)
+    x = torch.eye(width)[:k].repeat(each, 1) + 0.1 * noise
+    return normalize(x, dim=1)
+
+
+def started(x):
+    torch.manual_seed(0)
+    network = Network(x.shape[1], 16, 6)
+    network.start(x, torch.zeros(0, 1), 1.0)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (0, {0}),
+        (1, {0, 1}),
+        (10, {0, 10}),
+        (12, {0, 10, 12}),
+        (240, {0, 10, 20, 40, 80, 160, 240}),
+        (320, {0, 10, 20, 40, 80, 160, 320}),
+    ],
+)
+def test_looks_are_twice_as_far_apart_each_time_with_the_first_and_the_last(steps, expected):
+    assert look_steps(steps) == expected
+
+
+def test_a_look_at_separated_blobs_tells_at_least_which_blob():
+    x = blobs()
+    found = Judge.of(started(x), x, 0).look(started(x))
+    assert math.log(4) - 1e-6 <= found <= math.log(8)  # of 8 clusters, 12 would fit
+
+
+def test_a_look_at_clusters_that_ignore_the_neighbours_is_near_nought():
+    x = blobs()
+    network = started(x)
+    neighbours = Judge.of(network, x, 0).neighbours
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    assert 0 <= Judge(x[order], neighbours, 0).look(network) < 0.05
+    with torch.no_grad():
+        network.project.weight.zero_()  # all features alike
+    assert Judge.of(started(x), x, 0).look(network) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_better_network_is_told_from_a_worse():
+    x = blobs()
+    network, worse = started(x), started(x)
+    with torch.no_grad():
+        worse.project.weight[:3] = 0  # the directions of the blobs: noise is left
+    found = Judge.of(network, x, 0)
+    assert found.look(worse) < found.look(network) / 2
+
+
+def test_neighbours_are_those_of_the_views():
+    x = blobs(each=10)
+    network = started(x)
+    found = Judge.of(network, x, 0)
+    views = network.views(x).double().numpy()
+    cosines = views @ views.T
+    np.fill_diagonal(cosines, -np.inf)
+    expected = np.argsort(-cosines, axis=1)[:, : model_selection.NEIGHBOURS]
+    assert found.neighbours.shape == expected.shape
+    assert [set(row) for row in found.neighbours.tolist()] == [set(row) for row in expected]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_look_leaves_the_network_as_it_was(training):
+    x = blobs()
+    network = started(x).train(training)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    found = Judge.of(network, x.half(), 0)
+    assert found.look(network) == found.look(network)
+    assert network.training is training
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+def test_no_more_than_so_many_samples_are_looked_at(monkeypatch):
+    monkeypatch.setattr(model_selection, "SAMPLES", 50)
+    x = blobs()
+    network = started(x)
+    a, b, c = (Judge.of(network, x, seed) for seed in (0, 0, 1))
+    assert len(a.x) == len(a.x.unique(dim=0)) == 50
+    assert torch.equal(a.x, b.x) and not torch.equal(a.x, c.x)
+    assert a.neighbours.shape == (50, model_selection.NEIGHBOURS) and a.neighbours.max() < 50
+
+
+@pytest.mark.parametrize("samples", [2, 3, 21, 30])
+@pytest.mark.parametrize("alike", [False, True])
+def test_few_samples_can_be_looked_at(samples, alike):
+    x = blobs()[:1].repeat(samples, 1) if alike else blobs()[:samples]
+    found = Judge.of(started(x), x, 0).look(started(x))
+    assert 0 <= found <= math.log(2) + 1e-6
+    assert not alike or found == pytest.approx(0, abs=1e-12)

@@ -1,0 +1,204 @@
+"""Plan: the trial runs every stage's core, and the reckoning does what arithmetic says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from pipeline.cli import main as cli
+from pipeline.cli import options
+from pipeline.ops.plan import estimate, stage_timings, trial
+from pipeline.ops.plan import stage as plan
+from pipeline.ops.plan.estimate import Estimate, Target
+from pipeline.ops.plan.trial import Sampled, Timed, Trial
+from pipeline.runtime import config
+from pipeline.runtime.errors import UserError
+from pipeline.store.listing import Shard, list_shards
+from pipeline.store.shard_writer import ShardWriter
+from tests.conftest import BUNDLED, TINY, run_arguments
+
+STAGES = ["embed", "train", "select_k", "caption", "write", "report"]
+SETTINGS = run_arguments(Path("shards"), Path("root"))[5:]
+
+
+def shard(number: int, size: int = 1000) -> Shard:
+    return Shard(f"{number:05d}", f"/shards/{number:05d}.tar", size, "")
+
+
+def sampled(number: int, images: int, size: int, whole: bool = False) -> Sampled:
+    return Sampled(shard(number, size if whole else 1000), shard(number), images, size, whole, 0.0)
+
+
+def made_up(**encoder: float) -> Trial:
+    """100 images each of three shards; round numbers."""
+    found = {"load_s": 5.0, "decode_s": 0.01, "encode_s": 0.001, "embed_s": 0.02, "dim": 512}
+    found |= {"embed_cpu_s": 0.03, "embedded": 1.0, "device": "cpu", "precision": "fp32"}
+    train = {"read_s": 1e-5, "once_s": 2.0, "judge_s": 1.0, "step_s": 0.5, "look_s": 3.0}
+    train |= {"looks": 7, "rows": 300, "samples": 240_000, "words": 1000, "device": "cpu"}
+    cut = {"seconds": 40.0, "landmarks": 15_000, "leaves": 2000, "feature_dim": 128, "k": 50}
+    task = {"statistics_s": 0.001, "assign_s": 0.003, "count_s": 0.0, "votes_s": 0.002}
+    task |= {"write_s": 0.004, "words": 2000}
+    peaks = dict.fromkeys([name for name in task if name.endswith("_s")], 10**9)
+    words = {"load_s": 4.0, "word_s": 0.01, "logit_scale": 100.0}
+    every = [{**found, "cores": 2, **encoder}, words, train, cut, {**task, "peaks": peaks}]
+    read = [sampled(number, 100, 1000) for number in range(3)]
+    return Trial(read, *(Timed(facts, 3.0, 10**9) for facts in every), {"labels": 10.0})
+
+
+def stages(images: int, shards: int, target: Target, *sets: str, **encoder: float) -> dict:
+    sections = config.load(options.KINDS, None, sets)
+    reckoning = Estimate(sections, shards, images, made_up(**encoder), target)
+    return {stage.stage: stage for stage in reckoning.stages()}
+
+
+def test_shards_are_chosen_over_the_whole_list():
+    shards = [shard(number) for number in range(100)]
+    chosen = [int(s.stem) for s in trial.choose(shards, 4)]
+    assert [number // 25 for number in chosen] == [0, 1, 2, 3]
+    assert trial.choose(shards, 4) == trial.choose(shards, 4)
+    assert trial.choose(shards[:2], 5) == shards[:2]
+
+
+def test_images_are_counted_by_bytes():
+    shards = [shard(number) for number in range(10)]
+    found = [sampled(0, 10, 500), sampled(1, 20, 500)]
+    assert estimate.counted(shards, found) == (300, 200, 400)
+    whole = [sampled(0, 7, 1000, whole=True), sampled(1, 5, 1000, whole=True)]
+    assert estimate.counted(shards[:2], whole) == (12, 12, 12), "exact where all was read"
+
+
+def test_on_gpus_the_slower_of_decoding_and_encoding_decides():
+    found = stages(10**6, 1000, Target(2, 20, 4, 250.0))["embed"]
+    assert (found.bound, found.work_s) == ("encode", pytest.approx(10**6 / (8 * 250)))
+    assert found.gpu_h == pytest.approx(10**6 / 250 / 3600)
+    assert found.cpu_h == pytest.approx(10**6 * 0.01 / 3600)
+    found = stages(10**6, 1000, Target(2, 20, 4, 2500.0))["embed"]
+    assert (found.bound, found.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 40))
+
+
+def test_cpus_of_all_nodes_decode_where_slots_say_so():
+    target = Target(10, 11, 1, 2500.0)
+    slots = stages(10**6, 1000, target, "embed.decode_slots=8")["embed"]
+    assert (slots.bound, slots.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 80))
+    few = stages(10**6, 1000, target, "embed.decode_slots=99")["embed"]
+    assert few.work_s == pytest.approx(10**6 * 0.01 / (110 - 10)), "no more than there are"
+
+
+def test_shards_that_do_not_divide_leave_encoders_idle():
+    even, uneven = (stages(10**6, n, Target(1, 99, 8, 10.0))["embed"].work_s for n in (8, 9))
+    assert uneven == pytest.approx(even * 16 / 9)
+
+
+def test_on_cpus_more_nodes_help_only_with_more_encoders():
+    alone = stages(10**6, 1000, Target(1, 4, 0, 0.0))["embed"]
+    assert alone.work_s == pytest.approx(10**6 * 0.02 / 2) and alone.gpu_h == 0
+    assert stages(10**6, 1000, Target(8, 4, 0, 0.0))["embed"].work_s == alone.work_s
+    spread = stages(10**6, 1000, Target(8, 4, 0, 0.0), "embed.actors=8")["embed"]
+    assert spread.work_s == pytest.approx(alone.work_s / 8)
+
+
+def test_training_does_not_grow_with_the_images():
+    small, large = (stages(n, 10**4, Target(1, 4, 0, 0.0))["train"] for n in (10**7, 10**8))
+    assert small == large
+    steps = 240 * 0.5 + 7 * 3.0 + 2.0 + 1.0
+    assert small.work_s == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5)
+    assert small.process.bytes == 10**9 + (240_000 - 300) * 2 * 512
+
+
+def test_passes_run_on_no_more_cpus_than_there_are_tasks():
+    found = stages(10**7, 1280, Target(100, 10, 0, 0.0))
+    assert found["select_k"].work_s == pytest.approx(10**7 * 0.004 / 128 + 40.0)
+    assert found["write"].work_s == pytest.approx(10**7 * 0.004 / 1000)
+    assert found["select_k"].process.bytes == 10**9 + 2000 * 128**2 * 8 + estimate.DRIVER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0, 1, 0, 0.0), "--nodes 0"),
+        ((1, 0, 0, 0.0), "--cpus 0"),
+        ((1, 1, -1, 0.0), "--gpus -1"),
+        ((1, 1, 1, float("nan")), "--encode-rate nan"),
+        ((1, 1, 0, 300.0), "--encode-rate 300"),
+    ],
+)
+def test_a_cluster_that_cannot_be(values, said):
+    with pytest.raises(UserError, match=said):
+        Target(*values)
+
+
+def test_a_shard_of_unknown_size_is_named():
+    sections = config.load(options.KINDS, None)
+    shards = [shard(0), replace(shard(1), size=0)]
+    with pytest.raises(UserError, match=r"00001\.tar"):
+        plan.run(sections, shards, Target(1, 1, 0, 0.0), 3, 10)
+
+
+def test_rows_that_are_drawn_again():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    more = stage_timings.filled(rows, 200)
+    assert (more[:50] == rows).all() and len(np.unique(more, axis=0)) == 200
+    assert np.allclose(np.linalg.norm(more, axis=1), 1, atol=1e-5)
+    assert len(np.unique(stage_timings.filled(rows, 20), axis=0)) == 20
+
+
+def test_the_first_images_are_read(tmp_path):
+    found = trial.sample(list_shards(str(BUNDLED))[0], 20, tmp_path, 1 << 26)
+    assert (found.images, found.whole) == (20, False) and 0 < found.bytes < found.shard.size
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "0.tar").write_bytes(b"\0" * 1024)
+    assert trial.sample(list_shards(str(tmp_path / "empty"))[0], 20, tmp_path, 1 << 26).images == 0
+    assert cli.invoke(["plan", "--shards", str(tmp_path / "empty")]) == 2
+
+
+@pytest.mark.parametrize("images, whole", [(1, False), (2, True), (3, True)])
+def test_whole_is_what_was_read_to_its_end(tmp_path, images, whole):
+    with (tmp_path / "two.tar").open("wb") as file, ShardWriter(file) as writer:
+        for key in ("a", "b"):
+            writer.add(f"{key}.png", b"one file each")
+    (tmp_path / "copies").mkdir()
+    found = trial.sample(list_shards(str(tmp_path / "two.tar"))[0], images, tmp_path / "copies", 99)
+    assert (found.images, found.whole) == (min(images, 2), whole)
+
+
+def test_the_command(tiny_shards, tmp_path, capfd, monkeypatch):
+    """Every core runs; no Ray starts; nothing is left, not even below the temporary folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
+    before = {path: path.stat().st_mtime_ns for path in tiny_shards.iterdir()}
+    arguments = ["plan", "--shards", str(tiny_shards), *SETTINGS, "--gpus", "1"]
+    assert cli.invoke([*arguments, "--encode-rate", "1e9", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert {path: path.stat().st_mtime_ns for path in tiny_shards.iterdir()} == before
+    assert not list(tmp_path.glob("ratecluster-*"))
+    assert found["images"] == found["images_low"] == found["images_high"] == 2 * TINY + 3
+    assert found["bytes_in"] == sum(path.stat().st_size for path in before)
+    assert [stage["stage"] for stage in found["stages"]] == STAGES
+    assert all(stage["work_s"] > 0 for stage in found["stages"])
+    assert all(stage["process"]["bytes"] > 1e8 for stage in found["stages"][:-1])
+    assert found["bytes_out"]["labeled"] > found["bytes_in"]
+    assert found["decode_cpus_per_gpu"] == -(-1e9 // found["decode_rate"])
+    assert any("on a GPU it is not known" in note for note in found["notes"])
+
+
+def test_the_text_is_no_wider_than_a_page():
+    sections = config.load(options.KINDS, None)
+    reckoning = Estimate(sections, 10, 10**6, made_up(), Target(2, 8, 1, 0.0))
+    found = plan.planned(reckoning, [shard(n) for n in range(10)])
+    lines = plan.text(found).splitlines()
+    assert max(map(len, lines)) <= plan.WIDTH
+    assert any("give --encode-rate" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.0001234, "0.000123"), (0.5, "0.500"), (12.34, "12.3"), (123456.7, "123,457")],
+)
+def test_three_digits(value, said):
+    assert plan.digits(value) == said
