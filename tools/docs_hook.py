@@ -3,7 +3,6 @@
 commands    the manual pages of the command line
 files       folders, tables and columns, with the comments beside them in `artifacts.py`
 settings    every section and key with unit and default
-pitfalls    the section of that name in README.md
 """
 
 import ast
@@ -151,16 +150,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("{", "&#123;")
 
 
-def pitfalls() -> str:
-    """README's section, with its links made whole."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("\n## Pitfalls\n")[1].split("\n## ")[0]
-    return f"# Pitfalls\n{WRITTEN}\n" + re.sub(r"\[([^]]+)\]\((?!http)[^)]+\)", r"`\1`", section)
-
-
 PAGES = {
     "reference/commands.md": commands,
     "reference/files.md": files,
     "reference/settings.md": settings,
-    "pitfalls.md": pitfalls,
 }
