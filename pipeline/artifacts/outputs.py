@@ -1,9 +1,11 @@
 """Manifests: what a stage left, what it should leave, and what it was made from."""
 
 import logging
+import platform
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from pipeline.artifacts import stages
@@ -14,6 +16,7 @@ from pipeline.store import tables
 from pipeline.store.storage import MANIFEST, Folder
 
 log = logging.getLogger(__name__)
+LIBRARIES = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
 Manifests = dict[str, dict[str, Any]]  # folder name -> manifest
 
 
@@ -99,3 +102,8 @@ def part_facts(folder: Folder, stems: Iterable[str]) -> dict[str, dict[str, Any]
     with ThreadPoolExecutor(32) as pool:
         facts = pool.map(lambda stem: tables.facts(folder.file(f"{stem}.parquet")), found)
         return dict(zip(found, facts, strict=True))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on, by name."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

@@ -1,6 +1,8 @@
 import logging
+import platform
 from dataclasses import dataclass
 
+import numpy
 import pyarrow as pa
 import pytest
 
@@ -89,3 +91,9 @@ def test_part_facts_are_of_the_parts_that_are_there(paths):
     table = pa.table({"a": [1]})
     tables.write(paths.labels.file("x.parquet"), table, rows=1)
     assert outputs.part_facts(paths.labels, ["x", "y"]) == {"x": {"rows": 1}}
+
+
+def test_versions_name_python_and_the_libraries_that_are_installed():
+    found = outputs.versions()
+    assert found["python"] == platform.python_version() and found["numpy"] == numpy.__version__
+    assert {"ratecluster", "ray", "torch"} <= found.keys()
