@@ -22,7 +22,7 @@ from pipeline.select_k import choose_k
 from pipeline.select_k import settings as select_k_settings
 from pipeline.train import loop
 from pipeline.train import settings as train_settings
-from pipeline.train import stage as train
+from pipeline.train.state import State
 
 HIDDEN = 2048  # CPP has 4096, which takes three times as long
 FEATURES, BATCH, COLUMNS, WARM_UP_STEPS = 128, 1024, 64, 50
@@ -126,9 +126,8 @@ def _loss(Z: Tensor, C: Tensor, eta: float) -> Tensor:  # noqa: N803 - the paper
 
 def spectral_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
     """Spectral clustering of the neighbour graph of z (N, d): labels (N,)."""
-    cfg = select_k_settings.Config()
     with one_thread():
-        graph = spectral.affinity(z, cfg.neighbours, cfg.eta)
+        graph = spectral.affinity(z, choose_k.NEIGHBOURS, choose_k.ETA)
         return spectral.kmeans(spectral.embedding(graph, k, seed), k, 10, seed)
 
 
@@ -138,7 +137,7 @@ def our_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
         return choose_k.cut(z, k, select_k_settings.Config(k=k, seed=seed)).nearest(z).numpy()
 
 
-def trained(x: Tensor, words: Words, seed: int) -> train.State:
+def trained(x: Tensor, words: Words, seed: int) -> State:
     """The product's training with its defaults on x (N, D) float16, after the last step."""
     cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
     with one_thread():

@@ -14,7 +14,7 @@ from benchmarks.mcr2.measuring import Cost, alternating, fresh, line, mixture, r
 from pipeline.mcr2 import coding_rate, objective, sinkhorn
 from pipeline.mcr2.network import Gather, alone
 
-EPS_SQ, ETA, HALF_STEPS = 0.1, 0.1, 5
+EPS_SQ, ETA = 0.1, 0.1
 BATCH, FEATURES, COLUMNS = 1024, 128, 64
 HALF = "plain, half of the columns"
 Loss = Callable[[Tensor], Tensor]
@@ -37,14 +37,13 @@ def plain_compression(z: Tensor, pi: Tensor) -> Tensor:
 
 def plain_loss(columns: int, z: Tensor) -> Tensor:
     """−R + R_c, its gradients left to autograd; R_c of the first columns of Π."""
-    pi, _ = sinkhorn.membership(objective.affinity(z), ETA, HALF_STEPS)
+    pi, _ = sinkhorn.membership(objective.affinity(z), ETA, objective.HALF_STEPS)
     return plain_compression(z, pi[:, :columns]) - plain_rate(z)
 
 
 def our_terms(z: Tensor, columns: Tensor, gather: Gather = alone) -> objective.Terms:
     """The same by the pipeline, with some columns of Π."""
-    weights = objective.Weights(eps_sq=EPS_SQ, eta=ETA, half_steps=HALF_STEPS)
-    return objective.rate_reduction(z, columns, weights, gather)
+    return objective.rate_reduction(z, columns, EPS_SQ, ETA, gather)
 
 
 def our_loss(columns: Tensor, z: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ def with_gradients(
     """R_c; its gradients with respect to Z, Π and, through Sinkhorn, the scores."""
     z = mixture(n, d, noise).to(dtype).requires_grad_()
     scores = objective.affinity(z.detach()).requires_grad_()
-    pi, _ = sinkhorn.membership(scores, ETA, HALF_STEPS)
+    pi, _ = sinkhorn.membership(scores, ETA, objective.HALF_STEPS)
     value = formula(z, pi)
     return [value.detach(), *torch.autograd.grad(value, (z, pi, scores))]
 

@@ -97,6 +97,8 @@ class Network(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int, feature_dim: int, words: int = 0) -> None:
         super().__init__()
+        self.shape = {"input_dim": input_dim, "hidden_dim": hidden_dim}
+        self.shape |= {"feature_dim": feature_dim, "words": words}  # the arguments, by name
         views = 2 if words else 1
         width = views * input_dim
         self.words = Words(words, input_dim)

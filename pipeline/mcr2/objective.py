@@ -14,16 +14,8 @@ from pipeline.mcr2 import coding_rate, sinkhorn
 from pipeline.mcr2.network import Gather
 from pipeline.mcr2.precision import full_precision
 
+HALF_STEPS = 5  # row and column normalisations of the membership, rows first and last
 SELF = -1.0  # affinity of a sample to itself, where others have 0 to 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Constants of −R(Z) + R_c(Z, Π) [Chu et al. 2024, section 4, with γ = 1]."""
-
-    eps_sq: float  # ε², distortion allowed per unit-norm feature
-    eta: float  # η, temperature of the Sinkhorn membership
-    half_steps: int  # of Sinkhorn
 
 
 @dataclass(frozen=True)
@@ -47,15 +39,17 @@ def affinity(Z: Tensor) -> Tensor:
     return (Z @ Z.T).clamp(min=0).masked_fill(own, SELF)
 
 
-def rate_reduction(Z: Tensor, columns: Tensor, weights: Weights, gather: Gather) -> Terms:
-    """−R + R_c. Z is (b, d) of this worker; `columns` (m,) are its columns of Π.
+def rate_reduction(Z: Tensor, columns: Tensor, eps_sq: float, eta: float, gather: Gather) -> Terms:
+    """−R(Z) + R_c(Z, Π), in nats [Chu et al. 2024, section 4, with γ = 1].
 
-    All workers' `columns` together, equally many each, are a sample of the n columns; R_c is scaled
-    by n over their number, which is exact when they are all of them and unbiased otherwise.
+    Z (b, d) are this worker's features, `columns` (m,) its columns of Π. `eps_sq` is ε², the
+    squared distortion per unit-norm feature; `eta` is η, the temperature of the membership. All
+    workers have equally many columns. Together they are a sample of the n columns. R_c is scaled by
+    n over their number: exact if they are all columns, unbiased otherwise.
     """
     Z = gather(Z)  # (n, d)
-    Pi, residual = sinkhorn.membership(affinity(Z), weights.eta, weights.half_steps)
-    R = coding_rate.rate(Z, weights.eps_sq)
+    Pi, residual = sinkhorn.membership(affinity(Z), eta, HALF_STEPS)
+    R = coding_rate.rate(Z, eps_sq)
     sampled = Pi.index_select(1, columns)  # (n, m)
-    share = coding_rate.compression(Z, sampled, weights.eps_sq) * (len(Z) / len(columns))
+    share = coding_rate.compression(Z, sampled, eps_sq) * (len(Z) / len(columns))
     return Terms(share - R, R.detach(), share.detach(), residual)

@@ -13,6 +13,10 @@ from pipeline.mcr2.assignment import Prototypes
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.settings import Config
 
+NEIGHBOURS = 20  # of each landmark in the graph
+ETA = 0.1  # η, temperature of the weights of the graph: exp((cos − 1) / η)
+COMPONENTS = 64  # eigenvectors of the graph for the over-segmentation
+RESAMPLES = 20  # bootstraps of the landmarks, for the band of the curve
 LARGEST_ALONG = 64  # clusters: a spectral cut takes as many eigenvectors
 PARTS = 20  # of a cluster, on average, where it has more than one prototype
 CLEARLY = 1.05  # times the information: a cut along the graph is judged by what it was made from
@@ -20,10 +24,16 @@ FLAT = 0.005  # of the bits that clustering saves: a k that loses no more is as 
 BAND = (0.05, 0.95)  # quantiles over resamples
 
 
+def neighbours(z: Tensor) -> tuple[Tensor, Tensor]:
+    """`spectral.neighbours` of landmarks z (m, d): similarities and indices, both (m, q)."""
+    return spectral.neighbours(z, min(NEIGHBOURS, len(z) - 1))
+
+
 def over_segment(z: Tensor, cfg: Config) -> Tensor:
     """Mean directions of small groups of landmarks z (m, d): (p, d) unit rows."""
-    graph = spectral.affinity(z, cfg.neighbours, cfg.eta)
-    vectors = spectral.embedding(graph, cfg.components, cfg.seed)
+    graph = spectral.graph_of(*neighbours(z), ETA)
+    most = min(COMPONENTS, len(z) - 1, cfg.leaves)
+    vectors = spectral.embedding(graph, most, cfg.seed)
     labels = torch.from_numpy(spectral.over_segment(vectors, cfg.leaves, cfg.seed))
     _, labels = labels.unique(return_inverse=True)
     return assignment.directions(z, labels, int(labels.max()) + 1)
@@ -70,11 +80,11 @@ def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
 def resample(
     z: Tensor, table: Tensor, merges: list[tree.Merge], samples: float, cfg: Config
 ) -> Tensor:
-    """Bits of every cut over `cfg.resamples` bootstraps of the landmarks, scaled to N; (b, p)."""
+    """Bits of every cut over RESAMPLES bootstraps of the landmarks, scaled to N; (b, p)."""
     labels = assignment.nearest(z, table)
     generator = torch.Generator().manual_seed(cfg.seed)
     curves = []
-    for _ in range(cfg.resamples):
+    for _ in range(RESAMPLES):
         rows = torch.randint(len(z), (len(z),), generator=generator)
         count, _, gram = coding_rate.statistics(z[rows], labels[rows], len(table))
         scale = samples / len(z)
@@ -108,8 +118,8 @@ def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
             f"select_k.k = {k}, but the samples it is chosen from have {found} different features "
             "only: give a smaller k"
         )
-    similarity, index = spectral.neighbours(z, cfg.neighbours)
-    graph = spectral.graph_of(similarity, index, cfg.eta)
+    similarity, index = neighbours(z)
+    graph = spectral.graph_of(similarity, index, ETA)
     along = None
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, cfg.seed), index, k, cfg.seed)

@@ -22,10 +22,6 @@ class Config:
     k_max: int = setting(0, "largest number of clusters to choose from; 0: fit, 2√N up to 1000")
     leaves: int = setting(0, "small groups that clusters are merged from; 0: fit, 2 × k_max")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
-    neighbours: int = setting(20, "of each landmark in the graph")
-    components: int = setting(64, "eigenvectors of the graph")
-    eta: float = setting(0.1, "η, temperature of the weights of the graph")
-    resamples: int = setting(20, "of the landmarks, for the band of the curve")
     statistics_bytes: int = setting(
         2**30, "of the leaves' statistics, dimensions² × 8 each: bounds the leaves that fit"
     )
@@ -35,8 +31,7 @@ class Config:
         for name in ("k", "k_max", "leaves"):
             if getattr(self, name) < 0:
                 raise UserError(f"select_k.{name} = {getattr(self, name)}: give 0 (fit) or more")
-        positive = ("k_min", "eps_sq", "neighbours", "components", "eta", "resamples")
-        for name in (*positive, "statistics_bytes"):
+        for name in ("k_min", "eps_sq", "statistics_bytes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"select_k.{name} = {getattr(self, name)}: give a positive number")
         if self.k_max and self.k_max < self.k_min:
@@ -72,14 +67,7 @@ def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
             "take over select_k.statistics_bytes = %d",
             *(leaves, free, dim, cfg.statistics_bytes),
         )
-    return replace(
-        cfg,
-        k_max=k_max,
-        k_min=k_min,
-        leaves=leaves,
-        neighbours=min(cfg.neighbours, landmarks - 1),
-        components=min(cfg.components, landmarks - 1, leaves),
-    )
+    return replace(cfg, k_max=k_max, k_min=k_min, leaves=leaves)
 
 
 def expected(

@@ -22,7 +22,8 @@ from pipeline.train.settings import SEEN, Config, _all_see
 from pipeline.train.state import State
 
 log = logging.getLogger(__name__)
-SMALLER = 0.1  # the step after a failed one, where it was 1
+MOST_HIDDEN = 4096  # width of the hidden layer, which is 4 × the input up to there
+SMALLER = 0.1  # factor of the learning rate after a failed step
 
 
 def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
@@ -68,7 +69,7 @@ def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
         torch.manual_seed(cfg.seed)
         if len(words) > cfg.words:
             words = words[_likeliest(x, words, scale, cfg.words)]
-        network = Network(x.shape[1], cfg.hidden_dim, cfg.feature_dim, len(words))
+        network = Network(x.shape[1], min(MOST_HIDDEN, 4 * x.shape[1]), cfg.feature_dim, len(words))
         network.start(x, words, scale)
     return network
 
@@ -150,11 +151,10 @@ def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) ->
     device = next(state.network.parameters()).device
     rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
     columns = sampled_columns(cfg, state.step, workers.rank, workers.size).to(device)
-    weights = objective.Weights(eps_sq=cfg.eps_sq, eta=cfg.eta, half_steps=cfg.sinkhorn_half_steps)
     state.optimizer.zero_grad()
     Z = state.network(x[rows].to(device).float())
     try:
-        terms = objective.rate_reduction(Z, columns, weights, workers.gather)
+        terms = objective.rate_reduction(Z, columns, cfg.eps_sq, cfg.eta, workers.gather)
         sound = terms.loss.isfinite()
     except torch.linalg.LinAlgError:  # of a determinant
         sound = torch.zeros((), dtype=torch.bool, device=device)

@@ -20,14 +20,12 @@ class Config:
     vocabulary: tuple[str, ...] = setting(
         (), "imagenet, wordnet, pico-clip or files of one word per line; none: fit to the model"
     )
-    hidden_dim: int = setting(0, "width of the hidden layer; 0: fit, 4 × input up to 4096")
     feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
     steps: int = setting(240, "to train for; the best network on the way is kept")
     learning_rate: float = setting(3e-4, "of Adam")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
-    sinkhorn_half_steps: int = setting(5, "row and column normalisations of the membership")
     columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
     max_samples: int = setting(
         500_000, "training samples at most, spread over the parts; fewer if steps need no more"
@@ -39,12 +37,12 @@ class Config:
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "eps_sq", "eta", "max_samples", "workers")
-        for name in (*positive, "checkpoint_steps", "sinkhorn_half_steps"):
+        for name in (*positive, "checkpoint_steps"):
             if getattr(self, name) <= 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give a positive number")
         if self.batch_size < 2 or self.landmarks < 2:
             raise UserError("train.batch_size and train.landmarks: give 2 or more")
-        for name in ("words", "hidden_dim", "feature_dim", "steps", "columns"):
+        for name in ("words", "feature_dim", "steps", "columns"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 
@@ -65,7 +63,6 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
     fit_dim = 2 ** int(math.log2(samples) / 2)  # so that a cluster has more members than that
     return replace(
         cfg,
-        hidden_dim=cfg.hidden_dim or min(4096, 4 * input_dim),
         batch_size=batch,
         feature_dim=cfg.feature_dim or min(128, max(32, fit_dim)),
         columns=min(cfg.columns or batch, batch) // cfg.workers * cfg.workers or cfg.workers,

@@ -99,13 +99,7 @@ def write_network(
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
-    shape = {
-        "input_dim": x.shape[1],
-        "hidden_dim": cfg.hidden_dim,
-        "feature_dim": cfg.feature_dim,
-        "words": len(network.words.table),
-    }
-    facts = {"shape": shape, "config": asdict(cfg), "looks": state.looks}
+    facts = {"shape": network.shape, "config": asdict(cfg), "looks": state.looks}
     text = json.dumps(facts, indent=1, sort_keys=True)
     storage.write_bytes(paths.network.file("network.json"), text.encode())
     history = pa.Table.from_pylist(state.history, schema=schemas.HISTORY)

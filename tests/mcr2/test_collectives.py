@@ -16,14 +16,12 @@ from pipeline.train import settings as train_settings
 SAMPLES, INPUT_DIM, WORDS = 24, 10, 7
 CFG = train_settings.Config(
     words=WORDS,
-    hidden_dim=12,
     feature_dim=6,
     batch_size=SAMPLES,
     steps=12,
     learning_rate=0.01,
     eps_sq=0.2,
     eta=0.15,
-    sinkhorn_half_steps=5,
     columns=8,
     seed=3,
 )
@@ -52,9 +50,8 @@ def gradients(columns, dtype, workers):
     network.gather_with(workers.gather)
     rows = loop.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
     Z = network(unit(SAMPLES, 0)[rows].to(dtype))
-    weights = objective.Weights(eps_sq=cfg.eps_sq, eta=cfg.eta, half_steps=cfg.sinkhorn_half_steps)
     mine = loop.sampled_columns(cfg, 1, workers.rank, workers.size)
-    terms = objective.rate_reduction(Z, mine, weights, workers.gather)
+    terms = objective.rate_reduction(Z, mine, cfg.eps_sq, cfg.eta, workers.gather)
     terms.loss.backward()
     norm = workers.average_gradients(network)
     found = {n: p.grad for n, p in network.named_parameters()}

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from pipeline.mcr2 import objective
 from pipeline.mcr2.network import Network, alone
 
-WEIGHTS = objective.Weights(eps_sq=0.2, eta=0.15, half_steps=5)
+EPS_SQ, ETA = 0.2, 0.15
 N, D = 8, 5
 
 
@@ -31,21 +31,21 @@ def naive_affinity(Z):
 def naive(Z, columns):
     """(R, R_c): every determinant by itself."""
     n, d = Z.shape
-    Pi = (naive_affinity(Z) / WEIGHTS.eta).exp()
-    for step in range(WEIGHTS.half_steps):
+    Pi = (naive_affinity(Z) / ETA).exp()
+    for step in range(objective.HALF_STEPS):
         Pi = Pi / Pi.sum(1 - step % 2, keepdim=True)
     eye = torch.eye(d, dtype=Z.dtype)
-    R = torch.logdet(eye + d / (n * WEIGHTS.eps_sq) * Z.T @ Z) / 2
+    R = torch.logdet(eye + d / (n * EPS_SQ) * Z.T @ Z) / 2
     R_c = Z.new_zeros(())
     for j in columns:
         p = Pi[:, j]
-        M = eye + d / (p.sum() * WEIGHTS.eps_sq) * Z.T @ torch.diag(p) @ Z
+        M = eye + d / (p.sum() * EPS_SQ) * Z.T @ torch.diag(p) @ Z
         R_c = R_c + p.sum() / (2 * n) * torch.logdet(M)
     return R, R_c * n / len(columns)
 
 
 def terms(Z, columns):
-    return objective.rate_reduction(Z, torch.tensor(columns), WEIGHTS, alone)
+    return objective.rate_reduction(Z, torch.tensor(columns), EPS_SQ, ETA, alone)
 
 
 def test_affinity_is_the_positive_part_of_cosines_with_the_own_below_all():
@@ -108,6 +108,6 @@ def test_everything_is_made_where_the_features_are():
             network = Network(12, 16, D, 7)
         Z = network.train()(torch.zeros(N, 12, device="cuda"))
         columns = torch.zeros(4, dtype=torch.long, device="cuda")
-        found = objective.rate_reduction(Z, columns, WEIGHTS, alone)
+        found = objective.rate_reduction(Z, columns, EPS_SQ, ETA, alone)
     told = (found.loss, found.expansion, found.compression, found.residual)
     assert {tensor.device.type for tensor in told} == {"cuda"}

@@ -25,10 +25,6 @@ CFG = select_k_settings.Config(
     k_max=30,
     leaves=40,
     eps_sq=0.1,
-    neighbours=10,
-    components=16,
-    eta=0.1,
-    resamples=10,
     seed=0,
 )
 DIM = 128  # of features
@@ -44,8 +40,6 @@ def test_fitted_fits_even_the_smallest_data(samples, landmarks):
         fit = select_k_settings.fitted(cfg, samples, landmarks, DIM)
         assert 1 <= fit.k_min <= fit.k_max <= landmarks
         assert fit.k_min <= fit.leaves <= landmarks
-        assert 1 <= fit.neighbours < landmarks
-        assert 1 <= fit.components <= min(landmarks - 1, fit.leaves)
 
 
 def test_fitted_of_large_data_is_bounded():
@@ -81,7 +75,7 @@ def test_what_is_given_and_takes_too_much_memory_is_refused_with_how_much(change
 
 
 @pytest.mark.parametrize(
-    "change", [{"k": -1}, {"k_min": 0}, {"eta": 0.0}, {"resamples": 0}, {"k_min": 31}]
+    "change", [{"k": -1}, {"k_min": 0}, {"eps_sq": 0.0}, {"statistics_bytes": 0}, {"k_min": 31}]
 )
 def test_the_config_refuses_nonsense(change):
     with pytest.raises(UserError, match="select_k.k_max|select_k." + next(iter(change))):
@@ -216,7 +210,7 @@ def test_resamples_are_of_the_size_of_all_and_the_same_every_time():
     stats = coding_rate.statistics(z, assignment.nearest(z, table), len(table))
     merges = tree.grow(*stats, CFG.eps_sq)
     curves = choose_k.resample(z, table, merges, 200.0, CFG)
-    assert curves.shape == (CFG.resamples, len(table))
+    assert curves.shape == (choose_k.RESAMPLES, len(table))
     assert torch.equal(curves, choose_k.resample(z, table, merges, 200.0, CFG))
     assert curves.std(dim=0).min() > 0
     whole = tree.lengths_bits(merges, stats[0], stats[2], CFG.eps_sq)

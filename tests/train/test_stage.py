@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
+from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import Judge
 from pipeline.mcr2.network import Network
@@ -30,14 +31,12 @@ ALONE = Collectives()
 NO_WORDS = torch.zeros(0, 1)
 TOY = train_settings.Config(
     words=0,
-    hidden_dim=16,
     feature_dim=8,
     batch_size=32,
     steps=12,
     learning_rate=0.02,
     eps_sq=0.1,
     eta=0.15,
-    sinkhorn_half_steps=5,
     columns=16,
     max_samples=1000,
     landmarks=50,
@@ -87,14 +86,12 @@ def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers,
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
     assert train_settings.fitted(TOY, 1000, 12) == TOY
-    free = replace(TOY, hidden_dim=0, feature_dim=0, columns=0)
+    free = replace(TOY, feature_dim=0, columns=0)
     cfg = train_settings.fitted(free, 5000, 512)
-    assert cfg.hidden_dim == 2048
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
     assert train_settings.fitted(free, 100, 4000).feature_dim == 32
     assert train_settings.fitted(free, 100_000, 4000).feature_dim == 128
-    assert train_settings.fitted(free, 100_000, 4000).hidden_dim == 4096
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,6 @@ def test_fitted_refuses_too_little(samples, batch, workers, named):
         {"eps_sq": -0.1},
         {"learning_rate": 0.0},
         {"workers": 0},
-        {"sinkhorn_half_steps": 0},
         {"words": -1},
         {"steps": -1},
     ],
@@ -281,15 +277,15 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert train_settings.check(replace(cfg, words=0), "pico-clip") == []  # then it is not read
+    assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # then it is not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
-    assert len(train_settings.check(replace(TOY, words=4), "pico-clip")) > 100
+    assert len(train_settings.read_words(replace(TOY, words=4), "pico-clip")) > 100
     own = tmp_path / "words.txt"
     own.write_text("hound\nautomobile\n")
     cfg = replace(TOY, words=4, vocabulary=(str(own),))
-    assert train_settings.check(cfg, "pico-clip") == ["hound", "automobile"]
+    assert train_settings.read_words(cfg, "pico-clip") == ["hound", "automobile"]
 
 
 # ---- fit
@@ -390,6 +386,7 @@ def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, mon
 def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
     """Lines in general position: PCA alone cannot part what is not orthogonal."""
     rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     lines = rng.normal(size=(4, 12)) + 1.0
     labels = np.repeat(np.arange(4), 40)
     rows = lines[labels] + 0.05 * rng.normal(size=(160, 12))
@@ -487,7 +484,7 @@ def test_a_determinant_that_is_not_found_is_a_failure_with_its_condition_number(
     monkeypatch, caplog
 ):
     compression = compression_failing_at({4})
-    monkeypatch.setattr(train.coding_rate, "compression", compression)
+    monkeypatch.setattr(coding_rate, "compression", compression)
     state = finish(TOY, toy(), start(TOY, toy()))
     assert state.rescued and len(state.history) == 12
     (said,) = caplog.messages
@@ -603,6 +600,7 @@ def test_a_run_with_words_has_those_of_the_encoder(ray_session, tmp_path):
     """The embeddings are word vectors, so each one's own word is its likeliest."""
     names = ["dog", "car", "pizza", "tree"]
     vectors, scale = text_encoding.encode(names, (), "pico-clip", "")
+    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     x = np.repeat(vectors, 10, axis=0) + 0.01 * rng.normal(size=(40, vectors.shape[1]))
     paths = layout.RunPaths(str(tmp_path / "run"))
