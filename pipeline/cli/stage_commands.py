@@ -255,15 +255,18 @@ def run_command(
     with lock_root(paths.root, sections["run"], found):
         if _all_done(asked, sections, found, paths):
             for stage in asked:
-                console.log_already_done(log, stage.name, f"{paths.root}/{stage.folder}")
+                folder = paths.folder(stage.folder) if stage.files or stage.parts else paths.top
+                console.log_already_done(log, stage.name, folder.url)
         else:
             _run_stages(asked, sections, found, paths, overwrite)
     facts = {"root": paths.root, **summary(paths), "report": paths.report.file("index.html")}
     texts = [summary_text(facts)]
-    if (evaluate := named("evaluate")) in asked:
+    if named("evaluate") in asked:
+        from pipeline.evaluate import score_tables
+
         evaluation = paths.top.peek("evaluation.json") or {}
         facts["evaluation"] = evaluation["rows"]
-        texts.append(evaluate.stage.text(evaluation))
+        texts.append(score_tables.text(evaluation))
     console.print_result("\n".join([*texts, f"report: {facts['report']}"]), facts)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.runtime import redaction
+from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
 
 NOISY = ("ray", "open_clip", "root", "httpx", "botocore")
@@ -34,8 +34,12 @@ class _Style:
 _style = _Style()
 
 
-class Formatter(redaction.Formatter):
-    """Each message is one line, and control characters in it are escaped."""
+class Formatter(logging.Formatter):
+    """Each message is one line, without secrets, and control characters in it are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or the lines of a traceback."""
+        return redacted(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(super().formatMessage(record))

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from types import TracebackType
+from typing import Any
 
 LATE_S = 1.0  # a signal arrives within this time
 
@@ -34,12 +34,7 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._over.set()
         if self._reason and self._main and kind is not KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # it is on its way

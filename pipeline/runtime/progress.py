@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -106,17 +105,12 @@ class StageProgress:
             threading.Thread(target=self._watch, args=(_process.limit_s,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._over.set()
         _process.stage = None
         if self._bar:
             self._bar.stop()
-        self._interruption.__exit__(kind, error, trace)
+        self._interruption.__exit__(*error)
 
     def _watch(self, limit_s: float) -> None:
         """Interrupt the stage if it makes no progress, and again after the same time."""

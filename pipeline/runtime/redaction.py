@@ -5,7 +5,6 @@ A URL names an environment variable instead of the secret: `https://host/0.tar?$
 renewed signature does not cause any work to be repeated.
 """
 
-import logging
 import os
 import re
 
@@ -86,14 +85,6 @@ def harmless(error: Exception) -> Exception:
         return error
     kind = type(error) if isinstance(error, (FileNotFoundError, PermissionError)) else OSError
     return kind(without)
-
-
-class Formatter(logging.Formatter):
-    """Log lines and tracebacks without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return redacted(super().format(record))
 
 
 def _hidden_query(place: str, query: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.cli import main as cli
 from pipeline.cli import options
 from pipeline.runtime import config
 from tests import fake_run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_arguments
 
 GROUP = typer.main.get_command(cli.app)
 COMMANDS = sorted(GROUP.commands)
@@ -215,3 +215,9 @@ def root(tmp_path_factory):
 def test_status_imports_nothing_heavy(root):
     ended, modules = imports(["status", "--root", root], {})
     assert ended == 0 and not modules & HEAVY
+
+
+@pytest.mark.ray
+def test_a_run_with_nothing_left_to_do_starts_no_stage(finished_run, tiny_shards):
+    ended, modules = imports(run_arguments(tiny_shards, finished_run), {})
+    assert ended == 0 and not modules & {"torch", "ray", "open_clip", "faiss"}
