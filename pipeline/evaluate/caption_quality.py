@@ -146,18 +146,3 @@ def _cosine(
     vectors = loaded.encode_words(order, prompts, clip.TEXTS_PER_BATCH)
     of = dict(zip(order, vectors, strict=True))
     return lambda one, other: float(of[one] @ of[other])
-
-
-def table(result: dict[str, Any]) -> str:
-    """The comparison as aligned text, in percent."""
-    lines = [f"captions of {result['rows'][0]['clusters']} clusters against their commonest class:"]
-    width = max(len(row["name"]) for row in result["rows"])
-    lines.append(f"{'':{width}}  class names   same  WordNet  text")
-    for row in result["rows"]:
-        values = [
-            "    -" if row[key] is None else f"{100 * row[key]:5.1f}"
-            for key in ("accuracy", "path_similarity", "text_similarity")
-        ]
-        start = f"{row['name']:{width}}  {row['class_names']:11}"
-        lines.append(f"{start}  {values[0]}    {values[1]} {values[2]}")
-    return "\n".join(lines)

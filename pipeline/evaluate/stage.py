@@ -25,6 +25,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from pipeline.artifacts import layout, outputs
 from pipeline.evaluate import caption_quality, confusion, metrics
+from pipeline.evaluate.score_tables import text as text  # that the command prints
 from pipeline.evaluate.settings import Config, _no_label, expected, find_label
 from pipeline.runtime import config, console
 from pipeline.store import columns, storage, tables
@@ -135,16 +136,6 @@ def majorities(samples: Labelled, sizes: list[int], captions: Captions) -> list[
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """The comparison as aligned text, scores in percent."""
-    width = max(len(line["name"]) for line in result["rows"])
-    lines = [f"{'':{width}}  {'k':>6}  {'ACC':>5}  {'NMI':>5}  {'ARI':>5}"]
-    for line in result["rows"]:
-        percents = "  ".join(f"{100 * line[key]:5.1f}" for key in ("acc", "nmi", "ari"))
-        lines.append(f"{line['name']:{width}}  {line['k']:>6}  {percents}")
-    return "\n".join(lines)
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json."""
     started = time.monotonic()
@@ -180,12 +171,6 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         *(f"{result['classes']:,} classes", f"{samples.unlabelled:,} unlabelled"),
     )
     return result
-
-
-def text(result: dict[str, Any]) -> str:
-    """All that is compared, as text."""
-    more = [caption_quality.table(result["captions"])] if "captions" in result else []
-    return "\n".join([table(result), *more])
 
 
 def evaluated(

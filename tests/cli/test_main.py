@@ -147,7 +147,7 @@ def test_a_namer_without_its_key(refuse, command):
         ("\x00\x01", "is not valid TOML"),
         ("[embed]\nbatchsize = 3", "unknown setting embed.batchsize; did you mean batch_size?"),
         ("[embedd]\nbatch_size = 3", "unknown section [embedd]; did you mean embed?"),
-        ("batch_size = 3", "batch_size stands outside a section"),
+        ("batch_size = 3", "batch_size is outside a section"),
     ],
 )
 def test_config_files(refuse, tmp_path, text, said):
@@ -270,7 +270,7 @@ def test_an_interruption_says_how_to_go_on(raising, capfd):
 
     raising(interrupt)
     assert cli.invoke(["go"]) == 1
-    assert "run the same command again to go on" in capfd.readouterr().err
+    assert "run the same command again to resume" in capfd.readouterr().err
 
 
 @pytest.mark.ray
@@ -349,7 +349,7 @@ def test_a_command_that_was_taken_over_stops(tmp_path, monkeypatch, pythons_ctrl
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
     root = str(tmp_path / "run")
     said = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
-    with said, options.owning(root, progress.Config()):
+    with said, options.lock_root(root, progress.Config()):
         elsewhere(root, 2)
         threading.Event().wait(60)
         pytest.fail("went on")

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking
-from pipeline.evaluate import caption_quality
+from pipeline.evaluate import caption_quality, score_tables
 from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.evaluate.caption_quality import OURS, PLAIN, Voters
@@ -153,7 +153,7 @@ def test_table_is_aligned():
         "accuracy": 0.0,
         "path_similarity": 0.5,
     }
-    lines = caption_quality.table({"rows": [row, other]}).splitlines()
+    lines = score_tables.caption_table({"rows": [row, other]}).splitlines()
     assert lines[0].startswith("captions of 3 clusters")
     assert lines[2].split() == [OURS, "left", "in", "100.0", "-", "12.3"]
     assert lines[3].split()[-4:] == ["removed", "0.0", "50.0", "12.3"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.evaluate import score_tables
 from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.runtime.errors import UserError
@@ -124,7 +125,7 @@ def test_table_is_aligned():
         {"name": "ratecluster", "k": 1000, "acc": 1.0, "nmi": 0.1234, "ari": -0.001},
         {"name": "k-means, centred features", "k": 7, "acc": 0.5, "nmi": 0.5, "ari": 0.5},
     ]
-    lines = evaluate.table({"rows": rows}).splitlines()
+    lines = score_tables.score_table({"rows": rows}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["ratecluster", "1000", "100.0", "12.3", "-0.1"]
 

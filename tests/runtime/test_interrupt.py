@@ -76,7 +76,7 @@ def test_where_a_shell_has_sigint_ignored_it_fails_with_the_reason():
     program = """
 import signal, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from pipeline.interrupt import Interruption
+from pipeline.runtime.interrupt import Interruption
 try:
     with Interruption() as block:
         threading.Timer(0.2, lambda: block.interrupt("too long")).start()

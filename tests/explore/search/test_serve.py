@@ -31,7 +31,7 @@ def address(searchable) -> Iterator[str]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         line = child.stdout.readline()
-        assert line.startswith("http://127.0.0.1:") and line.endswith("/  (Ctrl-C ends it)\n")
+        assert line.startswith("http://127.0.0.1:") and line.endswith("/  (Ctrl-C stops it)\n")
         yield line.split()[0]
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 0
