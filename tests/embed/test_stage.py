@@ -147,7 +147,7 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
     one_thread = parts(tmp_path / "alone")
     assert len(one_thread) == 4
     expected = {1: one_thread}
-    for actors, readers, threads in ((1, 1, 1), (2, 3, 1), (1, 1, 0), (2, 3, 0)):
+    for actors, readers, threads in ((2, 3, 1), (1, 1, 0), (2, 3, 0)):
         root = tmp_path / f"{actors}-{readers}-{threads}"
         cfg = replace(CFG, actors=actors, readers=readers, threads=threads)
         manifest = embed.run(cfg, layout.RunPaths(str(root)), shards)
