@@ -190,7 +190,7 @@ MEASURED = """
 import json, resource, sys, warnings
 import numpy as np
 from pathlib import Path
-from pipeline.decoding import Decoder, Limits
+from pipeline.embed.decoding import Decoder, Limits
 from pipeline.store.shards import ShardReader
 warnings.simplefilter("ignore")
 prepare = lambda image: np.asarray(image.resize((8, 8)))

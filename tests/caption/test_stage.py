@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout
+from pipeline.artifacts import layout, stages
 from pipeline.caption import candidates, ranking
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
@@ -157,7 +157,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
         caption.run(FEW_WORDS, paths)
     assert len(counted) == 4 - results
     assert table.read_bytes() == expected
-    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
+    assert paths.captions.names() == {*stages.named("caption").files, "manifest.json"}
 
 
 @pytest.mark.ray
@@ -179,8 +179,11 @@ def test_a_model_names_the_clusters_and_nothing_is_counted_again(
         assert len(chat.asked) == 8
     assert counted == [] and manifest["captions"] == ["some named things"] * 4
     assert (root / "captions" / "voted.parquet").read_bytes() == voted
-    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
+    assert paths.captions.names() == {*stages.named("caption").files, "manifest.json"}
     assert caption.run(FEW_WORDS, paths)["captions"] == before["captions"]
     (root / "captions" / "candidates.parquet").unlink()
     caption.run(FEW_WORDS, paths)
-    assert counted != [] and paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
+    assert counted != [] and paths.captions.names() == {
+        *stages.named("caption").files,
+        "manifest.json",
+    }

@@ -11,7 +11,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_twelve_faults_lose_nothing(tmp_path):
-    command = [sys.executable, "-m", "tests.chaos", "--faults", "12", "--of-a-run", "4", "--seed", "7"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos",
+        "--faults",
+        "12",
+        "--of-a-run",
+        "4",
+        "--seed",
+        "7",
+    ]
     only = ["--only", "processes", "cluster", "storage", "--folder", str(tmp_path)]
     done = subprocess.run([*command, *only], cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)

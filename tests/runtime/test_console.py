@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 SCRIPT = """
 import logging, sys, time
-from pipeline import console, progress
+from pipeline.runtime import console, progress
 
 console.begin()
 console.hush("quiet" in sys.argv)

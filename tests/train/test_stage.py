@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
+from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import Judge
 from pipeline.mcr2.network import Network
@@ -281,15 +282,17 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert train_settings.check(replace(cfg, words=0), "pico-clip") == []  # then it is not read
+    assert (
+        train_settings.read_words(replace(cfg, words=0), "pico-clip") == []
+    )  # then it is not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
-    assert len(train_settings.check(replace(TOY, words=4), "pico-clip")) > 100
+    assert len(train_settings.read_words(replace(TOY, words=4), "pico-clip")) > 100
     own = tmp_path / "words.txt"
     own.write_text("hound\nautomobile\n")
     cfg = replace(TOY, words=4, vocabulary=(str(own),))
-    assert train_settings.check(cfg, "pico-clip") == ["hound", "automobile"]
+    assert train_settings.read_words(cfg, "pico-clip") == ["hound", "automobile"]
 
 
 # ---- fit
@@ -487,7 +490,7 @@ def test_a_determinant_that_is_not_found_is_a_failure_with_its_condition_number(
     monkeypatch, caplog
 ):
     compression = compression_failing_at({4})
-    monkeypatch.setattr(train.coding_rate, "compression", compression)
+    monkeypatch.setattr(coding_rate, "compression", compression)
     state = finish(TOY, toy(), start(TOY, toy()))
     assert state.rescued and len(state.history) == 12
     (said,) = caplog.messages
