@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-run
 
 FUZZ_S := 300
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo docs test test-slow test-all test-gpu audit fuzz chaos format clean
 .DEFAULT_GOAL := help

@@ -138,6 +138,7 @@ def test_the_same_bytes_whatever_the_threads(tiny_shards, tmp_path, encoder):
     assert parts(tmp_path / "1") == parts(tmp_path / "4")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
     tiny_shards, tmp_path, encoder, ray_session
@@ -156,7 +157,7 @@ def test_the_same_bytes_for_any_actors_and_readers_as_without_ray(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_same_bytes_where_other_processes_decode(
     tiny_shards, tmp_path, encoder, ray_session, slots
 ):

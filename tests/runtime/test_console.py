@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 SCRIPT = """
 import logging, sys, time
-from pipeline.runtime import console, progress
+from pipeline import console, progress
 
 console.begin()
 console.hush("quiet" in sys.argv)
