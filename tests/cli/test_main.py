@@ -372,6 +372,7 @@ def left_of(mark: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     stuck, tmp_path, tiny_shards, ray_session, capfd, caplog
@@ -398,6 +399,7 @@ def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     assert (root / "embeddings" / "manifest.json").exists() and not (root / ".lock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stage_that_stands_still_names_the_shard_and_leaves_nothing_running(stuck, tmp_path):
     process = stuck("--set", "run.stall_s=3")

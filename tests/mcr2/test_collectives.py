@@ -123,7 +123,7 @@ def spawn(function, size, folder, *arguments, monkeypatch):
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_of_many_workers_are_those_of_one(size, tmp_path, monkeypatch):
     cases = [(m, dtype) for dtype in (torch.float64, torch.float32) for m in (SAMPLES, 8)]
     by_rank = spawn(gradient_worker, size, tmp_path, cases, monkeypatch=monkeypatch)

@@ -34,7 +34,7 @@ def test_a_ctrl_c_stays_one(pythons_ctrl_c):
 def test_an_interruption_as_the_block_ends_reaches_nothing_after_it(error, monkeypatch):
     """The signal comes while the block ends, whichever way: its reason counts, once."""
     monkeypatch.setattr(interrupt, "LATE_S", 0.1)
-    for _ in range(50):
+    for _ in range(15):
         with pytest.raises(RuntimeError, match="lost"), Interruption() as block:
             thread = threading.Thread(target=block.interrupt, args=("lost",))
             thread.start()

@@ -277,7 +277,9 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # then it is not read
+    assert (
+        train_settings.read_words(replace(cfg, words=0), "pico-clip") == []
+    )  # then it is not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
