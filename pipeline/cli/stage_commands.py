@@ -201,7 +201,6 @@ Also scores k-means on the same embeddings, and prints the comparison.
 Reads:
   {root}/embeddings/                 the true class, in the column `json`
   {root}/assignments/, clusters/, captions/
-  the encoder's text side, for evaluate.captions
 Writes:
   {root}/evaluation.json
 

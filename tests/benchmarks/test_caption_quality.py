@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from benchmarks import caption_quality
+from benchmarks.caption_quality import OURS, PLAIN, Voters
 from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking
-from pipeline.evaluate import caption_quality, score_tables
-from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
-from pipeline.evaluate.caption_quality import OURS, PLAIN, Voters
 from pipeline.store import tables
 from pipeline.vision import clip
 from tests import fake_run, small_run
@@ -71,8 +70,6 @@ def test_judged_are_the_clusters_with_both():
     assert nothing["accuracy"] is nothing["path_similarity"] is nothing["text_similarity"] is None
 
 
-# ---- in evaluate
-
 WORDS = ["dog", "car", "pizza", "dogs", "automobile", "cat"]
 
 
@@ -93,12 +90,8 @@ def paths(tmp_path):
     return found
 
 
-CFG = evaluate_settings.Config(baseline=False)
-
-
-def test_evaluate_compares_ours_with_the_plain_vote(paths):
-    result = evaluate.run(CFG, paths)
-    found = result["captions"]
+def test_a_run_is_compared_ours_with_the_plain_vote(paths):
+    found = caption_quality.score_run(paths, "label")
     assert (found["voters"], found["candidates"], found["class_names"]) == (24, 6, 4)
     kinds = [(row["name"], row["class_names"]) for row in found["rows"]]
     assert kinds == [
@@ -114,7 +107,7 @@ def test_evaluate_compares_ours_with_the_plain_vote(paths):
         "caption_without": "cat", "plain_without": "cat",
     }  # fmt: skip
     assert car["plain_without"] == "automobile"
-    shown = evaluate.text(result)
+    shown = caption_quality.table(found)
     assert "plain top-5 vote" in shown and "captions of 3 clusters" in shown
     assert found["rows"][0]["text_similarity"] < 1
 
@@ -131,18 +124,6 @@ def test_class_names_are_out_of_the_vote_and_not_only_out_of_the_ranking(paths):
     )
 
 
-def test_captions_of_other_clusters_and_of_no_candidates_are_not_scored(paths):
-    assert "captions" not in evaluate.run(
-        evaluate_settings.Config(baseline=False, captions=False), paths
-    )
-    fake_run.refinish(paths.clusters, fingerprint="c2")
-    assert "captions" not in evaluate.run(CFG, paths)
-    fake_run.refinish(paths.clusters, fingerprint="c1")
-    assert "captions" in evaluate.run(CFG, paths)
-    paths.captions.remove({"candidates.parquet"})
-    assert "captions" not in evaluate.run(evaluate_settings.Config(baseline=False, seed=3), paths)
-
-
 def test_table_is_aligned():
     row = {"name": OURS, "class_names": "left in", "clusters": 3, "accuracy": 1.0}
     row |= {"path_similarity": None, "text_similarity": 0.123}
@@ -153,7 +134,7 @@ def test_table_is_aligned():
         "accuracy": 0.0,
         "path_similarity": 0.5,
     }
-    lines = score_tables.caption_table({"rows": [row, other]}).splitlines()
+    lines = caption_quality.table({"rows": [row, other]}).splitlines()
     assert lines[0].startswith("captions of 3 clusters")
     assert lines[2].split() == [OURS, "left", "in", "100.0", "-", "12.3"]
     assert lines[3].split()[-4:] == ["removed", "0.0", "50.0", "12.3"]
