@@ -73,7 +73,7 @@ def main() -> None:
             walls, processors, packages = zip(
                 *(measure(*words) for _ in range(arguments.rounds)), strict=True
             )
-            heavy = ", ".join(name for name in HEAVY if name in packages[0]) or "nothing heavy"
+            heavy = ", ".join(name for name in HEAVY if name in packages[-1]) or "nothing heavy"
             print(
                 f"{name:<14} {median(walls):5.2f} s, {median(processors):5.2f} s of the processor; "
                 f"imports {heavy}"

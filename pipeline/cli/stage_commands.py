@@ -109,6 +109,7 @@ def _command(stage: Stage) -> Any:
 
 
 def _run_one(stage: Stage, sections: Sections, paths: layout.RunPaths) -> None:
+    check(stage, sections)
     with lock_root(paths.root, sections["run"]):
         made = stage.stage.run(sections[stage.name], paths)
     _print_manifest(stage, made, paths)
