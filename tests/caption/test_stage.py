@@ -120,7 +120,7 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert "SECRET" not in str(rows) and "secret" not in str(rows)
     sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}
     assert sources["zorgmobile"] == "alt text" and manifest["from_alt_texts"] == 1
-    assert set(sources) - {"zorgmobile"} <= set(vocabulary.chosen((), "pico-clip"))
+    assert set(sources) - {"zorgmobile"} <= set(vocabulary.load_or_default((), "pico-clip"))
     found = candidates.read(paths, 3)
     assert len(found.names) == manifest["candidates"] and found.names[-1] == "zorgmobile"
     assert found.by_texts.toarray()[:, -1].tolist() == [0, pytest.approx(0.8, abs=0.2), 0]
