@@ -277,9 +277,7 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert (
-        train_settings.read_words(replace(cfg, words=0), "pico-clip") == []
-    )  # then it is not read
+    assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
@@ -387,7 +385,6 @@ def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, mon
 
 def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
     """Lines in general position: PCA alone cannot part what is not orthogonal."""
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     lines = rng.normal(size=(4, 12)) + 1.0
     labels = np.repeat(np.arange(4), 40)
@@ -602,7 +599,6 @@ def test_a_run_with_words_has_those_of_the_encoder(ray_session, tmp_path):
     """The embeddings are word vectors, so each one's own word is its likeliest."""
     names = ["dog", "car", "pizza", "tree"]
     vectors, scale = text_encoding.encode(names, (), "pico-clip", "")
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     x = np.repeat(vectors, 10, axis=0) + 0.01 * rng.normal(size=(40, vectors.shape[1]))
     paths = layout.RunPaths(str(tmp_path / "run"))
