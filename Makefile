@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 DEMO := demo-run
 
 FUZZ_S := 300
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo docs test test-gpu audit fuzz chaos format clean
+.PHONY: help demo docs test test-slow test-all test-gpu audit fuzz chaos format clean
 .DEFAULT_GOAL := help
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 $(VENV)/.cpu: pyproject.toml
@@ -29,34 +30,39 @@ demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the
 docs: $(VENV)/.dev ## build the documentation: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: $(VENV)/.dev ## set up, then every check: ruff, mypy, pytest
+test: $(VENV)/.dev ## set up, then ruff, mypy and the quick tests: about 5 minutes on two cores
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-test-gpu: $(VENV)/.dev ## what needs a CUDA device: tests/gpu, then embed beside a DataLoader loop
+test-slow: $(VENV)/.dev ## the other tests: faults, clusters of many nodes, jobs, browsers, large inputs
+	$(PYTEST) -m slow
+
+test-all: test test-slow ## both
+
+test-gpu: $(VENV)/.dev ## the tests that need a CUDA device, then embed compared with a DataLoader loop
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.device_count() < 1 and 'torch sees no CUDA device: see nvidia-smi, and that torch was built for it')"
 	$(BIN)/python -m pytest -m gpu tests/gpu
 	$(BIN)/python -m benchmarks.embed --device cuda --shards examples/noto-emoji
 
-audit: $(VENV)/.dev ## known weaknesses of the installed packages; needs pypi.org
+audit: $(VENV)/.dev ## list the known vulnerabilities of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	@touch $@
 
-fuzz: $(VENV)/.fuzz ## look for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
+fuzz: $(VENV)/.fuzz ## search for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
 	@mkdir -p .fuzz
 	for name in reader decoder texts; do $(BIN)/python -m tests.fuzz $$name .fuzz/$$name \
 		-artifact_prefix=.fuzz/$$name- -max_total_time=$(FUZZ_S) -max_len=20000 -timeout=20 \
 		-rss_limit_mb=2000 || exit 1; done
 
-chaos: $(VENV)/.dev ## a hundred faults done to runs, and whether anything is lost; an hour
+chaos: $(VENV)/.dev ## inject a hundred faults into runs and check that nothing is lost: an hour
 	$(BIN)/python -m tests.chaos
 
-format: $(VENV)/.dev ## format and fix what can be fixed
+format: $(VENV)/.dev ## format the code and apply the fixes that ruff can make
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -2,16 +2,16 @@
 
     python -m benchmarks.captions --data ../shared/data --out /tmp/captions
 
-One run of the command line for each set (k given, pico-clip, one seed), then caption and evaluate
-again without alt texts. Labels are read by evaluate alone. What `evaluate` prints is explained in
-`pipeline/caption_quality.py`.
+One run of the command line for each set (k given, pico-clip, one seed), then caption again without
+alt texts. Only `caption_quality.py`, which explains the columns, reads the labels.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import caption_quality
+from pipeline.artifacts import layout
 from pipeline.cli import main as cli
 
 SETS = {  # set -> json field of the classes, their number
@@ -30,18 +30,20 @@ def command(*arguments: str, **settings: Any) -> None:
 
 
 def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
-    """What evaluate says of the captions of a set, for each of VARIANTS."""
+    """The scores of the captions of a set, for each of VARIANTS."""
     field, k = SETS[name]
     root, found = str(out / name), {}
-    chosen = {"select_k.k": k, "evaluate.label": field}
-    quick = {"evaluate.baseline": "false", "write.shards": "false"}
-    command("run", "--shards", str(data / name), "--root", root, **chosen, **quick)
+    command(
+        "run",
+        "--shards",
+        str(data / name),
+        "--root",
+        root,
+        **{"select_k.k": k, "write.shards": "false"},
+    )
     for title, alt_texts in VARIANTS.items():
         command("caption", "--root", root, **{"caption.alt_texts": alt_texts})
-        command(
-            "evaluate", "--root", root, **{"evaluate.label": field, "evaluate.baseline": "false"}
-        )
-        found[title] = json.loads((out / name / "evaluation.json").read_text())["captions"]
+        found[title] = caption_quality.score_run(layout.RunPaths(root), field)
     return found
 
 

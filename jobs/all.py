@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.all --shards PATTERN --root URL …"""
+"""`python -m jobs.all` is `ratecluster run`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["run", *sys.argv[1:]]))
+run("run")

@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.caption --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.caption` is `ratecluster caption`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["caption", *sys.argv[1:]]))
+run("caption")

@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.embed --shards PATTERN --root URL …"""
+"""`python -m jobs.embed` is `ratecluster embed`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["embed", *sys.argv[1:]]))
+run("embed")

@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.evaluate --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.evaluate` is `ratecluster evaluate`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["evaluate", *sys.argv[1:]]))
+run("evaluate")

@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.report --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.report` is `ratecluster report`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["report", *sys.argv[1:]]))
+run("report")

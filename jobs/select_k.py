@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.select_k --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.select_k` is `ratecluster select-k`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["select-k", *sys.argv[1:]]))
+run("select-k")

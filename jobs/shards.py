@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.shards --from FOLDER --out URL …"""
+"""`python -m jobs.shards` is `ratecluster shards`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["shards", *sys.argv[1:]]))
+run("shards")

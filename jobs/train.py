@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.train --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.train` is `ratecluster train`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["train", *sys.argv[1:]]))
+run("train")

@@ -1,8 +1,5 @@
-"""ray job submit --working-dir . -- python -m jobs.write --root URL [--config TOML] [--set …]"""
+"""`python -m jobs.write` is `ratecluster write`."""
 
-import sys
+from jobs import run
 
-from pipeline.cli import main as cli
-
-if __name__ == "__main__":
-    sys.exit(cli.invoke(["write", *sys.argv[1:]]))
+run("write")

@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "pipeline" / "vision" / "assets"
 BUNDLED = ROOT / "examples" / "noto-emoji"
 TINY = 60  # samples of each tiny shard
+WORDS = ROOT / "tests" / "words.txt"  # a hundred names: the whole vocabulary takes 10 s to encode
+FEW_WORDS = [
+    part for stage in ("train", "caption") for part in ("--set", f"{stage}.vocabulary={WORDS}")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -88,4 +92,4 @@ def run_arguments(shards: Path, root: Path) -> list[str]:
     """A quick `ratecluster run`."""
     settings = ("embed.batch_size=16", "train.steps=12", "train.batch_size=64", "select_k.k=4")
     sets = [part for s in (*settings, "evaluate.label=label") for part in ("--set", s)]
-    return ["run", "--shards", str(shards), "--root", str(root), *sets]
+    return ["run", "--shards", str(shards), "--root", str(root), *sets, *FEW_WORDS]

@@ -19,7 +19,7 @@ from pipeline.cli import options
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
 from tests.cli.test_help_pages import COMMANDS, parsed
-from tests.conftest import BUNDLED, ROOT
+from tests.conftest import BUNDLED, FEW_WORDS, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -119,7 +119,7 @@ def test_the_tutorial_works(tmp_path, monkeypatch, ray_session, capfd):
     for line in command_lines(DOCS / "tutorial.md"):
         _, *words = shlex.split(line)
         if words[0] in ("run", "plan", "status"):
-            words += ["--set", "train.steps=12", "--set", "train.words=0"]
+            words += ["--set", "train.steps=12", *FEW_WORDS]
         assert cli.invoke(words) == 0, line
         said = capfd.readouterr().out
     assert json.loads(said)["samples"] == 411 and (tmp_path / "my-run/report/index.html").exists()

@@ -30,6 +30,7 @@ from pipeline.store.listing import list_shards
 from pipeline.store.shards import ShardReader
 from pipeline.vision import clip
 from tests import chromium, corpus, fake_run
+from tests.conftest import FEW_WORDS
 from tests.store.tars import oracle, read, tar_of
 
 ROOT = Path(__file__).parents[1]
@@ -189,7 +190,7 @@ MEASURED = """
 import json, resource, sys, warnings
 import numpy as np
 from pathlib import Path
-from pipeline.decoding import Decoder, Limits
+from pipeline.embed.decoding import Decoder, Limits
 from pipeline.store.shards import ShardReader
 warnings.simplefilter("ignore")
 prepare = lambda image: np.asarray(image.resize((8, 8)))
@@ -395,7 +396,7 @@ def test_the_whole_run_by_the_command_line(place, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "from pipeline.cli.main import main; main()", "run", "--shards",
          str(source), "--root", f"{home}/root",
-         *(part for s in settings for part in ("--set", s))],
+         *(part for s in settings for part in ("--set", s)), *FEW_WORDS],
         cwd=home, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     said = (done.stdout + done.stderr).decode()

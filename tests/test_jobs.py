@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +78,11 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """Started as README says, `ray get-auth-token --generate` first, in a home of its own."""
-    home, clone = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("clone")
+    """Started as the docs say, `ray get-auth-token --generate` first, in a home of its own.
+
+    Its path is short, since Ray's sockets lie below it.
+    """
+    home, clone = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp")), tmp_path_factory.mktemp("clone")
     for name in ("pipeline", "jobs"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".gitignore", ".rayignore", "pyproject.toml", "README.md"):
@@ -115,6 +119,7 @@ def head(tmp_path_factory):
         yield made
     finally:
         rivers.end(process)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_what_lies_on_the_disk_of_one_machine_is_refused(cluster, tmp_path):
     said = [line for line in cluster.head.said().splitlines() if "do not see" in line]
     addresses = ", ".join(sorted(worker.address for worker in cluster.workers))
     for line, place in zip(said, ("run", "shards/00000.tar"), strict=True):
-        assert line.startswith(f"ratecluster: {private}/{place} lies on a disk of this machine")
+        assert line.startswith(f"ratecluster: {private}/{place} is on a local disk that")
         assert f"do not see: {addresses}. Put shards" in line
     assert not list(tmp_path.glob("run/.ratecluster-probe-*"))
 

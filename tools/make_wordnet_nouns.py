@@ -2,7 +2,7 @@
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb unpacked
     python tools/make_wordnet_nouns.py unpacked > pipeline/vision/assets/wordnet/nouns.txt
-    python tools/make_wordnet_nouns.py unpacked kinds | gzip -9n > kinds.txt.gz  # there, too
+    python tools/make_wordnet_nouns.py unpacked kinds | gzip -9n > benchmarks/kinds.txt.gz
 
 Reads data.noun, index.noun and cntlist.rev (formats: man 5 wndb, cntlist) of Debian's package, made
 with 1:3.0-37. Prints the list on the standard output and, on the other, how many words each rule

@@ -46,7 +46,7 @@ def check(sections: Sections) -> None:
 
 def read_vocabulary(cfg: Config, model: str) -> list[str]:
     """The candidate names; UserError if there are none."""
-    return vocabulary.chosen(cfg.vocabulary, model)
+    return vocabulary.load_or_default(cfg.vocabulary, model)
 
 
 def expected(

@@ -1,4 +1,7 @@
-"""The commands before, beside and after the stages'. What each says is its manual page."""
+"""The commands before, during and after a run. The docstring of a command is its help page.
+
+A command imports what it uses when it runs, so that `--help` and `status` start fast.
+"""
 
 import os
 from pathlib import Path
@@ -9,26 +12,23 @@ import typer
 from pipeline.cli import curate_commands, export_commands, search_commands, stage_commands
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import KINDS, Address, ConfigFile, Overrides, Root, Shards, begin
-from pipeline.ops import status
-from pipeline.ops.plan import estimate
-from pipeline.ops.plan import stage as plan
-from pipeline.ops.verify import stage as verify
-from pipeline.prepare import init_config, pack
 from pipeline.runtime import cluster, config, console
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 
 ABOUT = """Labels a web-scale image collection without labels.
 
-Webdataset shards go in; every image comes back with a cluster, a caption for it, and how sure
-that is. The stages are embed, train, select-k, caption, write and report, and `run` is all of
-them. Each leaves its files below --root, and does again only what is missing there.
+The input is webdataset shards. Every image gets a cluster, a caption and a
+confidence. The stages are embed, train, select-k, caption, write and report;
+`run` runs them all. Each stage writes its files below --root. A rerun only
+does the work that is missing there.
 
 Environment:
-  RAY_ADDRESS     of the Ray cluster to join, where --address is not given
-  RAY_AUTH_MODE   token, for a cluster that was started with one
-  NO_COLOR        if set: plain lines, nothing that steers a terminal
-  TERM            dumb: the same
+  RAY_ADDRESS     the Ray cluster to join if --address is not given
+  RAY_AUTH_MODE   `token` for a cluster that was started with a token
+  NO_COLOR        if set: plain lines without colors or progress bars
+  TERM            `dumb`: the same as NO_COLOR
+
 Examples:
   ratecluster init --shards my-shards
   ratecluster run --shards my-shards --root my-run --config ratecluster.toml
@@ -40,23 +40,26 @@ Examples:
 
 def init_command(
     shards: Shards,
-    out: Annotated[str, typer.Option(metavar="FILE", help="to write")] = "ratecluster.toml",
+    out: Annotated[str, typer.Option(metavar="FILE", help="file to write")] = "ratecluster.toml",
 ) -> None:
-    """Look at one of your shards and write a commented configuration.
+    """Write a configuration that fits your shards and this machine.
 
-    What it found stands in comments, beside the settings that follow from it and from this
-    machine's cores and GPUs. An existing file is left alone.
+    Reads one shard. Comments say what it contains and why each setting was
+    chosen. An existing file is never overwritten.
 
     Reads:
-      the list of shards, and the whole of the first one
+      the list of shards, and the first shard
     Writes:
       --out, a TOML file for --config
+
     Examples:
       ratecluster init --shards my-shards
       ratecluster init --shards 's3://laion/{00000..41454}.tar' --out laion.toml
     """
+    from pipeline.prepare import init_config
+
     found = init_config.run(shards, out)
-    console.answer(
+    console.print_result(
         init_config.summary(found, shards, out), {"config": out, **init_config.facts(found)}
     )
 
@@ -68,7 +71,8 @@ def shards_command(
     ],
     out: Annotated[str, typer.Option(metavar="URL", help="folder for the shards")],
     data_dir: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="with an extracted CIFAR, or for one")
+        str | None,
+        typer.Option(metavar="FOLDER", help="where CIFAR is extracted, or is downloaded to"),
     ] = None,
     config_file: ConfigFile = None,
     sets: Overrides = None,
@@ -76,125 +80,144 @@ def shards_command(
 ) -> None:
     """Pack images into webdataset shards.
 
-    Class folders become the json field `label`. Not needed where there are shards.
+    The name of a class folder becomes the json field `label`. You do not need
+    this command if you have shards.
 
     Reads:
-      FOLDER/class/.../*.jpg       and png, webp, gif, bmp, tiff; .txt beside it
-      cifar10, cifar100            downloaded, or from --data-dir
+      FOLDER/class/.../*.jpg       or png, webp, gif, bmp, tiff; and a .txt file
+                                   of the same name
+      cifar10, cifar100            downloaded, or read from --data-dir
     Writes:
-      {out}/00000.tar ...          the images' own bytes, .txt, .json
+      {out}/00000.tar ...          the unchanged bytes of the images, .txt, .json
       {out}/00000.parquet ...      the same facts as a table
       {out}/00000_stats.json ...   counts; written last
-    Settings:
-      shards
+
     Examples:
       ratecluster shards --from my-photos --out my-shards
       ratecluster shards --from cifar10 --out cifar10-shards --set shards.split=test
+    Settings: shards
     """
+    from pipeline.prepare import pack
+
     sections, _ = begin(out, config_file, sets, address)
     storage.check_writable(out)
     folder = Path(source).resolve()
-    with cluster.sharing(storage.local_path(out), folder if folder.is_dir() else None):
+    with cluster.require_shared(storage.local_path(out), folder if folder.is_dir() else None):
         counts = pack.run(sections["shards"], source, out, data_dir)
-    console.answer("", {"out": out, **counts})
+    console.print_result("", {"out": out, **counts})
 
 
 def status_command(
     root: Root,
     shards: Annotated[
-        str | None, typer.Option(metavar="SHARDS", help="of the run; tells new, changed, gone")
+        str | None,
+        typer.Option(
+            metavar="SHARDS", help="shards of the run; shows which are new, changed or gone"
+        ),
     ] = None,
     config_file: ConfigFile = None,
     sets: Overrides = None,
 ) -> None:
-    """How far each stage is, and what the same command would do.
+    """Show how far each stage is and what a rerun would do.
 
-    And who is at work. Without --config and --set, settings are those that each stage was made
-    with. Starts no Ray, and may be query while the run goes on.
+    Also shows which process works on the run. Without --config and --set, each
+    stage is compared with the settings that it was made with. You can call it
+    during a run; it starts no Ray.
 
     Reads:
       {root}: manifests, names of the parts, the lock
     Writes:
       nothing
-    Settings:
-      all
+
     Examples:
       ratecluster status --root my-run
       ratecluster status --root my-run --shards my-shards --json
+    Settings: all
     """
+    from pipeline.ops import status
+
     sections, paths = begin(root, config_file, sets, None)
     found = list_shards(shards) if shards else None
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)
-    shown = status.text(paths.root, owner, rows)
-    console.answer(shown, status.facts(paths.root, owner, rows))
+    console.print_result(
+        status.text(paths.root, owner, rows), status.facts(paths.root, owner, rows)
+    )
 
 
 def plan_command(
     shards: Shards,
     config_file: ConfigFile = None,
     sets: Overrides = None,
-    nodes: Annotated[int, typer.Option(metavar="N", help="of the cluster")] = 1,
-    cpus: Annotated[int, typer.Option(metavar="N", help="of each node")] = os.cpu_count() or 1,
-    gpus: Annotated[int, typer.Option(metavar="N", help="of each node")] = 0,
+    nodes: Annotated[int, typer.Option(metavar="N", help="nodes of the cluster")] = 1,
+    cpus: Annotated[int, typer.Option(metavar="N", help="CPUs of a node")] = os.cpu_count() or 1,
+    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs of a node")] = 0,
     encode_rate: Annotated[
         float,
         typer.Option(metavar="RATE", help="images/s of one GPU; 0: measured on this machine"),
     ] = 0.0,
-    sample: Annotated[int, typer.Option(metavar="N", help="shards that are sampled")] = 3,
-    images: Annotated[int, typer.Option(metavar="N", help="of each sampled shard, at most")] = 1000,
+    sample: Annotated[int, typer.Option(metavar="N", help="number of shards to sample")] = 3,
+    images: Annotated[int, typer.Option(metavar="N", help="most images per sampled shard")] = 1000,
 ) -> None:
-    """What a run will take: time, memory, bytes. Tries a few shards here, about a minute.
+    """Estimate the time, memory and storage that a run will take.
 
-    Needs no Ray and no root, and leaves nothing behind.
+    Embeds a few images on this machine, which takes about a minute. Needs no
+    Ray and no root, and leaves no files.
 
     Reads:
       the first images of a few of the shards
     Writes:
       nothing
-    Settings:
-      all
+
     Examples:
       ratecluster plan --shards my-shards
       ratecluster plan --shards my-shards --nodes 2 --cpus 16 --gpus 4
           --encode-rate 2500 --config ratecluster.toml
+    Settings: all
     """
+    from pipeline.ops.plan import estimate
+    from pipeline.ops.plan import stage as plan
+
     target = estimate.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())
     found = plan.run(sections, list_shards(shards), target, sample, images)
-    console.answer(plan.text(found), plan.facts(found))
+    console.print_result(plan.text(found), found)
 
 
 def verify_command(root: Root, address: Address = None) -> None:
-    """Prove that all of a run is there and agrees.
+    """Check a run for missing, damaged or inconsistent files.
 
-    Reads every manifest, part and labelled shard again, and names what is missing, damaged, left
-    over or contradictory.
+    Reads every manifest, part and labelled shard again. Reports each problem in
+    one line.
 
     Reads:
-      everything below {root}, and the input shards where they can still be read
+      all files below {root}; the input shards if they can still be read
     Writes:
       nothing
+
     Exit codes:
-      0  the run is sound
-      1  it is not, or looking at it failed
-      2  there is no run, or a mistake in the command
+      0  no problem found
+      1  problems found, or the check failed
+      2  no run at --root, or a mistake in the command
+
     Examples:
       ratecluster verify --root my-run
     """
+    from pipeline.ops.verify import stage as verify
+
     _, paths = begin(root, None, None, address)
-    with cluster.sharing(None, storage.local_path(root)):
+    with cluster.require_shared(None, storage.local_path(root)):
         found = verify.run(paths)
     lines = [*found.notes, *found.lines, *([] if found.count else [f"{root} is sound"])]
-    said = {"violations": found.count, "lines": found.lines, "notes": found.notes}
-    console.answer("\n".join(lines), {"root": paths.root, "sound": not found.count, **said})
+    facts = {"violations": found.count, "lines": found.lines, "notes": found.notes}
+    console.print_result("\n".join(lines), {"root": paths.root, "sound": not found.count, **facts})
     if found.count:
         raise RuntimeError(f"{root} is not sound: {found.count:,} violations")
 
 
 def add(app: App) -> None:
-    """Put all commands in, in the order of their help."""
+    """Add all commands, in the order of the help page."""
     app.command("init")(init_command)
     app.command("shards")(shards_command)
     stage_commands.add(app)

@@ -1,21 +1,19 @@
-"""The command that hands a run on to other tools. What it says is its manual page."""
+"""The command that writes a run in the format of another tool."""
 
 from enum import Enum
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import Root, begin
-from pipeline.explore.export import clip_retrieval as export_clip_retrieval
-from pipeline.explore.export import coco as export_coco
-from pipeline.explore.export import fiftyone as export_fiftyone
 from pipeline.runtime import console
 from pipeline.runtime.errors import UserError
 
 
 class Tool(str, Enum):
-    """Who reads what is exported."""
+    """The tool that reads the export."""
 
     CLIP_RETRIEVAL = "clip-retrieval"
     COCO = "coco"
@@ -23,53 +21,59 @@ class Tool(str, Enum):
 
 
 def export_command(
-    tool: Annotated[Tool, typer.Argument(help="who shall read it")],
+    tool: Annotated[Tool, typer.Argument(help="tool that will read the export")],
     root: Root,
     out: Annotated[
         str,
-        typer.Option(metavar="URL", help="folder, new, empty or of this export; coco: a json file"),
+        typer.Option(
+            metavar="URL",
+            help="folder that is new, empty, or holds this export; for coco a json file",
+        ),
     ],
     label: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="fiftyone: json column of the true class"),
+        typer.Option(metavar="COLUMN", help="fiftyone: json column with the true class"),
     ] = None,
 ) -> None:
-    """A finished run in the form that another tool reads.
+    """Write a finished run in the format of another tool.
 
-    Rejected and excluded samples are left out. What was interrupted goes on where it was (coco, one
-    file, begins anew); what lies there and is anything else is not touched.
+    Rejected and excluded samples are not exported. An interrupted export
+    resumes; coco, which is one file, starts again. Other files in --out are
+    never overwritten.
 
-    clip-retrieval: what `clip-retrieval inference` writes, for its index and back end, whose
-    --clip_model has to be the run's embed.model. coco: a category for each cluster
-    (cluster_id + 1), and for every sample an image with one annotation, whose box is the whole
-    image and whose score is the confidence; file_name is what fiftyone calls the picture below its
-    data folder. fiftyone: pictures and labels for FiftyOneDataset, in a local folder; it holds the
-    labels in memory when it imports.
+    clip-retrieval gets the output of `clip-retrieval inference`, for its index
+    and back end. Give its back end the run's embed.model as --clip_model.
+
+    coco has a category per cluster (cluster_id + 1). Each sample is an image
+    with one annotation: its box is the whole image, its score the confidence.
+    file_name is the name that the fiftyone export gives the image.
+
+    fiftyone gets images and labels for FiftyOneDataset, in a local folder. It
+    loads the labels into memory when it imports them.
 
     Reads:
-      {root}/labels/, embeddings/, clusters.parquet; fiftyone: the input shards, too
+      {root}/labels/, embeddings/, clusters.parquet
+      the input shards, for fiftyone
     Writes:
       clip-retrieval  {out}/img_emb/img_emb_{i}.npy   float16, a file per shard
                       {out}/metadata/metadata_{i}.parquet
-                      image_path (the key), sample_id, caption, cluster_id, url, ...
+                      image_path (the key), sample_id, caption, cluster_id, ...
       coco            {out}   images, annotations, categories
       fiftyone        {out}/samples.json, data/   cluster, ground_truth (--label)
+
     Examples:
       ratecluster export clip-retrieval --root my-run --out for-clip-retrieval
       ratecluster export coco --root my-run --out my-run.json
       ratecluster export fiftyone --root my-run --out for-fiftyone --label label
     """
     if label and tool is not Tool.FIFTYONE:
-        raise UserError(f"--label {label}: of fiftyone alone; leave it out")
+        raise UserError(f"--label {label}: only fiftyone uses it; leave it out")
     _, paths = begin(root, None, None, None)
-    if tool is Tool.FIFTYONE:
-        export_fiftyone.run(paths, out, label)
-    else:
-        room = export_coco if tool is Tool.COCO else export_clip_retrieval
-        room.run(paths, out)
-    console.answer("", {"root": paths.root, "tool": tool.value, "out": out})
+    module = import_module(f"pipeline.explore.export.{tool.name.lower()}")
+    module.run(paths, out, *([label] if tool is Tool.FIFTYONE else []))
+    console.print_result("", {"root": paths.root, "tool": tool.value, "out": out})
 
 
 def add(app: App) -> None:
-    """Put it beside the stages' commands."""
+    """Add the command."""
     app.command("export")(export_command)

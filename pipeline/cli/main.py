@@ -1,6 +1,6 @@
-"""The door of the command line: run one command, say in one line what went wrong.
+"""Runs one command of the command line; a failure becomes one line and an exit code.
 
-Exit code 0: everything asked for was done. 2: the user's mistake. 1: a failure.
+Exit code 0: finished. 1: failed or interrupted. 2: a mistake of the user.
 """
 
 import logging
@@ -19,8 +19,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
 
 log = logging.getLogger(__name__)
-INTERRUPTED = 130  # what typer returns where it met a KeyboardInterrupt
-SAID = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
+INTERRUPTED = 130  # what typer returns after a KeyboardInterrupt
+USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
 app = App(KINDS, help=commands.ABOUT)
 commands.add(app)
@@ -37,47 +37,45 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; run the same command again to go on", 1)
-    except Exception as error:  # the last door: whatever it is becomes one line and a code
-        return _failed(error)
+        return _exit("interrupted; run the same command again to resume", 1)
+    except Exception as error:
+        return _fail(error)
     return 0
 
 
-def _failed(error: Exception) -> int:
-    """Say in one line what went wrong; 2 if the user can mend it."""
+def _fail(error: Exception) -> int:
+    """Print what went wrong; returns 2 if the user can correct it, else 1."""
     if usage := getattr(error, "format_message", None):  # click's, of which typer has its own copy
         command = getattr(getattr(error, "ctx", None), "command_path", "ratecluster")
-        return _say(f"{usage().rstrip('.')}; see {command} --help", 2)
-    cause = underlying(error)
+        return _exit(f"{usage().rstrip('.')}; see {command} --help", 2)
+    cause = find_cause(error)
     if type(cause) is UserError:
-        return _say(str(cause), 2)
-    if said := SAID.findall(f"{error}\n{cause}"):  # of what an actor raised Ray keeps the text
-        return _say(said[-1], 2)
-    if not _said_by_us(cause):
+        return _exit(str(cause), 2)
+    if messages := USER_ERROR.findall(f"{error}\n{cause}"):  # Ray keeps an actor's error as text
+        return _exit(messages[-1], 2)
+    if not _is_raised_here(cause):
         log.error("ratecluster failed", exc_info=error)
     reason = (str(cause).strip() or "no reason given").splitlines()[-1]
-    return _say(f"failed: {type(cause).__name__}: {reason}", 1)
+    return _exit(f"failed: {type(cause).__name__}: {reason}", 1)
 
 
-def _said_by_us(error: BaseException) -> bool:
-    """Whether it is a stage's own word, which needs no traceback."""
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether this package raised the RuntimeError itself: its message needs no traceback."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    ours = trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
-        "pipeline."
-    )
-    return type(error) is RuntimeError and ours
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return type(error) is RuntimeError and module.startswith("pipeline.")
 
 
-def underlying(error: BaseException) -> BaseException:
-    """What was raised in a task or a worker, out of what Ray wrapped around it."""
+def find_cause(error: BaseException) -> BaseException:
+    """The error that a task or a worker raised, inside the errors that Ray wraps around it."""
     failures = getattr(error, "worker_failures", None)  # of Ray Train, by rank
     inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
-    return underlying(inner) if isinstance(inner, BaseException) and inner is not error else error
+    return find_cause(inner) if isinstance(inner, BaseException) and inner is not error else error
 
 
-def _say(message: str, code: int) -> int:
+def _exit(message: str, code: int) -> int:
     plain = printable(redaction.redacted(" ".join(message.split())))
     typer.echo(f"ratecluster: {plain}", err=True)
     return code

@@ -1,4 +1,4 @@
-"""What commands share: their options, settings from file and `--set`, owning a root."""
+"""What commands share: their options, the settings from file and `--set`, the lock of a root."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SETTINGS = {  # section -> the module that has its Config
 
 
 class _Kinds(Mapping[str, type]):
-    """Section -> its Config, imported when it is asked for."""
+    """Section -> its Config, which is imported when it is looked up."""
 
     def __getitem__(self, section: str) -> type:
         kind: type = import_module(SETTINGS[section]).Config
@@ -43,63 +43,71 @@ class _Kinds(Mapping[str, type]):
 KINDS = _Kinds()
 
 
-def completed(incomplete: str) -> list[str]:
+def complete_set(incomplete: str) -> list[str]:
     """`section.key=` for the completion of --set."""
     names = [f"{name}=" for name, _, _ in config.describe(KINDS)]
     return [name for name in names if name.startswith(incomplete)]
 
 
 Root = Annotated[
-    str, typer.Option(metavar="URL", help="the run's folder: a path, s3://, gs://, hf://")
+    str, typer.Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
 ]
 Shards = Annotated[
     str,
     typer.Option(
-        metavar="SHARDS", help="folder, glob, brace pattern or list file (.txt) of webdataset tars"
+        metavar="SHARDS",
+        help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
     ),
 ]
 ConfigFile = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", help="TOML, a table per stage; see ratecluster init"),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file with a table per stage; see ratecluster init"
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="a setting; any number of times",
-        autocompletion=completed,
+        help="change one setting; may be repeated",
+        autocompletion=complete_set,
     ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="HOST:PORT", help="of a Ray cluster; without it RAY_ADDRESS, else a local Ray"
+        metavar="HOST:PORT",
+        help="Ray cluster to join; default: RAY_ADDRESS if it is set, else a local Ray",
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="make embeddings again that other settings made")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="re-embed shards whose embeddings were made with different settings",
+    ),
 ]
 CaptionsFrom = Annotated[
     str | None,
     typer.Option(
         "--captions-from",
         metavar="FILE",
-        help="your own list in place of the vocabulary: a path or URL of a UTF-8 text file, one "
-        "caption per line, # before a remark; the same as --set caption.vocabulary=FILE. Add "
-        "--set caption.alt_texts=0 to have no others",
+        help="your own captions instead of the vocabulary: a path or URL of a UTF-8 text file "
+        "with one caption per line; lines that start with # are ignored. The same as --set "
+        "caption.vocabulary=FILE. Add --set caption.alt_texts=0 to use no other captions",
     ),
 ]
 
 
 def with_captions(sets: list[str] | None, file: str | None) -> list[str]:
-    """The settings, and the one that --captions-from stands for."""
+    """The overrides, with the one that --captions-from stands for."""
     own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
     return [*(sets or ()), *own]
 
 
 def begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
-    """The settings of all stages and the run's folders; remembers which Ray to join."""
+    """The settings of all stages, and the run's folders. Sets the address of Ray."""
     if not root:
         raise UserError("the folder is empty text; give a path or a URL")
     if address:
@@ -108,12 +116,12 @@ def begin(root: str, file: str | None, sets: list[str] | None, address: str | No
 
 
 @contextmanager
-def owning(
+def lock_root(
     root: str, cfg: progress.Config, shards: Sequence[Shard] = (), reads: str | None = None
 ) -> Iterator[None]:
-    """Only this command writes to the root, and no stage waits for ever.
+    """Hold the lock of the root; a stage in the block that makes no progress fails.
 
-    All nodes see the root, the shards, and the other root that it reads.
+    A cluster must see the root, the shards, and the other root that is read.
     """
     storage.check_writable(root)
     other = storage.local_path(reads) if reads else None
@@ -121,12 +129,12 @@ def owning(
         Interruption() as block,
         lock.held(root, progress.current, block.interrupt),
         progress.watched(cfg),
-        cluster.sharing(storage.local_path(root), other, *_one_of_each_folder(shards)),
+        cluster.require_shared(storage.local_path(root), other, *_one_per_folder(shards)),
     ):
         yield
 
 
-def _one_of_each_folder(shards: Sequence[Shard]) -> list[Path | None]:
-    """The first of the shards that lie together, where they lie on local disks."""
+def _one_per_folder(shards: Sequence[Shard]) -> list[Path | None]:
+    """The first shard of each folder, as a local path; None for other stores."""
     first = {shard.url.rpartition("/")[0]: shard.url for shard in reversed(shards)}
     return [storage.local_path(url) for url in first.values()]

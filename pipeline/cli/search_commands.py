@@ -1,4 +1,4 @@
-"""The commands that look things up in a run. What each says is its manual page."""
+"""The commands that search a finished run."""
 
 import sys
 from typing import Annotated
@@ -7,8 +7,7 @@ import typer
 
 from pipeline.artifacts.layout import Space
 from pipeline.cli.help_pages import App
-from pipeline.cli.options import Address, ConfigFile, Overrides, Root, begin, owning
-from pipeline.explore.search import index, pages, search, serve
+from pipeline.cli.options import Address, ConfigFile, Overrides, Root, begin, lock_root
 from pipeline.runtime import console
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
@@ -16,7 +15,7 @@ from pipeline.store import storage
 STRIP = "ratecluster-search.html"
 SpaceOption = Annotated[
     Space,
-    typer.Option(help="clip: the encoder's embeddings; z: what the trained network makes of them"),
+    typer.Option(help="what is compared; clip: CLIP embeddings; z: features of the network"),
 ]
 
 
@@ -27,56 +26,61 @@ def index_command(
     sets: Overrides = None,
     address: Address = None,
 ) -> None:
-    """A FAISS index of a run, for search and serve.
+    """Build a FAISS index of a run, for search and serve.
 
-    Fewer than index.flat_below samples are kept as they are and compared one by one; more are
-    compressed (IVF-PQ), trained on a sample, and search compares the best candidates again as
-    they are. A part that is there is not made again.
+    Up to index.flat_below samples are stored in full and compared one by one.
+    With more samples, the index is compressed (IVF-PQ) and trained on a sample
+    of them; search then compares the best candidates in full precision. A rerun
+    builds only the missing parts.
 
     Reads:
       {root}/embeddings/                 all parts
       {root}/network/                    for --space z
     Writes:
-      {root}/index/{space}/              what is trained, a file per run of parts
-    Settings:
-      index, run
+      {root}/index/{space}/              the trained index, files of several parts
+
     Examples:
       ratecluster index --root my-run
       ratecluster index --root my-run --space z
+    Settings: index, run
     """
+    from pipeline.explore.search import index
+
     sections, paths = begin(root, config_file, sets, address)
-    with owning(paths.root, sections["run"]):
+    with lock_root(paths.root, sections["run"]):
         made = index.run(sections["index"], paths, space)
-    console.answer("", {"root": paths.root, "space": space.value, **made})
+    console.print_result("", {"root": paths.root, "space": space.value, **made})
 
 
 def search_command(
     root: Root,
     image: Annotated[
-        str | None, typer.Option(metavar="FILE", help="a picture's file, or its URL")
+        str | None, typer.Option(metavar="FILE", help="path or URL of an image")
     ] = None,
-    text: Annotated[str | None, typer.Option(metavar="WORDS", help="as they are")] = None,
-    top: Annotated[int, typer.Option(min=1, max=1000, help="how many samples")] = 20,
+    text: Annotated[str | None, typer.Option(metavar="WORDS", help="text to search for")] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="number of results")] = 20,
     cluster: Annotated[
-        int | None, typer.Option(metavar="ID", help="look in this cluster alone")
+        int | None, typer.Option(metavar="ID", help="search only this cluster")
     ] = None,
     space: SpaceOption = Space.CLIP,
     html: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help=f"for the strip of pictures [{STRIP}; --json: none]"),
+        typer.Option(metavar="FILE", help=f"page with the images [{STRIP}; with --json no page]"),
     ] = None,
 ) -> None:
-    """The samples most like a picture or a text: a table, and a strip of pictures.
+    """Find the samples most similar to an image or a text.
 
-    Scores are cosines. Texts are found in the space clip alone. --cluster reads all parts of the
+    Prints a table with cosines, and writes a page with the images. Texts can
+    only be searched in --space clip. --cluster reads all parts of the
     assignments once.
 
     Reads:
-      {root}/index/{space}/              made by ratecluster index
-      {root}/embeddings/, captions/      of what was found
-      the input shards, for its pictures
+      {root}/index/{space}/              written by ratecluster index
+      {root}/embeddings/, captions/      of the results
+      the input shards, for the images of the results
     Writes:
-      --html, a page without scripts, over what was there
+      --html, a page without scripts; replaces an older one
+
     Examples:
       ratecluster search --root my-run --text 'a red flag'
       ratecluster search --root my-run --image query.jpg --space z --top 50
@@ -86,15 +90,17 @@ def search_command(
         raise UserError("give either --image or --text")
     if text is not None and space is Space.Z:
         raise UserError(
-            "--space z is of pictures alone: the network was trained on embeddings of images, and "
-            "CLIP puts texts elsewhere; look for texts in --space clip"
+            "--space z needs --image: the network was trained on embeddings of images, and CLIP "
+            "embeds texts elsewhere; search for texts with --space clip"
         )
+    from pipeline.explore.search import pages, search
+
     _, paths = begin(root, None, None, None)
     run = search.Search(paths, [space])
     if text is not None:
         query = run.of_text(text)
     else:
-        query = run.of_image(_picture(str(image)), space, run.max_pixels)
+        query = run.of_image(_read_image(str(image)), space, run.max_pixels)
     hits, strip = run.nearest(query, space, top, cluster), None
     if html or not console.wants_json():
         strip = storage.absolute(html or STRIP)
@@ -102,39 +108,47 @@ def search_command(
         title = f"Most like “{text}”" if text is not None else "Most like the picture"
         storage.write_bytes(strip, pages.page(title, note=paths.root, hits=shown).encode())
     facts = {"root": paths.root, "hits": pages.facts(hits), "pictures": strip}
-    console.answer(f"{pages.text(hits)}\npictures: {strip}", facts)
+    console.print_result(f"{pages.text(hits)}\npictures: {strip}", facts)
 
 
 def serve_command(
     root: Root,
     host: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="to listen on; others than loopback have no password"),
+        typer.Option(
+            metavar="ADDRESS",
+            help="address to listen on; other machines can reach any but 127.0.0.1, without "
+            "a password",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")] = 8000,
 ) -> None:
-    """A web page for searching a run by text or picture and for browsing its clusters.
+    """Serve a web page to search a run and browse its clusters.
 
-    Pictures are read from the input shards as they are looked at. Ctrl-C ends it.
+    Search by text or image. Images are read from the input shards when they are
+    shown. Press Ctrl-C to stop.
 
     Reads:
-      what search reads
+      the same files as search
     Writes:
       nothing
+
     Examples:
       ratecluster serve --root my-run
       ratecluster serve --root s3://b/run --port 8080
     """
+    from pipeline.explore.search import serve
+
     _, paths = begin(root, None, None, None)
 
-    def say(url: str) -> None:
-        console.answer(f"{url}  (Ctrl-C ends it)", {"root": paths.root, "url": url})
+    def print_url(url: str) -> None:
+        console.print_result(f"{url}  (Ctrl-C stops it)", {"root": paths.root, "url": url})
         sys.stdout.flush()
 
-    serve.run(paths, host, port, say)
+    serve.run(paths, host, port, print_url)
 
 
-def _picture(url: str) -> bytes:
+def _read_image(url: str) -> bytes:
     try:
         return storage.read_bytes(storage.absolute(url))
     except OSError as error:
@@ -142,7 +156,7 @@ def _picture(url: str) -> bytes:
 
 
 def add(app: App) -> None:
-    """Put them beside the stages' commands."""
+    """Add the commands."""
     app.command("index")(index_command)
     app.command("search")(search_command)
     app.command("serve")(serve_command)

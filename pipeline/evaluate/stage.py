@@ -1,14 +1,12 @@
-"""Command evaluate: how well the clusters agree with true classes, beside k-means.
+"""Command evaluate: how well the clusters agree with true classes, next to k-means.
 
 reads   embeddings/{stem}.parquet   the true class in `json`; the embeddings, for k-means
         assignments/{stem}.parquet  the clusters, and how sure they are
-        captions/                   if there are captions: to name the clusters, and to be scored
+        captions/                   the names of the clusters, if there are any
 writes  evaluation.json             scores over all labelled samples, majority class per cluster,
-                                    classes against clusters, accuracy by confidence, how good the
-                                    captions are (`caption_quality`)
+                                    classes against clusters, accuracy by confidence
 
 Ground truth is read here only. n labelled samples, D dimensions.
-Core: `label`, `baselines`, `majorities`, `table`. Shell: `run`.
 """
 
 import json
@@ -24,7 +22,9 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from pipeline.artifacts import layout, outputs
-from pipeline.evaluate import caption_quality, confusion, metrics
+from pipeline.artifacts.joins import read_joined
+from pipeline.evaluate import confusion, metrics
+from pipeline.evaluate.score_tables import text as text  # that the command prints
 from pipeline.evaluate.settings import Config, _no_label, expected, find_label
 from pipeline.runtime import config, console
 from pipeline.store import columns, storage, tables
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 READERS = 8  # parts read at once
 MAX_KMEANS = 200_000  # samples; above, k-means goes by mini-batches
 BATCH_ROWS = 10_240  # of a mini-batch
+RESTARTS = 10  # of k-means; the one of least inertia counts
+SEED = 0  # of k-means
 Captions = dict[int, str]  # cluster -> its best caption
 
 
@@ -43,8 +45,7 @@ class Labelled:
     truth: np.ndarray  # (n,) str
     clusters: np.ndarray  # (n,) int
     confidence: np.ndarray  # (n,) float32
-    seen: np.ndarray  # (n,) bool: whose embeddings are held
-    embeddings: np.ndarray  # (of those, D) float32
+    embeddings: np.ndarray  # (n, D) float32; (n, 0) where they were not asked for
     unlabelled: int  # embedded samples without a true class
 
 
@@ -56,34 +57,27 @@ def label(text: str | None, field: str) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def read_part(stem: str, field: str, every: int, paths: layout.RunPaths) -> Labelled:
-    """The labelled samples of one shard, and the embedding of one of `every` (0: of none)."""
-    wanted = ["sample_id", "json", *(["embedding"] if every else [])]
-    rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
-    assigned = tables.read(
-        paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id", "confidence"]
-    )
-    if not rows["sample_id"].equals(assigned["sample_id"]):
-        raise RuntimeError(f"evaluate: {stem}: embeddings and assignments hold different samples")
+def read_part(stem: str, field: str, with_embeddings: bool, paths: layout.RunPaths) -> Labelled:
+    """The labelled samples of one shard."""
+    more = ["embedding"] if with_embeddings else []
+    rows = read_joined(stem, paths, ["json", *more], ["cluster_id", "confidence"])
     truth = np.array([label(text, field) for text in rows["json"].to_pylist()], dtype=object)
     keep = np.array([value is not None for value in truth], dtype=bool)
-    x = tables.to_matrix(rows["embedding"]) if every else np.zeros((len(keep), 0))
-    clusters, sure = (assigned[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))
-    seen = np.zeros(int(keep.sum()), bool)
-    seen[:: every or len(seen) + 1] = every > 0
-    held = x[keep][seen].astype(np.float32)
-    return Labelled(truth[keep], clusters, sure, seen, held, int((~keep).sum()))
+    x = tables.to_matrix(rows["embedding"]) if with_embeddings else np.zeros((len(keep), 0))
+    clusters, sure = (rows[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))
+    return Labelled(truth[keep], clusters, sure, x[keep].astype(np.float32), int((~keep).sum()))
 
 
-def read_all(stems: list[str], field: str, every: int, paths: layout.RunPaths) -> Labelled:
-    """The labelled samples of the run, in the order of the shards; of `every` as `read_part`."""
+def read_all(
+    stems: list[str], field: str, with_embeddings: bool, paths: layout.RunPaths
+) -> Labelled:
+    """The labelled samples of the run, in the order of the shards."""
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(lambda stem: read_part(stem, field, every, paths), stems))
+        parts = list(pool.map(lambda stem: read_part(stem, field, with_embeddings, paths), stems))
     return Labelled(
         np.concatenate([part.truth for part in parts]),
         np.concatenate([part.clusters for part in parts]),
         np.concatenate([part.confidence for part in parts]),
-        np.concatenate([part.seen for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
         sum(part.unlabelled for part in parts),
     )
@@ -96,9 +90,9 @@ def centred(x: np.ndarray) -> np.ndarray:
     return unit
 
 
-def kmeans(x: np.ndarray, k: int, cfg: Config) -> np.ndarray:
+def kmeans(x: np.ndarray, k: int) -> np.ndarray:
     """Clusters (n,) of x (n, D) by k-means."""
-    settings = {"n_clusters": k, "n_init": cfg.restarts, "random_state": cfg.seed}
+    settings = {"n_clusters": k, "n_init": RESTARTS, "random_state": SEED}
     if len(x) > MAX_KMEANS:
         found = MiniBatchKMeans(batch_size=BATCH_ROWS, **settings).fit_predict(x)
     else:
@@ -106,13 +100,11 @@ def kmeans(x: np.ndarray, k: int, cfg: Config) -> np.ndarray:
     return np.asarray(found)
 
 
-def baselines(samples: Labelled, ks: list[int], cfg: Config) -> list[dict[str, Any]]:
+def baselines(samples: Labelled, ks: list[int]) -> list[dict[str, Any]]:
     """Scores of k-means for each k, on the embeddings as they are and centred."""
     name = "mini-batch k-means" if len(samples.truth) > MAX_KMEANS else "k-means"
     features = {name: samples.embeddings, f"{name}, centred features": centred(samples.embeddings)}
-    return [
-        row(title, k, samples.truth, kmeans(x, k, cfg)) for k in ks for title, x in features.items()
-    ]
+    return [row(title, k, samples.truth, kmeans(x, k)) for k in ks for title, x in features.items()]
 
 
 def row(name: str, k: int, truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
@@ -135,16 +127,6 @@ def majorities(samples: Labelled, sizes: list[int], captions: Captions) -> list[
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """The comparison as aligned text, scores in percent."""
-    width = max(len(line["name"]) for line in result["rows"])
-    lines = [f"{'':{width}}  {'k':>6}  {'ACC':>5}  {'NMI':>5}  {'ARI':>5}"]
-    for line in result["rows"]:
-        percents = "  ".join(f"{100 * line[key]:5.1f}" for key in ("acc", "nmi", "ari"))
-        lines.append(f"{line['name']:{width}}  {line['k']:>6}  {percents}")
-    return "\n".join(lines)
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Score the run's clusters and the baselines, commit evaluation.json."""
     started = time.monotonic()
@@ -156,22 +138,13 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         return before
     field = find_label(cfg, paths)
     stems = [shard["shard"]["stem"] for shard in embedded["shards"]]
-    with_captions = cfg.captions and caption_quality.readable(captioned, clustered, paths)
-    few = -(-embedded["embedded"] // caption_quality.MAX_VOTERS) if with_captions else 0
-    samples = read_all(stems, field, 1 if cfg.baseline else few, paths)
+    samples = read_all(stems, field, cfg.baseline, paths)
     if not len(samples.truth):
         raise _no_label(field, embedded)
     captions = _best_captions(paths) if captioned else {}
     result = {"fingerprint": want.made_of, "clustering": clustered["fingerprint"], "label": field}
     result["config"] = config.facts(cfg)
     result |= evaluated(samples, clustered["sizes"], captions, cfg)
-    if with_captions and captioned:
-        seen = samples.seen
-        voters = caption_quality.Voters(
-            samples.embeddings, samples.clusters[seen], samples.truth[seen]
-        )
-        named = [cluster["majority"] for cluster in result["clusters"]]
-        result["captions"] = caption_quality.scored(voters, named, embedded, captioned, paths)
     data = json.dumps(result, indent=1, sort_keys=True).encode()
     storage.write_bytes(paths.evaluation_json, data)
     paths.top.sweep()
@@ -182,12 +155,6 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return result
 
 
-def text(result: dict[str, Any]) -> str:
-    """All that is compared, as text."""
-    more = [caption_quality.table(result["captions"])] if "captions" in result else []
-    return "\n".join([table(result), *more])
-
-
 def evaluated(
     samples: Labelled, sizes: list[int], captions: Captions, cfg: Config
 ) -> dict[str, Any]:
@@ -196,14 +163,14 @@ def evaluated(
     rows = [row("ratecluster", k, samples.truth, samples.clusters)]
     if cfg.baseline:
         ks = dict.fromkeys((min(k, n), classes))
-        rows += baselines(samples, list(ks), cfg)
+        rows += baselines(samples, list(ks))
     method = "MiniBatchKMeans" if n > MAX_KMEANS else "KMeans"
     return {
         "samples": n,
         "unlabelled": samples.unlabelled,
         "classes": classes,
         "k": k,
-        "baseline": f"{method}, best of {cfg.restarts}" if cfg.baseline else None,
+        "baseline": f"{method}, best of {RESTARTS}" if cfg.baseline else None,
         "rows": rows,
         "clusters": majorities(samples, sizes, captions),
         "confusion": confusion.counts(samples.truth, samples.clusters),

@@ -1,36 +1,36 @@
-"""The Ray that a command works on: the one it is given, or its own for as long as it runs."""
+"""The Ray that a command uses: an existing cluster, or a local one that ends with the command."""
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.data import DataContext
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from pipeline.runtime.errors import UserError
 
-OBJECT_STORE_BYTES = 1_000_000_000  # of a Ray of our own
+OBJECT_STORE_BYTES = 1_000_000_000  # of a local Ray
 SPARE_CPUS = 2  # logical, beyond the cores: Ray hangs silently where actors take every CPU
 NAMED = 3  # nodes in a message
 
-_shared: list[tuple[Path, bool]] = []  # what `sharing` asks for, and whether it is written to
+_shared: list[tuple[Path, bool]] = []  # local paths that every node must see; written to or not
 
 
 def join() -> None:
-    """Join Ray unless this process has: at RAY_ADDRESS, else a local one that ends with it.
+    """Join the Ray at RAY_ADDRESS, or start a local one, unless this process has one already.
 
-    Called where Ray is needed and not before, so that a command with nothing to do starts none.
-    Not `ray.init()` alone, which follows the stale address of a dead cluster.
+    Only stages with work to do call it, so a command with nothing to do starts no Ray. `ray.init()`
+    alone would follow the stale address of a dead cluster.
     """
+    import ray
+    from ray.data import DataContext
+
     if not ray.is_initialized():
         _init(os.environ.get("RAY_ADDRESS") or "local")
-        _check_shared(_shared)
+        _check_shared()
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn`")  # "ray" in pyproject.toml
     for noisy in ("ray", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -40,6 +40,8 @@ def join() -> None:
 
 
 def _init(address: str) -> None:
+    import ray
+
     own: dict[str, Any] = {}
     if address == "local":
         own = {
@@ -53,28 +55,33 @@ def _init(address: str) -> None:
 
 
 def actor_limits() -> dict[str, int]:
-    """How often a dead actor comes back: without a limit a poisonous input would kill it for ever.
+    """Limits for ray.data's `ray_remote_args_fn`: an input that kills its actor ends the stage.
 
-    Calls have none: one to a node that died is tried, and refused, until Ray has noticed, and three
-    of them take no time. For ray.data's `ray_remote_args_fn`.
+    Calls have no limit. Until Ray notices that a node has died, it sends calls there, and they
+    fail at once: three attempts would be used up in no time.
     """
     return {"max_restarts": 3, "max_task_retries": -1}
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Leave at the end what was joined inside; a Ray that this process had before stays."""
-    before = ray.is_initialized()
+    """Leave Ray at the end if the block joined it."""
+    before = _is_joined()
     try:
         yield
     finally:
-        if ray.is_initialized() and not before:
-            ray.shutdown()
+        if not before and _is_joined():
+            sys.modules["ray"].shutdown()
+
+
+def _is_joined() -> bool:
+    ray: Any = sys.modules.get("ray")  # a command that never used Ray does not import it here
+    return ray is not None and ray.is_initialized()
 
 
 @contextmanager
-def sharing(written: Path | None, *read: Path | None) -> Iterator[None]:
-    """Inside, a cluster is only joined if its nodes see this local folder and what is read."""
+def require_shared(written: Path | None, *read: Path | None) -> Iterator[None]:
+    """Inside the block, joining a cluster fails if its nodes do not see these local paths."""
     places = [(place, place is written) for place in (written, *read) if place]
     _shared.extend(places)
     try:
@@ -83,16 +90,19 @@ def sharing(written: Path | None, *read: Path | None) -> Iterator[None]:
         del _shared[len(_shared) - len(places) :]
 
 
-def _check_shared(places: Sequence[tuple[Path, bool]]) -> None:
-    """UserError where nodes with other addresses do not see what this one does."""
-    others = _other_nodes() if places else {}
+def _check_shared() -> None:
+    """UserError if a node with another address does not see the same files."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    others = _other_nodes() if _shared else {}
     if not others:
         return
     with ExitStack() as stack:
-        marks = {str(p): stack.enter_context(_mark(p)) if own else p for p, own in places}
-        look = ray.remote(num_cpus=0)(_missing)
+        marks = {str(p): stack.enter_context(_mark(p)) if own else p for p, own in _shared}
+        check = ray.remote(num_cpus=0)(_missing)
         asked = {
-            address: look.options(
+            address: check.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
             ).remote(marks)
             for address, node in others.items()
@@ -102,14 +112,16 @@ def _check_shared(places: Sequence[tuple[Path, bool]]) -> None:
         names = sorted(blind)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         raise UserError(
-            f"{next(iter(blind.values()))[0]} lies on a disk of this machine that other nodes of "
-            f"the cluster do not see: {', '.join(names[:NAMED])}{more}. Put shards and root into "
-            "an object store (s3://…), or on a disk mounted at the same path on every node"
+            f"{next(iter(blind.values()))[0]} is on a local disk that other nodes of the cluster "
+            f"do not see: {', '.join(names[:NAMED])}{more}. Put shards and root into an object "
+            "store (s3://…), or on a disk that is mounted at the same path on every node"
         )
 
 
 def _other_nodes() -> dict[str, str]:
-    """A node that takes tasks for every address but this node's: node ids by address."""
+    """Address -> node id, of one node that takes tasks per address other than this node's."""
+    import ray
+
     here = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     own = {node["NodeManagerAddress"] for node in alive if node["NodeID"] == here}
@@ -119,19 +131,21 @@ def _other_nodes() -> dict[str, str]:
 
 @contextmanager
 def _mark(folder: Path) -> Iterator[Path]:
-    """A new file in it: on another node may lie another folder of the same name."""
+    """A new file in the folder: another node may have another folder of the same name."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".ratecluster-probe-") as file:
         yield Path(file.name)
 
 
 def _missing(marks: dict[str, Path]) -> list[str]:
-    """A task: those of the places whose marks this node does not see."""
+    """A task: the places whose marks this node does not see."""
     return [place for place, mark in marks.items() if not mark.exists()]
 
 
 def _answer(missing: Any) -> list[str]:
-    """What a node does not see; nothing where the node has gone meanwhile."""
+    """What a node does not see; nothing if the node has died meanwhile."""
+    import ray
+
     try:
         found: list[str] = ray.get(missing)
     except ray.exceptions.RayError:

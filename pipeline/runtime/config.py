@@ -26,8 +26,8 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def setting(default: Any, help: str, *, operational: bool = False) -> Any:
     """A field of a stage's Config, with a help text that names its unit.
 
-    `operational` settings say how the work is done, not what comes out (numbers of actors, of
-    threads): they are no part of the fingerprint.
+    `operational` settings change how the work is done but not the result, such as the number of
+    actors. They are not part of the fingerprint.
     """
     return field(default=default, metadata={"help": help, "operational": operational})
 
@@ -54,27 +54,27 @@ def fingerprint(cfg: Any, *upstream: object) -> str:
 
 
 def digest(settings: Mapping[str, Any], *upstream: object) -> str:
-    """The fingerprint of settings as they stand in a manifest."""
+    """The fingerprint of settings in the form of a manifest."""
     text = json.dumps([settings, *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def facts(cfg: Any) -> dict[str, Any]:
-    """The settings that decide what comes out, as JSON values."""
+    """The settings that decide the result, as JSON values."""
     operational = {f.name for f in fields(cfg) if f.metadata.get("operational")}
     values = {key: value for key, value in asdict(cfg).items() if key not in operational}
     return typing.cast(dict[str, Any], json.loads(json.dumps(values)))
 
 
 def differences(section: str, before: Mapping[str, Any], cfg: Any) -> str:
-    """Which settings of a stage differ from those that made what is there: for a message."""
+    """The settings of a stage that differ from `before`, for a message."""
     now = facts(cfg)
     changed = [key for key in now if before.get(key) != now[key]]
     return ", ".join(f"{section}.{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
 
 
 def as_made(cfg: Any, made_with: Mapping[str, Any]) -> Any:
-    """The settings that a manifest records; those it does not are as in `cfg`."""
+    """`cfg` with the settings that a manifest records."""
     known = {key: value for key, value in made_with.items() if key in facts(cfg)}
     return replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
@@ -101,7 +101,7 @@ def _read(path: str) -> dict[str, dict[str, Any]]:
         raise UserError(f"config {path} is not valid TOML: {error}") from None
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise UserError(f"config {path}: {name} stands outside a section; put it below [stage]")
+            raise UserError(f"config {path}: {name} is outside a section; put it below [stage]")
     return tables
 
 

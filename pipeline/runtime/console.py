@@ -1,8 +1,8 @@
-"""What a command says: log and progress on stderr, its result on stdout.
+"""What a command prints: log and progress on stderr, its result on stdout.
 
-Where stderr is a terminal, a live bar stands below the log, and a stage that has finished leaves
-one line with a mark. Elsewhere, and where NO_COLOR is set or TERM is dumb, all are plain lines in
-which nothing steers a terminal. `--quiet` leaves errors and the result, `--json` makes it JSON.
+If stderr is a terminal, a live bar is shown below the log, and a finished stage leaves one line
+with a mark. Otherwise, and if NO_COLOR is set or TERM is dumb, all lines are plain text without
+escape sequences. `--quiet` prints only errors and the result; `--json` prints the result as JSON.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.runtime import redaction
+from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
 
 NOISY = ("ray", "open_clip", "root", "httpx", "botocore")
@@ -24,18 +24,22 @@ STAGE = 10  # columns for the name of a stage
 
 
 @dataclass
-class _Manner:
-    """A process runs one command; this is how that one speaks."""
+class _Style:
+    """How the one command of this process prints."""
 
     json: bool = False
     terminal: Console | None = None  # for the live bar and the log; None: plain lines
 
 
-_manner = _Manner()
+_style = _Style()
 
 
-class Formatter(redaction.Formatter):
-    """A message is one line, and nothing that data brought into it steers the terminal."""
+class Formatter(logging.Formatter):
+    """Each message is one line, without secrets, and control characters in it are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or the lines of a traceback."""
+        return redacted(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(super().formatMessage(record))
@@ -48,16 +52,16 @@ class Handler(logging.StreamHandler):
     """Log records on stderr, above the live bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _manner.terminal is None:
+        if _style.terminal is None:
             return super().emit(record)
         try:
-            _manner.terminal.print(_line(record, self.format(record)), soft_wrap=True)
-        except Exception:  # as every handler: what cannot be said must not end a stage
+            _style.terminal.print(_line(record, self.format(record)), soft_wrap=True)
+        except Exception:  # a failure to log must not end a stage
             self.handleError(record)
 
 
 def _line(record: logging.LogRecord, text: str) -> Text:
-    """A record for a terminal: the one line of a stage has a mark and columns."""
+    """A record for a terminal: the line of a finished stage has a mark and columns."""
     if not (stage := getattr(record, "stage", None)):
         return Text(text)
     mark, facts = record.__dict__["mark"], " · ".join(record.__dict__["facts"])
@@ -74,7 +78,7 @@ def begin() -> None:
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
-    _manner.json, _manner.terminal = False, _terminal()
+    _style.json, _style.terminal = False, _terminal()
 
 
 def _terminal() -> Console | None:
@@ -82,42 +86,42 @@ def _terminal() -> Console | None:
     return Console(stderr=True, highlight=False) if sys.stderr.isatty() and not plain else None
 
 
-def hush(quiet: bool) -> None:
-    """`--quiet`: from here on errors alone."""
+def be_quiet(quiet: bool) -> None:
+    """`--quiet`: log only errors from now on."""
     if quiet:
         logging.getLogger("pipeline").setLevel(logging.ERROR)
-        _manner.terminal = None
+        _style.terminal = None
 
 
-def as_json(asked: bool) -> None:
-    """`--json`: the result will be one object."""
-    _manner.json = _manner.json or asked
+def use_json(json: bool) -> None:
+    """`--json`: print the result as one JSON object."""
+    _style.json = _style.json or json
 
 
 def wants_json() -> bool:
     """Whether the result will be JSON."""
-    return _manner.json
+    return _style.json
 
 
 def terminal() -> Console | None:
-    """Where a live bar may be shown."""
-    return _manner.terminal
+    """The terminal for a live bar; None where there is none."""
+    return _style.terminal
 
 
 def log_finished(log: logging.Logger, stage: str, seconds: float, *facts: str) -> None:
-    """The one line that a stage leaves."""
+    """Log the line of a stage that has finished."""
     shown = [*facts, f"{int(seconds) // 60}:{int(seconds) % 60:02d}"]
-    said = ", ".join([*facts, f"{seconds:.1f} s"])
-    log.info("%s: %s", stage, said, extra={"stage": stage, "mark": "✓", "facts": shown})
+    plain = ", ".join([*facts, f"{seconds:.1f} s"])
+    log.info("%s: %s", stage, plain, extra={"stage": stage, "mark": "✓", "facts": shown})
 
 
 def log_already_done(log: logging.Logger, stage: str, where: str) -> None:
-    """The same of a stage that was found done."""
+    """Log that a stage had nothing to do."""
     shown = {"stage": stage, "mark": "·", "facts": ["already done"]}
     log.info("%s: already done, %s", stage, where, extra=shown)
 
 
-def answer(text: str, facts: Mapping[str, Any]) -> None:
-    """The result of a command, the last that it says: for a person, or as JSON."""
-    if said := json.dumps(facts, indent=1) if _manner.json else text:
-        print(said)
+def print_result(text: str, facts: Mapping[str, Any]) -> None:
+    """Print the result of a command: the text, or with --json the facts."""
+    if result := json.dumps(facts, indent=1) if _style.json else text:
+        print(result)

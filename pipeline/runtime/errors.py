@@ -1,9 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The error that the user can correct."""
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config, a path or a file that its user can mend.
+    """A mistake in a command, a config, a path or a file that the user can correct.
 
-    The message is one line: it names the value, the file or the shard, and the remedy. The command
-    line prints it as it is and exits with code 2; every other exception exits with 1.
+    The message is one line. It names the value, the file or the shard, and the remedy. The command
+    line prints it and exits with code 2; after any other exception it exits with 1.
     """

@@ -1,7 +1,7 @@
-"""How far a stage is: a live bar on a terminal, a plain line now and then elsewhere.
+"""Progress of a stage: a live bar on a terminal, elsewhere a plain line every EVERY_S seconds.
 
-And whether it stands still: where nothing moves for `Config.stall_s`, the stage fails and says what
-it waited for. What moves is `advance` and `waiting_for`.
+A stage without progress for `Config.stall_s` fails and names what it waited for. Progress is a call
+of `advance` or `waiting_for`.
 """
 
 import logging
@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -24,17 +23,17 @@ from pipeline.runtime.interrupt import Interruption
 
 log = logging.getLogger(__name__)
 EVERY_S = 10.0  # seconds between plain lines
-NAMED = 5  # of the things waited for
+NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How a command runs, whatever its stages."""
+    """Settings of any command."""
 
     stall_s: float = setting(
         1800.0,
-        "seconds without progress until a stage fails: more than a shard takes, or a 128th of "
-        "all parts in select_k; 0: never",
+        "seconds without progress until a stage fails; must be longer than the largest shard takes "
+        "in embed, or 1/128 of all parts in select_k; 0: never",
         operational=True,
     )
 
@@ -45,7 +44,7 @@ class Config:
 
 @dataclass
 class _Process:
-    """A process runs one command, and that one stage at a time."""
+    """The one stage that this process runs now."""
 
     stage: "StageProgress | None" = None
     limit_s: float = math.inf
@@ -56,7 +55,7 @@ _process = _Process()
 
 @contextmanager
 def watched(cfg: Config) -> Iterator[None]:
-    """Stages of this block fail where they stand still."""
+    """Stages in this block fail if they make no progress."""
     before, _process.limit_s = _process.limit_s, cfg.stall_s or math.inf
     try:
         yield
@@ -65,13 +64,13 @@ def watched(cfg: Config) -> Iterator[None]:
 
 
 def current() -> dict[str, Any] | None:
-    """`StageProgress.facts` of the stage that is under way."""
+    """`StageProgress.facts` of the running stage."""
     stage = _process.stage
     return stage.facts() if stage else None
 
 
 def waiting_for(names: Collection[str]) -> None:
-    """Something has moved, and this is waited for now; the collection may change later."""
+    """Report progress, and what the stage waits for now; the collection may change later."""
     if stage := _process.stage:
         stage.pending, stage.moved = names, time.monotonic()
 
@@ -106,20 +105,15 @@ class StageProgress:
             threading.Thread(target=self._watch, args=(_process.limit_s,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._over.set()
         _process.stage = None
         if self._bar:
             self._bar.stop()
-        self._interruption.__exit__(kind, error, trace)
+        self._interruption.__exit__(*error)
 
     def _watch(self, limit_s: float) -> None:
-        """Interrupt the stage where nothing moves, and again where it waits on as long."""
+        """Interrupt the stage if it makes no progress, and again after the same time."""
         while not self._over.wait(min(1.0, limit_s / 4)):
             if time.monotonic() - self.moved > limit_s:
                 self.moved = time.monotonic()
@@ -146,7 +140,7 @@ class StageProgress:
         return round(self.samples / max(self.seconds, 1e-9), 1)
 
     def advance(self, units: int = 1, samples: int = 0, rejected: int = 0) -> None:
-        """Count what has just been done."""
+        """Count finished units."""
         if units or samples:
             self.moved = time.monotonic()
         if not self.units:
@@ -162,7 +156,7 @@ class StageProgress:
             log.info("%s: %s", self.stage, self.status())
 
     def facts(self) -> dict[str, Any]:
-        """How far it is, as JSON values."""
+        """The progress as JSON values."""
         return {
             "stage": self.stage,
             "line": f"{self.stage}: {self.status()}",
@@ -175,14 +169,14 @@ class StageProgress:
         }
 
     def left_s(self) -> int | None:
-        """Seconds left at the pace since the first unit; what came before was starting up."""
+        """Seconds left, from the pace since the first unit; the time before it is start-up."""
         if self.units <= self.first_units:
             return None
         pace = (time.monotonic() - self.first_at) / (self.units - self.first_units)
         return int(pace * (self.total - self.units))
 
     def status(self) -> str:
-        """One line: done of all, samples, rate, rejected, time left."""
+        """One line: finished units of all, samples, rate, rejected, time left."""
         parts = [f"{self.units:,}/{self.total:,} {self.unit}"]
         if self.samples:
             rate = self.samples / max(self.seconds, 1e-9)

@@ -1,11 +1,10 @@
-"""Secrets in URLs: taken from the environment where a URL is opened, and never written or said.
+"""Secrets in URLs: read from the environment when a URL is opened, never written or logged.
 
-A URL names the environment variable in the place of the secret: `https://host/0.tar?$QUERY`,
-`sftp://me:$PASSWORD@host/shards`. So it can stand in manifests, later stages can open it, and a
-signature may be renewed without anything being made again.
+A URL names an environment variable instead of the secret: `https://host/0.tar?$QUERY`,
+`sftp://me:$PASSWORD@host/shards`. So manifests can hold the URL, later stages can open it, and a
+renewed signature does not cause any work to be repeated.
 """
 
-import logging
 import os
 import re
 
@@ -25,16 +24,16 @@ SPOKEN = re.compile(  # of a query without its URL
 NAMES = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|SIGNATURE|CONNECTION_STRING)$", re.IGNORECASE
 )
-SHORTEST = 8  # characters; a shorter value of a variable is no secret, or not worth the confusion
+SHORTEST = 8  # characters; shorter values of variables are not hidden
 HIDDEN = "…"
 
 _used: set[str] = set()  # values that this process has taken from the environment
 
 
 def resolved(url: str) -> str:
-    """The URL as it is opened: variables in its user part and its query have their values.
+    """The URL to open: variables in its user part and its query are replaced by their values.
 
-    Raises UserError for a secret that stands in it, and for a variable that is not set.
+    Raises UserError for a secret in the URL itself, and for a variable that is not set.
     """
     if "://" not in url:
         return url
@@ -55,9 +54,9 @@ def resolved(url: str) -> str:
 
 
 def secret(name: str, wanted_by: str) -> str:
-    """The value of an environment variable, hidden from now on in all that is said of it.
+    """The value of an environment variable; `redacted` hides it from now on.
 
-    Raises UserError, naming the URL or the setting that wants it, where it is not set.
+    Raises UserError if it is not set; the message names the URL or the setting that needs it.
     """
     if not (value := os.environ.get(name, "")):
         raise UserError(
@@ -68,7 +67,7 @@ def secret(name: str, wanted_by: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets of URLs in it and those of the environment."""
+    """The text without the secrets of its URLs and of the environment."""
     if "://" in text:
         text = USER.sub(lambda user: user[0] if user[2].startswith("$") else f"{HIDDEN}@", text)
         text = QUERY.sub(lambda found: f"{found[1]}?{_hidden_query(found[1], found[2])}", text)
@@ -80,20 +79,12 @@ def redacted(text: str) -> str:
 
 
 def harmless(error: Exception) -> Exception:
-    """The error itself, or one that says the same without the secrets in its text."""
-    said = str(error)
-    if (without := redacted(said)) == said:
+    """The error, or one with the same text without secrets."""
+    text = str(error)
+    if (without := redacted(text)) == text:
         return error
     kind = type(error) if isinstance(error, (FileNotFoundError, PermissionError)) else OSError
     return kind(without)
-
-
-class Formatter(logging.Formatter):
-    """Log lines and tracebacks without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return redacted(super().format(record))
 
 
 def _hidden_query(place: str, query: str) -> str:

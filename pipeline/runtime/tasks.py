@@ -1,4 +1,4 @@
-"""Many Ray tasks over the parts of a run: bounded in number, results in the order of the parts."""
+"""Ray tasks over the parts of a run: a bounded number at a time, results in order."""
 
 import time
 from collections import deque
@@ -9,29 +9,28 @@ from pipeline.runtime import cluster, progress
 
 T = TypeVar("T")
 RETRIES = 3  # of a task whose process or node died
-COUNTED_S = 10.0  # for which a number of CPUs holds: clusters grow and shrink
+COUNT_EVERY_S = 10.0  # how often the CPUs are counted: clusters grow and shrink
 
 
 def chunks(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The items in runs, one for each of at most `most` tasks.
+    """The items in consecutive groups, one for each of at most `most` tasks.
 
-    Their size depends on the number of items alone and not on the cluster: sums of floating-point
-    numbers within and over the runs are then the same wherever they are made.
+    The size depends only on the number of items, not on the cluster. So floating-point sums over
+    the groups are the same on every cluster.
     """
     size = max(1, -(-len(items) // most))
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> Iterator[T]:
-    """`function(item, *shared)` for every item, each a task of one CPU; results in order.
+    """`function(item, *shared)` for every item, each as a task with one CPU; results in order.
 
-    `shared` values go into the object store once. At most twice as many tasks as CPUs are under
-    way, so that results which wait do not fill the store; more where the cluster has grown. A
-    failed task raises its error.
+    `shared` values go into the object store once. At most two tasks per CPU are running or waiting
+    to be read, so that results do not fill the store. A failed task raises its error.
     """
     if not items:
         return
-    import ray  # here: it takes a second to import, and most commands do without it
+    import ray  # takes a second, and a stage with nothing to do never gets here
 
     cluster.join()
     task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES)
@@ -49,7 +48,7 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
     for item in items:
         running.append(task.remote(item, *common))
         names.append(named(item))
-        if time.monotonic() - counted > COUNTED_S:
+        if time.monotonic() - counted > COUNT_EVERY_S:
             limit, counted = _limit(), time.monotonic()
         while len(running) >= limit:
             yield first()
@@ -58,14 +57,14 @@ def results(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> I
 
 
 def _limit() -> int:
-    """Of tasks under way, for the CPUs that the cluster has now."""
+    """Tasks that may run at once, for the CPUs that the cluster has now."""
     import ray
 
     return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def named(item: Any) -> str:
-    """A task's item for a message: a text, or a shard by its stem; the first and last of a run."""
+    """The name of an item for a message: a shard's stem, or the first and last of a group."""
     if isinstance(item, Sequence) and not isinstance(item, str):
         ends = dict.fromkeys(named(one) for one in (item[0], item[-1]))
         return " to ".join(ends)

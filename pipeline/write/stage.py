@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs, schemas
-from pipeline.artifacts.stages import chain
+from pipeline.artifacts.stages import chain_to
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
@@ -186,9 +186,8 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """What made this run: versions, and of each stage its settings, counts and fingerprint."""
     facts = {}
-    for stage in chain():
-        if manifest := paths.folder(stage.folder).peek():
-            facts[stage.name] = manifest
+    for stage in chain_to("write"):
+        facts[stage.name] = paths.folder(stage.folder).manifest()
     urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
     shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
     return {"versions": versions(), "shards": shards, "stages": facts}

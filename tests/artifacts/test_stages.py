@@ -1,8 +1,10 @@
 """The order of the stages, their folders and files are written once: a new entry is enough."""
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -70,7 +72,8 @@ def test_a_stage_in_the_table_is_seen_by_run_status_and_verify(
     with_another_stage, finished_run, tiny_shards, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.setitem(options.SETTINGS, "count", "counting.settings")
-    root = tmp_path / "run"
+    root = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (root / "report" / "manifest.json").unlink()  # so that run.json is written again
     assert cli.invoke(run_arguments(tiny_shards, root)) == 0
     paths = layout.RunPaths(str(root))
     assert json.loads((root / "counts" / "count.json").read_text()) == {"labels": 123}

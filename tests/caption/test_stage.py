@@ -4,12 +4,13 @@
 """
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout
+from pipeline.artifacts import layout, stages
 from pipeline.caption import candidates, ranking
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
@@ -18,6 +19,7 @@ from pipeline.store import tables
 from pipeline.vision import clip, vocabulary
 from tests import interrupting, small_run
 from tests.chat import saying, serving
+from tests.conftest import WORDS
 
 
 @pytest.fixture
@@ -93,6 +95,8 @@ def test_settings_that_make_no_sense(settings, said):
 
 # ---- run
 
+FEW_WORDS = caption_settings.Config(vocabulary=(str(WORDS),))
+
 
 @pytest.fixture(scope="module")
 def pico():
@@ -116,7 +120,7 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert "SECRET" not in str(rows) and "secret" not in str(rows)
     sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}
     assert sources["zorgmobile"] == "alt text" and manifest["from_alt_texts"] == 1
-    assert set(sources) - {"zorgmobile"} <= set(vocabulary.chosen((), "pico-clip"))
+    assert set(sources) - {"zorgmobile"} <= set(vocabulary.load_or_default((), "pico-clip"))
     found = candidates.read(paths, 3)
     assert len(found.names) == manifest["candidates"] and found.names[-1] == "zorgmobile"
     assert found.by_texts.toarray()[:, -1].tolist() == [0, pytest.approx(0.8, abs=0.2), 0]
@@ -140,20 +144,20 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
 ):
     root = small_run.build(tmp_path, pico.__getitem__)
     paths = layout.RunPaths(str(root))
-    caption.run(caption_settings.Config(), paths)
+    caption.run(FEW_WORDS, paths)
     table = root / "captions" / "captions.parquet"
     expected = table.read_bytes()
     paths.captions.clear()
     with monkeypatch.context() as patch:
         interrupting.after(patch, results)
         with pytest.raises(interrupting.Interrupted):
-            caption.run(caption_settings.Config(), paths)
+            caption.run(FEW_WORDS, paths)
     with monkeypatch.context() as patch:
         counted = interrupting.after(patch, 99)
-        caption.run(caption_settings.Config(), paths)
+        caption.run(FEW_WORDS, paths)
     assert len(counted) == 4 - results
     assert table.read_bytes() == expected
-    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
+    assert paths.captions.names() == {*stages.named("caption").files, "manifest.json"}
 
 
 @pytest.mark.ray
@@ -167,16 +171,19 @@ def test_a_model_names_the_clusters_and_nothing_is_counted_again(
     voted = (root / "captions" / "voted.parquet").read_bytes()
     counted = interrupting.after(monkeypatch, 99)
     with serving(lambda *_: (200, saying('{"caption": "some named things"}'))) as chat:
-        cfg = caption_settings.Config(namer=chat.url, namer_model="tiny")
+        cfg = replace(FEW_WORDS, namer=chat.url, namer_model="tiny")
         manifest = caption.run(cfg, paths)
         assert caption.run(cfg, paths) == manifest
         assert len(chat.asked) == 4 == manifest["named"]
-        caption.run(caption_settings.Config(namer=chat.url, namer_model="other"), paths)
+        caption.run(replace(FEW_WORDS, namer=chat.url, namer_model="other"), paths)
         assert len(chat.asked) == 8
     assert counted == [] and manifest["captions"] == ["some named things"] * 4
     assert (root / "captions" / "voted.parquet").read_bytes() == voted
-    assert paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
-    assert caption.run(caption_settings.Config(), paths)["captions"] == before["captions"]
+    assert paths.captions.names() == {*stages.named("caption").files, "manifest.json"}
+    assert caption.run(FEW_WORDS, paths)["captions"] == before["captions"]
     (root / "captions" / "candidates.parquet").unlink()
-    caption.run(caption_settings.Config(), paths)
-    assert counted != [] and paths.captions.names() == {*caption_settings.FILES, "manifest.json"}
+    caption.run(FEW_WORDS, paths)
+    assert counted != [] and paths.captions.names() == {
+        *stages.named("caption").files,
+        "manifest.json",
+    }

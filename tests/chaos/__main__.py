@@ -211,6 +211,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--of-a-run", type=int, default=100, help="at most so many on one root")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--folder", type=Path, help="for runs and logs; none: a temporary one")
@@ -223,7 +224,7 @@ def main() -> int:
         for name in options.only:
             if (left := options.faults - len(chaos.faults)) > 0:
                 print(name, flush=True)
-                chaos.scenario(name, min(OF_A_RUN[name], left))
+                chaos.scenario(name, min(OF_A_RUN[name], options.of_a_run, left))
     stages = Counter(fault.stage for fault in chaos.faults)
     print(table(chaos.faults))
     print("by stage: " + ", ".join(f"{stage} {n}" for stage, n in sorted(stages.items())))

@@ -26,11 +26,14 @@ BUNDLED = ROOT / "examples" / "noto-emoji"
 SHARDS, SAMPLES = 8, 40
 TIMEOUT_S = 900
 RATECLUSTER = (sys.executable, "-c", "from pipeline.cli.main import main; main()")
+WORDS = str(ROOT / "tests" / "words.txt")  # a hundred: the whole vocabulary takes 10 s to encode
 SETTINGS = {
     "embed.batch_size": 8,
     "train.steps": 60,
     "train.checkpoint_steps": 10,
     "train.batch_size": 128,
+    "train.vocabulary": WORDS,
+    "caption.vocabulary": WORDS,
     "select_k.k": 6,
     "run.stall_s": 120,
 }

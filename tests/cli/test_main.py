@@ -147,7 +147,7 @@ def test_a_namer_without_its_key(refuse, command):
         ("\x00\x01", "is not valid TOML"),
         ("[embed]\nbatchsize = 3", "unknown setting embed.batchsize; did you mean batch_size?"),
         ("[embedd]\nbatch_size = 3", "unknown section [embedd]; did you mean embed?"),
-        ("batch_size = 3", "batch_size stands outside a section"),
+        ("batch_size = 3", "batch_size is outside a section"),
     ],
 )
 def test_config_files(refuse, tmp_path, text, said):
@@ -270,7 +270,7 @@ def test_an_interruption_says_how_to_go_on(raising, capfd):
 
     raising(interrupt)
     assert cli.invoke(["go"]) == 1
-    assert "run the same command again to go on" in capfd.readouterr().err
+    assert "run the same command again to resume" in capfd.readouterr().err
 
 
 @pytest.mark.ray
@@ -349,7 +349,7 @@ def test_a_command_that_was_taken_over_stops(tmp_path, monkeypatch, pythons_ctrl
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
     root = str(tmp_path / "run")
     said = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
-    with said, options.owning(root, progress.Config()):
+    with said, options.lock_root(root, progress.Config()):
         elsewhere(root, 2)
         threading.Event().wait(60)
         pytest.fail("went on")
@@ -372,6 +372,7 @@ def left_of(mark: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     stuck, tmp_path, tiny_shards, ray_session, capfd, caplog
@@ -398,6 +399,7 @@ def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     assert (root / "embeddings" / "manifest.json").exists() and not (root / ".lock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stage_that_stands_still_names_the_shard_and_leaves_nothing_running(stuck, tmp_path):
     process = stuck("--set", "run.stall_s=3")

@@ -45,7 +45,7 @@ def network_of(cfg):
 
 def gradients(columns, dtype, workers):
     """Of the objective at one step, by parameter; its terms; the running statistics."""
-    cfg = train_settings.fitted(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
     network = network_of(cfg).to(dtype).train()
     network.gather_with(workers.gather)
     rows = loop.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
@@ -106,7 +106,7 @@ def failing_worker(rank, size, store, failing, out):
     workers = join(rank, size, store)
     if rank == size - 1:
         coding_rate.compression = compression_failing_at(failing)
-    cfg = train_settings.fitted(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
     state = loop.new_state(cfg, network_of(cfg))
     said = ""
     try:
@@ -123,7 +123,7 @@ def spawn(function, size, folder, *arguments, monkeypatch):
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_of_many_workers_are_those_of_one(size, tmp_path, monkeypatch):
     cases = [(m, dtype) for dtype in (torch.float64, torch.float32) for m in (SAMPLES, 8)]
     by_rank = spawn(gradient_worker, size, tmp_path, cases, monkeypatch=monkeypatch)

@@ -13,7 +13,7 @@ from pipeline.cli import options
 from pipeline.prepare import init_config
 from pipeline.runtime import config
 from pipeline.store.shard_writer import ShardWriter
-from tests.conftest import BUNDLED, TINY
+from tests.conftest import BUNDLED, FEW_WORDS, TINY
 
 
 def png(width: int, height: int) -> bytes:
@@ -130,6 +130,7 @@ def test_a_run_takes_it(tiny_shards, tmp_path, ray_session):
     sets = [part for setting in quick for part in ("--set", setting)]
     root = tmp_path / "run"
     words = ["run", "--shards", str(tiny_shards), "--root", str(root), "--config", str(out), *sets]
+    words += FEW_WORDS
     assert cli.invoke(words) == 0
     labels = sum(p.suffix == ".parquet" for p in (root / "labels").iterdir())
     assert labels == 2 and TINY

@@ -28,13 +28,14 @@ def small(tmp_path_factory) -> str:
     paths = fake_run.build(tmp_path_factory.mktemp("small"))
     fake_run.written(paths)
     evaluate.run(evaluate_settings.Config(), paths)
-    return Path(report.run(report.Config(), paths)).as_uri()
+    return Path(report.run(report.Config(), paths)["page"]).as_uri()
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
     """The page of K clusters."""
-    return Path(report.run(report.Config(), many_clusters.build(tmp_path_factory.mktemp("k"), K)))
+    paths = many_clusters.build(tmp_path_factory.mktemp("k"), K)
+    return Path(report.run(report.Config(), paths)["page"])
 
 
 @pytest.fixture

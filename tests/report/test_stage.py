@@ -51,7 +51,7 @@ def paths(tmp_path):
 
 
 def made(paths, **settings) -> str:
-    return Path(report.run(report.Config(**settings), paths)).read_text(encoding="utf-8")
+    return Path(report.run(report.Config(**settings), paths)["page"]).read_text(encoding="utf-8")
 
 
 def pictures(page: Page) -> list[str]:

@@ -120,7 +120,7 @@ def test_mistakes_in_overrides_are_named_in_one_line(text, said):
     [
         ("[kinds]\nsize = 1", r"unknown section \[kinds\]; did you mean kind\?"),
         ("[kind]\nsizes = 1", r"unknown setting kind\.sizes; did you mean size\?"),
-        ("size = 1\n[kind]", "run.toml: size stands outside a section"),
+        ("size = 1\n[kind]", "run.toml: size is outside a section"),
         ("[kind]\nsize = x", r"run\.toml is not valid TOML: .*line 2"),
         ("[kind]\nsize = 1\nsize = 2", "not valid TOML"),
     ],

@@ -34,7 +34,7 @@ def test_a_ctrl_c_stays_one(pythons_ctrl_c):
 def test_an_interruption_as_the_block_ends_reaches_nothing_after_it(error, monkeypatch):
     """The signal comes while the block ends, whichever way: its reason counts, once."""
     monkeypatch.setattr(interrupt, "LATE_S", 0.1)
-    for _ in range(50):
+    for _ in range(15):
         with pytest.raises(RuntimeError, match="lost"), Interruption() as block:
             thread = threading.Thread(target=block.interrupt, args=("lost",))
             thread.start()
@@ -76,7 +76,7 @@ def test_where_a_shell_has_sigint_ignored_it_fails_with_the_reason():
     program = """
 import signal, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from pipeline.interrupt import Interruption
+from pipeline.runtime.interrupt import Interruption
 try:
     with Interruption() as block:
         threading.Timer(0.2, lambda: block.interrupt("too long")).start()

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from pipeline.cli import main as cli
 from pipeline.runtime import config, redaction
 from pipeline.runtime.errors import UserError
 from pipeline.store import retry, storage
@@ -225,23 +226,35 @@ def test_a_run_of_signed_urls_writes_and_says_no_secret(server, tmp_path, ray_fi
 
 @pytest.mark.slow
 def test_what_fails_says_no_secret(server, tmp_path, ray_files):
-    wrong = "Wr0ng/" + SECRET
-    for shards, variables in [
-        (f"{server}/00000.tar?$Q", {"Q": f"sig={wrong}"}),
-        (f"{server}/00000.tar?sig={SECRET}", {}),
-        (f"{server}/{{00000.tar?sig={SECRET}", {}),
-        (f"s3://AKIA:{SECRET}@bucket/0.tar", {}),
-        (f"http://me:{SECRET}@127.0.0.1:1/0.tar", {}),
-        (f"{server}/00000.tar?$NOT_THERE", {}),
-    ]:
-        arguments = ["embed", "--shards", shards, "--root", str(tmp_path / "run")]
-        code, said = command(arguments, ray_files, **variables)
-        assert code == 2 and said.strip(), said
-        assert SECRET not in said
-    root = f"sftp://me:{SECRET}@127.0.0.1/run"
-    code, said = command(["verify", "--root", root], ray_files)
-    assert code == 2 and SECRET not in said
+    """By a command whose Ray writes its own files."""
+    arguments = ["embed", "--shards", f"{server}/00000.tar?$Q", "--root", str(tmp_path / "run")]
+    code, said = command(arguments, ray_files, Q=f"sig=Wr0ng/{SECRET}")
+    assert code == 2 and said.strip(), said
+    assert SECRET not in said
     assert holding(tmp_path, SECRET) == [] == holding(ray_files, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("shards", "root"),
+    [
+        (f"SERVER/00000.tar?sig={SECRET}", "ROOT"),
+        (f"SERVER/{{00000.tar?sig={SECRET}", "ROOT"),
+        (f"s3://AKIA:{SECRET}@bucket/0.tar", "ROOT"),
+        (f"http://me:{SECRET}@127.0.0.1:1/0.tar", "ROOT"),
+        ("SERVER/00000.tar?$NOT_THERE", "ROOT"),
+        ("", f"sftp://me:{SECRET}@127.0.0.1/run"),
+    ],
+)
+def test_what_is_refused_says_no_secret(server, tmp_path, monkeypatch, capfd, shards, root):
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    shards = shards.replace("SERVER", server)
+    words = ["embed", "--shards", shards] if shards else ["verify"]
+    code = cli.invoke([*words, "--root", root.replace("ROOT", str(tmp_path / "run"))])
+    said = "".join(capfd.readouterr())
+    assert code == 2 and said.strip(), said
+    assert SECRET not in said
+    assert holding(tmp_path, SECRET) == []
 
 
 def test_a_bare_query_is_a_secret_and_long_texts_are_quick():

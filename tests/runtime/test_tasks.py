@@ -88,7 +88,7 @@ def started(monkeypatch):
             started.append(item)
             return self.task.remote(item, *shared)
 
-    monkeypatch.setattr(tasks.ray, "remote", Counting)
+    monkeypatch.setattr(ray, "remote", Counting)
     return started
 
 
@@ -108,8 +108,8 @@ def test_more_are_under_way_when_the_cluster_has_grown_and_fewer_when_it_has_shr
     ray_session, started, monkeypatch
 ):
     has = {"CPU": 2}
-    monkeypatch.setattr(tasks, "COUNTED_S", -1)
-    monkeypatch.setattr(tasks.ray, "cluster_resources", lambda: has)
+    monkeypatch.setattr(tasks, "COUNT_EVERY_S", -1)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
     results = tasks.results(slow_first, list(range(60)))
     ahead = []
     for taken, has["CPU"] in enumerate((2, 2, 8, 8, 1, 1)):

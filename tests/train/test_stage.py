@@ -80,18 +80,18 @@ def assert_same(a, b):
     [(1000, 1, 32, 16), (1000, 3, 30, 15), (20, 1, 20, 16), (7, 4, 4, 4), (2, 1, 2, 2)],
 )
 def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers, batch, columns):
-    cfg = train_settings.fitted(replace(TOY, workers=workers), samples, 12)
+    cfg = train_settings.fit_settings(replace(TOY, workers=workers), samples, 12)
     assert (cfg.batch_size, cfg.columns) == (batch, columns)
 
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
-    assert train_settings.fitted(TOY, 1000, 12) == TOY
+    assert train_settings.fit_settings(TOY, 1000, 12) == TOY
     free = replace(TOY, feature_dim=0, columns=0)
-    cfg = train_settings.fitted(free, 5000, 512)
+    cfg = train_settings.fit_settings(free, 5000, 512)
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
-    assert train_settings.fitted(free, 100, 4000).feature_dim == 32
-    assert train_settings.fitted(free, 100_000, 4000).feature_dim == 128
+    assert train_settings.fit_settings(free, 100, 4000).feature_dim == 32
+    assert train_settings.fit_settings(free, 100_000, 4000).feature_dim == 128
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
 )
 def test_fitted_refuses_too_little(samples, batch, workers, named):
     with pytest.raises(UserError, match=named):
-        train_settings.fitted(replace(TOY, batch_size=batch, workers=workers), samples, 12)
+        train_settings.fit_settings(replace(TOY, batch_size=batch, workers=workers), samples, 12)
 
 
 @pytest.mark.parametrize(

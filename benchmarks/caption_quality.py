@@ -1,4 +1,4 @@
-"""How good the captions are, for `evaluate`: beside the plain vote, with class names and without.
+"""How good the captions of a run are, next to the plain vote, with class names and without.
 
 reads   captions/candidates.parquet, clusters/prototypes.parquet
 
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout
+from benchmarks import wordnet
+from pipeline.artifacts import layout, outputs
 from pipeline.caption import candidates, ranking, tokenization
 from pipeline.caption.candidates import Candidates
-from pipeline.evaluate import wordnet
+from pipeline.evaluate import stage as evaluate
 from pipeline.vision import clip
 from pipeline.vision.prompts import templates as templates_of
 
@@ -85,13 +86,15 @@ def _mean(values: list[float]) -> float | None:
     return round(float(np.mean(values)), 6) if values else None
 
 
-def readable(
-    captioned: dict[str, Any] | None, clustered: dict[str, Any], paths: layout.RunPaths
-) -> bool:
-    """Whether there are captions of these clusters, and what they were chosen from."""
-    if captioned is None or captioned["upstream"] != clustered["fingerprint"]:
-        return False
-    return "candidates.parquet" in paths.captions.names()
+def score_run(paths: layout.RunPaths, field: str) -> dict[str, Any]:
+    """All comparisons for a finished run whose true classes are in the json field `field`."""
+    made = outputs.upstream(paths, "captions")
+    stems = [shard["shard"]["stem"] for shard in made["embeddings"]["shards"]]
+    samples = evaluate.read_all(stems, field, True, paths)
+    voters = Voters(samples.embeddings, samples.clusters, samples.truth)
+    rows = evaluate.majorities(samples, made["clusters"]["sizes"], {})
+    majorities = [row["majority"] for row in rows]
+    return scored(voters, majorities, made["embeddings"], made["captions"], paths)
 
 
 def scored(
@@ -149,7 +152,7 @@ def _cosine(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison as aligned text, in percent."""
+    """The scores of the captions, in percent."""
     lines = [f"captions of {result['rows'][0]['clusters']} clusters against their commonest class:"]
     width = max(len(row["name"]) for row in result["rows"])
     lines.append(f"{'':{width}}  class names   same  WordNet  text")

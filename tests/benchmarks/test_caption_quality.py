@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from benchmarks import caption_quality
+from benchmarks.caption_quality import OURS, PLAIN, Voters
 from pipeline.artifacts import layout
 from pipeline.caption import candidates, ranking
-from pipeline.evaluate import caption_quality
-from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
-from pipeline.evaluate.caption_quality import OURS, PLAIN, Voters
 from pipeline.store import tables
 from pipeline.vision import clip
 from tests import fake_run, small_run
@@ -71,8 +70,6 @@ def test_judged_are_the_clusters_with_both():
     assert nothing["accuracy"] is nothing["path_similarity"] is nothing["text_similarity"] is None
 
 
-# ---- in evaluate
-
 WORDS = ["dog", "car", "pizza", "dogs", "automobile", "cat"]
 
 
@@ -93,12 +90,8 @@ def paths(tmp_path):
     return found
 
 
-CFG = evaluate_settings.Config(baseline=False)
-
-
-def test_evaluate_compares_ours_with_the_plain_vote(paths):
-    result = evaluate.run(CFG, paths)
-    found = result["captions"]
+def test_a_run_is_compared_ours_with_the_plain_vote(paths):
+    found = caption_quality.score_run(paths, "label")
     assert (found["voters"], found["candidates"], found["class_names"]) == (24, 6, 4)
     kinds = [(row["name"], row["class_names"]) for row in found["rows"]]
     assert kinds == [
@@ -114,7 +107,7 @@ def test_evaluate_compares_ours_with_the_plain_vote(paths):
         "caption_without": "cat", "plain_without": "cat",
     }  # fmt: skip
     assert car["plain_without"] == "automobile"
-    shown = evaluate.text(result)
+    shown = caption_quality.table(found)
     assert "plain top-5 vote" in shown and "captions of 3 clusters" in shown
     assert found["rows"][0]["text_similarity"] < 1
 
@@ -129,18 +122,6 @@ def test_class_names_are_out_of_the_vote_and_not_only_out_of_the_ranking(paths):
     assert caption_quality.compared(voters, found.only(kept), near, 0.01) == (
         caption_quality.compared(voters, less, near, 0.01)
     )
-
-
-def test_captions_of_other_clusters_and_of_no_candidates_are_not_scored(paths):
-    assert "captions" not in evaluate.run(
-        evaluate_settings.Config(baseline=False, captions=False), paths
-    )
-    fake_run.refinish(paths.clusters, fingerprint="c2")
-    assert "captions" not in evaluate.run(CFG, paths)
-    fake_run.refinish(paths.clusters, fingerprint="c1")
-    assert "captions" in evaluate.run(CFG, paths)
-    paths.captions.remove({"candidates.parquet"})
-    assert "captions" not in evaluate.run(evaluate_settings.Config(baseline=False, seed=3), paths)
 
 
 def test_table_is_aligned():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluate import wordnet
+from benchmarks import wordnet
 
 
 @pytest.mark.parametrize(

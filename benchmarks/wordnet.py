@@ -4,8 +4,8 @@ reads   kinds.txt.gz    a line per meaning: its words, the lines above it
 """
 
 import gzip
-import importlib.resources
 from functools import cache
+from pathlib import Path
 
 from pipeline.caption import tokenization
 
@@ -16,7 +16,7 @@ Kinds = tuple[
 
 @cache
 def _kinds() -> Kinds:
-    data = importlib.resources.files("pipeline.evaluate") / "kinds.txt.gz"
+    data = Path(__file__).with_name("kinds.txt.gz")
     senses: dict[tokenization.Key, list[int]] = {}
     above: list[list[int]] = []
     for number, line in enumerate(gzip.decompress(data.read_bytes()).decode("ascii").splitlines()):
