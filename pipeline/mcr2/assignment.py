@@ -27,7 +27,7 @@ class Assignment:
     top_shares: Tensor  # (n, t)
 
 
-def directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
+def mean_directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
     """Mean directions of k groups, (k, d) with unit rows; every group must have a member."""
     total = Z.new_zeros(k, Z.shape[1]).index_add_(0, labels, Z)
     return normalize(total, dim=1)
@@ -95,7 +95,7 @@ def assign(Z: Tensor, prototypes: Prototypes, top: int) -> Assignment:
     )
 
 
-def calibrated(similarity: Tensor, agreement: float) -> float:
+def calibrate_eta(similarity: Tensor, agreement: float) -> float:
     """The η at which the mean confidence is `agreement`: bisection on a log scale.
 
     similarity (m, k). With `agreement` the share of neighbours that are in a sample's own cluster,

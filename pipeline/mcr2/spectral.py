@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 BLOCK_ROWS = 2048  # rows of similarities at a time: memory is landmarks × this, not landmarks²
-SMOOTHING = 4  # steps of the filter of `smoothed`
+SMOOTHING = 4  # steps of the filter of `smooth`
 RESTARTS = 10  # of k-means, of which `partition` keeps one
 DENSE_ROWS = 1000  # up to here a dense eigendecomposition is quick, and safe for any `components`
 PART_ITERATIONS = 50  # of k-means into parts of clusters
@@ -35,10 +35,10 @@ def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
 
 def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
     """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
-    return graph_of(*neighbours(Z, q), eta)
+    return build_graph(*neighbours(Z, q), eta)
 
 
-def graph_of(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
+def build_graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
     """`affinity` from what `neighbours` gave."""
     m, q = index.shape
     weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
@@ -61,7 +61,7 @@ def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
     pairs = []
     for part in range(parts):
         rows = np.flatnonzero(part_of == part)
-        for value, own in _leading(normalised[rows][:, rows], components, seed):
+        for value, own in _leading_eigenpairs(normalised[rows][:, rows], components, seed):
             pairs.append((value, rows, own))
     vectors = np.zeros((len(degree), components))
     for column, (_, rows, own) in enumerate(sorted(pairs, key=lambda p: -p[0])[:components]):
@@ -72,7 +72,9 @@ def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
     return np.asarray(vectors / np.maximum(norms, np.finfo(float).tiny))
 
 
-def _leading(matrix: sp.csr_matrix, most: int, seed: int) -> Iterator[tuple[float, np.ndarray]]:
+def _leading_eigenpairs(
+    matrix: sp.csr_matrix, most: int, seed: int
+) -> Iterator[tuple[float, np.ndarray]]:
     """The largest eigenvalues of a symmetric matrix, at most so many, and their vectors."""
     m = matrix.shape[0]
     if m <= max(DENSE_ROWS, most):
@@ -115,7 +117,7 @@ def information(labels: np.ndarray, index: Tensor) -> float:
     return float((joint[found] * np.log(joint[found] / np.outer(marginal, marginal)[found])).sum())
 
 
-def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
+def smooth(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
     """Features drawn towards their neighbours', centred, of unit length: (m, d).
 
     SMOOTHING steps half-way to the weighted mean of the neighbours, a low-pass filter on the graph.
@@ -132,7 +134,7 @@ def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
 def partition(
     rows: np.ndarray, index: Tensor, k: int, seed: int, begin: np.ndarray | None = None
 ) -> np.ndarray:
-    """k clusters of rows (m, c), features `smoothed` or an `embedding`: numbers (m,) from 0.
+    """k clusters of rows (m, c), features `smooth` or an `embedding`: numbers (m,) from 0.
 
     RESTARTS of k-means, and one more from the means of the clusters `begin` (m,); the one whose
     labels follow the graph best. index (m, q) of `neighbours`.
@@ -146,7 +148,7 @@ def partition(
     return np.unique(best, return_inverse=True)[1].ravel()  # fewer where rows coincide
 
 
-def parted(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:
+def split_clusters(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:
     """Clusters of Z (m, d) in parts by k-means, about `each` per cluster on average.
 
     Larger clusters have more. Numbers (m,), ascending from cluster to cluster.

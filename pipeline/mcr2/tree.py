@@ -67,7 +67,7 @@ class _Groups:
         heap = []
         for start in range(0, len(pairs), BLOCK):
             a, b = torch.tensor(pairs[start : start + BLOCK]).T
-            lost = self._lost(a, b)
+            lost = self._bits_lost(a, b)
             for loss, i, j in zip(lost.tolist(), a.tolist(), b.tolist(), strict=True):
                 heap.append((loss, i, j, self.version[i], self.version[j]))
         heapq.heapify(heap)
@@ -91,27 +91,13 @@ class _Groups:
         closest = (means[others] @ means[a]).topk(near).indices
         return list(others[closest].tolist())
 
-    def _lost(self, a: Tensor, b: Tensor) -> Tensor:
+    def _bits_lost(self, a: Tensor, b: Tensor) -> Tensor:
         """Bits lost by merging a with b: codes of the members and their names."""
         n_a, n_b = self.count[a], self.count[b]
         gram = self.gram[a].add_(self.gram[b])  # of a copy
         codes = coding_rate.length_bits(n_a + n_b, gram, self.eps_sq)
         names = coding_rate.name_bits(torch.stack([n_a + n_b, n_a, n_b]), self.samples)
         return codes - self.bits[a] - self.bits[b] + names[0] - names[1] - names[2]
-
-
-def cut(merges: list[Merge], leaves: int, k: int) -> list[int]:
-    """Cluster of each leaf when k clusters are left: (leaves,) numbers in [0, k), by first leaf.
-
-    Cuts of one tree are nested: every cluster of a smaller k is a union of clusters of a larger.
-    """
-    parent = list(range(leaves))
-    for merge in merges[: leaves - k]:
-        parent[merge.merged] = merge.kept
-    for leaf in range(leaves):  # kept < merged, so a parent is final before its children
-        parent[leaf] = parent[parent[leaf]]
-    names = {group: name for name, group in enumerate(sorted(set(parent)))}
-    return [names[group] for group in parent]
 
 
 def lengths_bits(merges: list[Merge], count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:

@@ -106,17 +106,17 @@ def _exemplars(table: pa.Table, members: list[pa.Table]) -> pa.Table:
     scored = pa.concat_tables(members)
     for name in ("cluster_id", "outlier_score", "margin"):
         scored = scored.append_column(name, table[name])
-    return pa.concat_tables([ranked(scored, kind) for kind in schemas.KINDS])
+    return pa.concat_tables([rank_members(scored, kind) for kind in schemas.KINDS])
 
 
-def joined(exemplars: list[pa.Table]) -> pa.Table:
+def merge_exemplars(exemplars: list[pa.Table]) -> pa.Table:
     """EXEMPLARS of several parts, from those of each."""
     whole = pa.concat_tables(exemplars)
     kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in schemas.KINDS]
-    return pa.concat_tables(map(ranked, kinds, schemas.KINDS))
+    return pa.concat_tables(map(rank_members, kinds, schemas.KINDS))
 
 
-def ranked(scored: pa.Table, kind: str) -> pa.Table:
+def rank_members(scored: pa.Table, kind: str) -> pa.Table:
     """EXEMPLARS of one kind: the first KEPT rows of each cluster; ties by sample_id."""
     ascending = [(name, "ascending") for name in ("cluster_id", "sample_id")]
     scored = scored.sort_by([ascending[0], BY[kind], ascending[1]])
@@ -141,10 +141,10 @@ def assign_parts(
         source, target = paths.embeddings.file(name), paths.assignments.file(name)
         more, exemplars = assign_part(source, target, assigner)
         coding_rate.add(total, more)
-        best = joined([best, exemplars])
-    return arrays(total), best
+        best = merge_exemplars([best, exemplars])
+    return to_arrays(total), best
 
 
-def arrays(total: coding_rate.Statistics) -> Sums:
+def to_arrays(total: coding_rate.Statistics) -> Sums:
     """The same numbers in the same memory."""
     return tuple(sums.numpy() for sums in total)

@@ -31,12 +31,12 @@ def neighbours(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def over_segment(z: Tensor, cfg: Config) -> Tensor:
     """Mean directions of small groups of landmarks z (m, d): (p, d) unit rows."""
-    graph = spectral.graph_of(*neighbours(z), ETA)
+    graph = spectral.build_graph(*neighbours(z), ETA)
     most = min(COMPONENTS, len(z) - 1, cfg.leaves)
     vectors = spectral.embedding(graph, most, cfg.seed)
     labels = torch.from_numpy(spectral.over_segment(vectors, cfg.leaves, cfg.seed))
     _, labels = labels.unique(return_inverse=True)
-    return assignment.directions(z, labels, int(labels.max()) + 1)
+    return assignment.mean_directions(z, labels, int(labels.max()) + 1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Choice:
     curve: pa.Table  # CURVE
 
 
-def choose(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
+def choose_from_curve(bits: Tensor, resampled: Tensor, cfg: Config) -> Choice:
     """k from the bits of every cut: bits (p,), entry i for i + 1 clusters; resampled (b, p).
 
     The smallest k as good as that of fewest bits, between k_min and k_max; `cfg.k` overrides.
@@ -102,7 +102,7 @@ def choose_k(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Conf
     count, total, gram = stats
     merges = tree.grow(count, total, gram, cfg.eps_sq)
     bits = tree.lengths_bits(merges, count, gram, cfg.eps_sq)
-    return choose(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
+    return choose_from_curve(bits, resample(z, leaves, merges, float(count.sum()), cfg), cfg)
 
 
 def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
@@ -119,29 +119,31 @@ def cut(z: Tensor, k: int, cfg: Config) -> Prototypes:
             "only: give a smaller k"
         )
     similarity, index = neighbours(z)
-    graph = spectral.graph_of(similarity, index, ETA)
+    graph = spectral.build_graph(similarity, index, ETA)
     along = None
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, cfg.seed), index, k, cfg.seed)
-    smooth = spectral.partition(spectral.smoothed(z, graph), index, k, cfg.seed, along)
-    best = _prototypes(z, smooth, 1)
+    smooth = spectral.partition(spectral.smooth(z, graph), index, k, cfg.seed, along)
+    best = _make_prototypes(z, smooth, 1)
     if along is not None:
-        other = _prototypes(z, along, PARTS)
-        if _told(other, z, index) > CLEARLY * _told(best, z, index):
+        other = _make_prototypes(z, along, PARTS)
+        if _information(other, z, index) > CLEARLY * _information(best, z, index):
             best = other
     own = best.nearest(z)
     agreement = float((own[index] == own[:, None]).float().mean())
-    return replace(best, eta=assignment.calibrated(best.similarity(z), agreement))
+    return replace(best, eta=assignment.calibrate_eta(best.similarity(z), agreement))
 
 
-def _prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
+def _make_prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
     """Of clusters `labels` (m,), in about so many parts each; the largest is the first.
 
     Clusters that no row is nearest to are left out.
     """
-    part_of = torch.from_numpy(labels if parts == 1 else spectral.parted(z, labels, parts, 0))
+    part_of = torch.from_numpy(
+        labels if parts == 1 else spectral.split_clusters(z, labels, parts, 0)
+    )
     clusters = torch.from_numpy(labels)
-    table = assignment.directions(z, part_of, int(part_of.max()) + 1)
+    table = assignment.mean_directions(z, part_of, int(part_of.max()) + 1)
     cluster_of = torch.zeros(len(table), dtype=torch.int64).scatter_(0, part_of, clusters)
     nearest = Prototypes(table, cluster_of, 1.0).nearest(z)
     sizes = torch.bincount(nearest, minlength=int(clusters.max()) + 1)
@@ -150,5 +152,5 @@ def _prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
     return Prototypes(table[order], rank[order], 1.0)
 
 
-def _told(prototypes: Prototypes, z: Tensor, index: Tensor) -> float:
+def _information(prototypes: Prototypes, z: Tensor, index: Tensor) -> float:
     return spectral.information(prototypes.nearest(z).numpy(), index)
