@@ -185,12 +185,6 @@ def no_statistics(k: int, d: int) -> Statistics:
     return torch.zeros(k, dtype=f64), torch.zeros(k, d, dtype=f64), torch.zeros(k, d, d, dtype=f64)
 
 
-def add(total: Statistics, more: Statistics) -> None:
-    """Statistics of other samples of the same groups, in place."""
-    for sums, summand in zip(total, more, strict=True):
-        sums += summand
-
-
 def accumulate(total: Statistics, Z: Tensor, labels: Tensor) -> None:
     """Add the rows of Z (n, d), of groups `labels` (n,) in [0, k), to the statistics, in place.
 

@@ -1,8 +1,4 @@
-"""Two passes over all parts of the embeddings, each resumed where it was interrupted.
-
-reads   embeddings/{stem}.parquet
-writes  assignments/{stem}.parquet, clusters/exemplars.parquet: the second pass
-        clusters/unfinished-….safetensors: the sums so far, until the stage is done
+"""The two passes over all parts of the embeddings; an interrupted pass resumes.
 
 N samples, d dimensions, p leaves.
 """
@@ -31,13 +27,13 @@ from pipeline.select_k.assign_parts import (
 from pipeline.store import tables
 from pipeline.store.partial_sums import Arrays, ResumableSum
 
-MOST_TASKS = 128  # each sends p·d² numbers
+MOST_TASKS = 128  # each returns p·d² numbers
 SUMS = ("count", "sum", "gram")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is passed over, and for whom."""
+    """The parts that both passes read."""
 
     paths: layout.RunPaths
     stems: list[str]
@@ -54,7 +50,7 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
 
 
 def _add(total: coding_rate.Statistics, more: Sums) -> None:
-    """`coding_rate.add` of arrays that Ray lends for reading alone, which torch would not take."""
+    """Add in place. The arrays that Ray returns are read-only, which torch does not accept."""
     for sums, summand in zip(to_arrays(total), more, strict=True):
         np.add(sums, summand, out=sums)
 
@@ -62,7 +58,7 @@ def _add(total: coding_rate.Statistics, more: Sums) -> None:
 def all_statistics(
     parts: Parts, network: Network, begin: Callable[[], Tensor], progress: StageProgress
 ) -> tuple[Tensor, coding_rate.Statistics]:
-    """First pass: the leaves, which `begin` makes, and their statistics over all parts."""
+    """First pass: the leaves (p, d) that `begin` computes, and their statistics over all parts."""
     urls = [parts.paths.embeddings.file(f"{stem}.parquet") for stem in parts.stems]
     chunks = tasks.chunks(urls, MOST_TASKS)
     running = ResumableSum(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
@@ -78,7 +74,7 @@ def all_statistics(
 
 
 def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> coding_rate.Statistics:
-    """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
+    """Second pass: write assignments and exemplars; returns the clusters' statistics."""
     paths, chunks = parts.paths, tasks.chunks(parts.stems, MOST_TASKS)
     running = ResumableSum(paths.clusters, "assigned", parts.made_of, len(chunks))
     _forget_lost_parts(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
@@ -99,13 +95,13 @@ def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> cod
 
 
 def _forget_lost_parts(running: ResumableSum, parts: Parts, summed: list[str]) -> None:
-    """A sum counts if every part that is in it lies there; else all are made again."""
+    """Forget a sum if one of the parts that it includes is missing: then all are made again."""
     folder = parts.paths.assignments
     there = outputs.part_facts(folder, summed)
     if any(there.get(stem, {}).get("made_of") != parts.made_of for stem in summed):
         running.forget()
     if not running.done:
-        folder.clear()  # of what another fingerprint made; after the sum that speaks of it
+        folder.clear()  # parts of another fingerprint; only after the sum that includes them
 
 
 def _restore_sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:

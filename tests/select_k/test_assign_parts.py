@@ -54,9 +54,7 @@ def test_part_features_in_batches_are_those_of_the_whole(run, monkeypatch):
 
 def test_a_part_of_assignments(run):
     paths, x, ids, assigner = run
-    stats, typical = assign_parts.assign_part(
-        paths.embeddings.file("00000.parquet"), paths.assignments.file("00000.parquet"), assigner
-    )
+    stats, typical = assign_parts.assign_parts(["00000"], paths, assigner)
     table = tables.read(paths.assignments.file("00000.parquet"))
     assert table.schema.equals(schemas.ASSIGNMENTS)
     assert tables.facts(paths.assignments.file("00000.parquet")) == {"made_of": "abc", "rows": 70}

@@ -59,7 +59,7 @@ def test_leaves_that_fit_are_bounded_by_their_memory(caplog):
         select_k_settings.fit_settings(free, 10**9, 15_000, 512).leaves == 512
         and len(caplog.messages) == 1
     )
-    assert "512 leaves, and k no larger, instead of 2000" in caplog.text
+    assert "512 leaves instead of 2000, and k at most as many" in caplog.text
     assert select_k_settings.fit_settings(free, 10**9, 15_000, 1024).leaves == 128
     more = replace(free, statistics_bytes=2**34)
     assert select_k_settings.fit_settings(more, 10**9, 15_000, 1024).leaves == 2000
