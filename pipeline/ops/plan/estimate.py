@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.caption import stage as caption
-from pipeline.mcr2.model_selection import look_steps
+from pipeline.mcr2.model_selection import validation_steps
 from pipeline.ops.plan.stage_timings import Facts, Sampled
 from pipeline.runtime import tasks
 from pipeline.runtime.config import Sections
@@ -101,7 +101,7 @@ def stages(
     cfg = sections["train"]
     read = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
     steps = cfg.steps * found["step_s"]
-    data = read + found["once_s"] + len(look_steps(cfg.steps)) * found["validation_s"]
+    data = read + found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
     words = words_s(found["train_words"]) if cfg.words else 0.0
     pool = POOL_STARTS * start + found["load_text_s"]
     train = stage(

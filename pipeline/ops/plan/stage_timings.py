@@ -184,11 +184,11 @@ def _train(
     cfg: train_settings.Config, paths: layout.RunPaths, total: int, words: np.ndarray, scale: float
 ) -> Facts:
     """One worker that trains alone: STEPS steps on the rows that all workers see."""
-    began, most = CLOCK(), train_settings.wanted_samples(cfg)
+    began, most = CLOCK(), train_settings.samples_to_read(cfg)
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, cfg.seed)
     x = sampling.read_embeddings(source, range(len(source)))
     read_s, samples = (CLOCK() - began) / len(x), min(total, most)
-    fit = train_settings.fit_settings(replace(cfg, workers=1), samples, x.shape[1])
+    fit = train_settings.fit_settings(replace(cfg, workers=1), samples)
     seen = torch.from_numpy(redraw(x, max(fit.batch_size, len(loop.seen_rows(fit, samples)))))
     with one_thread():
         stamps = [CLOCK()]
