@@ -147,10 +147,10 @@ class Estimate:
         cfg, found, target = self.sections["embed"], self.trial.encoder.facts, self.target
         encoders = min(cfg.actors or max(1, self.gpus), self.shards)
         cores = decoders = target.cpus * min(target.nodes, encoders)
-        readers = encoders * (cfg.decode_slots or cfg.readers)
-        if cfg.decode_slots:  # on any node, beside the encoders
+        readers = encoders * cfg.readers
+        if cfg.decode_cpus:  # on any node, in addition to those of the encoders
             spare = max(1, target.nodes * target.cpus - encoders)
-            decoders = min(readers * (cfg.decode_threads or 1), spare)
+            decoders = min(readers, spare)
         seconds = {
             "decode": self.images * found["decode_s"] / decoders,
             "read": self.images * self._waited_s / readers,
@@ -164,7 +164,7 @@ class Estimate:
         bound = max(seconds, key=lambda name: seconds[name])
         uneven = math.ceil(self.shards / encoders) * encoders / self.shards
         work = seconds[bound] * uneven
-        held = int((cfg.decode_slots or cfg.readers) * self.rows * (ROW_BYTES + 4 * found["dim"]))
+        held = int(cfg.readers * self.rows * (ROW_BYTES + 4 * found["dim"]))
         why = self._why(self.trial.encoder.peak_bytes, held)
         return Stage(
             "embed",

@@ -128,7 +128,7 @@ def text(plan: Plan) -> str:
         + ("GPU" if target.gpus else "encoder, alone"),
         f"balance   {plan.decode_cpus_per_gpu:,} decode CPUs per "
         + ("GPU" if target.gpus else "encoder of that rate")
-        + f": embed.decode_slots={plan.decode_cpus_per_gpu} lets CPUs of any node decode",
+        + f": embed.decode_cpus={plan.decode_cpus_per_gpu} lets CPUs of any node decode",
         "",
     ]
     cells = [HEADS]

@@ -67,12 +67,12 @@ def embedding(
     cfg: embed_settings.Config, shards: list[Shard], paths: layout.RunPaths
 ) -> dict[str, Any]:
     """The encoder's actor: decoding alone, the model alone, then both as they will run."""
-    began, threads = CLOCK(), cfg.threads or os.cpu_count() or 1
-    embedder = embed_worker.Embedder(replace(cfg, decode_slots=0), paths, threads)  # no Ray to ask
+    began, threads = CLOCK(), os.cpu_count() or 1
+    embedder = embed_worker.Embedder(replace(cfg, decode_cpus=0), paths, threads)  # no Ray to ask
     encoder, load_s = embedder.encoder, CLOCK() - began
     samples, spent, began, batch = 0, 0.0, OWN(), NO_PIXELS
     for shard in shards:
-        for found in encode_shard.decoded(shard, encoder.prepare, replace(cfg, decode_threads=1)):
+        for found in encode_shard.decoded(shard, encoder.prepare, replace(cfg, decode_cpus=1)):
             samples += len(found.rows) + len(found.rejects)
             spent += found.decode_s
             batch = max(batch, found.pixels, key=len)
@@ -83,7 +83,7 @@ def embedding(
         TIMED_S, lambda: embedder.thread.submit(encoder.encode_images, batch).result()
     )
     began, own = CLOCK(), time.process_time()
-    with ThreadPoolExecutor(cfg.readers) as pool:
+    with ThreadPoolExecutor(embed_settings.READERS) as pool:
         rows = list(pool.map(embedder, [{"shard": json.dumps(asdict(s))} for s in shards]))
     embed_s, embed_cpu_s = CLOCK() - began, time.process_time() - own
     if errors := [row["error"] for row in rows if row["error"]]:
