@@ -1,15 +1,25 @@
-"""CIFAR-10 and CIFAR-100 as labelled pictures, through torchvision."""
+"""CIFAR-10 or CIFAR-100 as shards, with the true classes in the json.
 
+    python -m benchmarks.cifar --set cifar10|cifar100 --split test --out DIR [--data-dir DIR]
+
+torchvision downloads the set to CACHE, or reads an extracted one from --data-dir. Images are PNG,
+the json fields are those of `ratecluster shards`, and `superlabel` for CIFAR-100.
+"""
+
+import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from pipeline.prepare import pack, settings
 from pipeline.runtime.errors import UserError
 
-NAMES = ("cifar10", "cifar100")  # for --from; a folder of that name is ./cifar10
-CACHE = Path("~/.cache/ratecluster")  # where CIFAR is downloaded to without --data-dir
-SUPERLABELS = {  # CIFAR-100's own, which torchvision leaves out
+NAMES = ("cifar10", "cifar100")
+CACHE = Path("~/.cache/ratecluster")
+SUPERLABELS = {  # of CIFAR-100; torchvision has the 100 labels only
     "aquatic mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
     "flowers": "orchid poppy rose sunflower tulip",
@@ -36,8 +46,8 @@ Row = tuple[str, str, np.ndarray, str | None]  # source, label, (32, 32, 3) uint
 
 
 def load(name: str, split: str, data_dir: str | None) -> list[Row]:
-    """One of NAMES; torchvision checks the archive's checksums before it reads them."""
-    from torchvision import datasets  # seconds to import, and not needed for folders
+    """The images of one of NAMES; UserError where they are missing or their checksums differ."""
+    from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = Path(data_dir or CACHE).expanduser()
@@ -54,7 +64,7 @@ def load(name: str, split: str, data_dir: str | None) -> list[Row]:
 def rows(
     pixels: np.ndarray, targets: Sequence[int], classes: Sequence[str], split: str
 ) -> list[Row]:
-    """Rows of CIFAR's arrays: pixels (N, 32, 32, 3) uint8, targets (N,) into `classes`."""
+    """Rows of pixels (N, 32, 32, 3) uint8 and targets (N,), indices of `classes`."""
     above = {name: label for label, names in SUPERLABELS.items() for name in names.split()}
     with_superlabel = set(classes) == above.keys()
     found: list[Row] = []
@@ -64,3 +74,36 @@ def rows(
         superlabel = above[classes[target]] if with_superlabel else None
         found.append((source, label, image, superlabel))
     return found
+
+
+def sample(row: Row, key: str) -> tuple[pack.Record, pack.Members]:
+    """The record and the members of one image, as `pack.write_shard` takes them."""
+    source, label, pixels, superlabel = row
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    more = {} if superlabel is None else {"superlabel": superlabel}
+    return pack.sample(key, "png", png.getvalue(), None, label=label, source=source, **more)
+
+
+def write(images: Sequence[Row], out: str) -> None:
+    """Shards of 1,000 shuffled images below the folder `out`."""
+    for shard in pack.plan(images, settings.Config()):
+        keys = (f"{shard.stem}{place:04d}" for place in range(len(shard.pictures)))
+        pack.write_shard(f"{out}/{shard.stem}", map(sample, shard.pictures, keys))
+
+
+def main() -> None:
+    """Write the shards."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--set", choices=NAMES, required=True)
+    parser.add_argument("--split", choices=("train", "test"), required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--data-dir", help="folder of an extracted set; default: download it")
+    options = parser.parse_args()
+    write(load(options.set, options.split, options.data_dir), options.out)
+
+
+if __name__ == "__main__":
+    main()
