@@ -84,14 +84,14 @@ class Ours:
 
     def choice(self) -> choose_k.Choice:
         """k as select_k chooses it."""
-        cfg = select_k_settings.fitted(
+        cfg = select_k_settings.fit_settings(
             select_k_settings.Config(seed=self.seed), len(self.z), *self.z.shape
         )
         with one_thread():
             leaves = choose_k.over_segment(self.z, cfg)
             labels = assignment.nearest(self.z, leaves)
             stats = coding_rate.statistics(self.z, labels, len(leaves))
-            return choose_k.chosen(self.z, leaves, stats, cfg)
+            return choose_k.choose_k(self.z, leaves, stats, cfg)
 
 
 def centred(x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:
 
 def worded(x: Tensor, words: Words, seed: int) -> Tensor:
     """[centred image; centred words]: what our network sees, untrained."""
-    cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
+    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x), x.shape[1])
     return loop.new_network(cfg, x, words.table, words.scale).views(x.float())
 
 

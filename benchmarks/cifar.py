@@ -1,25 +1,25 @@
-"""CIFAR-10 or CIFAR-100 as shards, with the true classes in the json.
+"""CIFAR-10 or CIFAR-100 as labelled webdataset shards, read through torchvision.
 
-    python -m benchmarks.cifar --set cifar10|cifar100 --split test --out DIR [--data-dir DIR]
+    python -m benchmarks.cifar --set cifar10 --split test --out cifar10-shards
 
-torchvision downloads the set to CACHE, or reads an extracted one from --data-dir. Images are PNG,
-the json fields are those of `ratecluster shards`, and `superlabel` for CIFAR-100.
+Downloads the set to ~/.cache/ratecluster unless --data-dir names a folder with an extracted one.
 """
 
 import argparse
 import io
+import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import webdataset as wds
 from PIL import Image
-
-from pipeline.prepare import pack, settings
-from pipeline.runtime.errors import UserError
 
 NAMES = ("cifar10", "cifar100")
 CACHE = Path("~/.cache/ratecluster")
-SUPERLABELS = {  # of CIFAR-100; torchvision has the 100 labels only
+PER_SHARD = 1000  # samples
+SUPERLABELS = {  # CIFAR-100's own, which torchvision leaves out
     "aquatic mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
     "flowers": "orchid poppy rose sunflower tulip",
@@ -46,7 +46,7 @@ Row = tuple[str, str, np.ndarray, str | None]  # source, label, (32, 32, 3) uint
 
 
 def load(name: str, split: str, data_dir: str | None) -> list[Row]:
-    """The images of one of NAMES; UserError where they are missing or their checksums differ."""
+    """One of NAMES; torchvision checks the archive's checksums before it reads them."""
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -55,7 +55,7 @@ def load(name: str, split: str, data_dir: str | None) -> list[Row]:
         data = kind(str(root), train=split == "train", download=data_dir is None)
     except (RuntimeError, OSError) as error:
         what = f"{kind.base_folder}/ in {root}"
-        raise UserError(
+        raise SystemExit(
             f"{name}: no intact {what} ({error}); extract {kind.url} there and give --data-dir"
         ) from None
     return rows(data.data, data.targets, data.classes, split)
@@ -64,7 +64,7 @@ def load(name: str, split: str, data_dir: str | None) -> list[Row]:
 def rows(
     pixels: np.ndarray, targets: Sequence[int], classes: Sequence[str], split: str
 ) -> list[Row]:
-    """Rows of pixels (N, 32, 32, 3) uint8 and targets (N,), indices of `classes`."""
+    """Rows of CIFAR's arrays: pixels (N, 32, 32, 3) uint8, targets (N,) into `classes`."""
     above = {name: label for label, names in SUPERLABELS.items() for name in names.split()}
     with_superlabel = set(classes) == above.keys()
     found: list[Row] = []
@@ -76,20 +76,26 @@ def rows(
     return found
 
 
-def sample(row: Row, key: str) -> tuple[pack.Record, pack.Members]:
-    """The record and the members of one image, as `pack.write_shard` takes them."""
+def write(found: list[Row], out: Path) -> None:
+    """Shards of PER_SHARD samples in a shuffled order, the same for the same rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    order = list(found)
+    random.Random(0).shuffle(order)
+    for number, start in enumerate(range(0, len(order), PER_SHARD)):
+        with wds.TarWriter(str(out / f"{number:05d}.tar"), encoder=False, mtime=0) as writer:
+            for place, row in enumerate(order[start : start + PER_SHARD]):
+                writer.write({"__key__": f"{number:05d}{place:04d}", **members(row)})
+
+
+def members(row: Row) -> dict[str, bytes]:
+    """The PNG and the json of a sample, by suffix."""
     source, label, pixels, superlabel = row
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
-    more = {} if superlabel is None else {"superlabel": superlabel}
-    return pack.sample(key, "png", png.getvalue(), None, label=label, source=source, **more)
-
-
-def write(images: Sequence[Row], out: str) -> None:
-    """Shards of 1,000 shuffled images below the folder `out`."""
-    for shard in pack.plan(images, settings.Config()):
-        keys = (f"{shard.stem}{place:04d}" for place in range(len(shard.pictures)))
-        pack.write_shard(f"{out}/{shard.stem}", map(sample, shard.pictures, keys))
+    facts = {"source": source, "label": label}
+    if superlabel is not None:
+        facts["superlabel"] = superlabel
+    return {"png": png.getvalue(), "json": json.dumps(facts).encode()}
 
 
 def main() -> None:
@@ -98,11 +104,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--set", choices=NAMES, required=True)
-    parser.add_argument("--split", choices=("train", "test"), required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--data-dir", help="folder of an extracted set; default: download it")
-    options = parser.parse_args()
-    write(load(options.set, options.split, options.data_dir), options.out)
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--data-dir", help="folder with an extracted CIFAR")
+    asked = parser.parse_args()
+    write(load(asked.set, asked.split, asked.data_dir), asked.out)
 
 
 if __name__ == "__main__":

@@ -107,3 +107,8 @@ def named(name: str) -> Stage:
 def chain() -> list[Stage]:
     """The stages whose manifests name, as `upstream`, the fingerprint of the one before."""
     return [stage for stage in STAGES if stage.facts]
+
+
+def chain_to(last: str) -> list[Stage]:
+    """Those of the chain up to the stage of that name."""
+    return chain()[: chain().index(named(last)) + 1]

@@ -176,7 +176,7 @@ def plan_command(
     target = estimate.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())
     found = plan.run(sections, list_shards(shards), target, sample, images)
-    console.print_result(plan.text(found), plan.facts(found))
+    console.print_result(plan.text(found), found)
 
 
 def verify_command(root: Root, address: Address = None) -> None:

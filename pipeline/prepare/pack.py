@@ -1,9 +1,11 @@
-"""Stage 0, shards: packs a folder of images into shards of the format of img2dataset.
+"""Command shards: a folder of images, packed as img2dataset would have packed it.
 
 reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name
-writes  {shard:05d}.tar          {key}.jpg (the unchanged bytes of the file), .txt, .json
+writes  {shard:05d}.tar          {key}.jpg (the file's own bytes), .json, .txt
         {shard:05d}.parquet      RECORD, the same facts as the json members
-        {shard:05d}_stats.json   counts; written last: a shard that has it is complete
+        {shard:05d}_stats.json   counts; written last, so a shard that has it is done
+
+Core: `plan`, `pack_shard` (no Ray). Shell: `run`.
 """
 
 import hashlib
@@ -13,13 +15,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import webdataset as wds
 from PIL import Image
 
 from pipeline.prepare.settings import Config
@@ -29,7 +32,6 @@ from pipeline.store import storage
 from pipeline.store.shards import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
-CIFAR = ("cifar10", "cifar100")  # once packed by this command
 RECORD = pa.schema(
     [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
     + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
@@ -37,13 +39,9 @@ RECORD = pa.schema(
 )
 
 
-Record = dict[str, Any]  # of RECORD, and more texts
-Members = list[tuple[str, bytes]]  # suffix and data
-
-
 @dataclass(frozen=True)
 class Picture:
-    """An image file to pack."""
+    """One image to be packed."""
 
     source: str  # its path below FOLDER
     label: str | None  # the class folder; None directly below FOLDER
@@ -52,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The images of one shard, in their order."""
+    """What one shard will hold, in order."""
 
     number: int
     pictures: tuple[Picture, ...]
@@ -63,19 +61,17 @@ class ShardPlan:
 
 
 def folder_pictures(folder: str) -> tuple[list[Picture], int]:
-    """The images below a folder, sorted by path, and the number of other files.
+    """The images below a folder, sorted by path, and how many other files were left out.
 
-    Hidden files and linked folders are skipped. A linked file is packed if its target is inside
-    the folder. Raises UserError where there is no image.
+    Folders that are links are not entered, files that are links are taken if they lead to a place
+    inside the folder, hidden files are left out.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
-        if folder in CIFAR:
-            raise UserError(
-                f"--from {folder}: CIFAR is now packed in a clone of the repository, by "
-                f"`python -m benchmarks.cifar --set {folder} --split train --out DIR`"
-            )
-        raise UserError(f"--from {folder}: no such folder; give a folder of images")
+        raise UserError(
+            f"--from {folder}: no such folder; name a folder of images (for CIFAR: python -m "
+            "benchmarks.cifar in a clone of the repository)"
+        )
     found, left_out = [], 0
     for place, _, names in os.walk(root):
         images = [name for name in names if _is_image(name) and _inside(Path(place, name), root)]
@@ -103,7 +99,7 @@ def _file_picture(path: Path, root: Path) -> Picture:
 
 
 def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
-    """Shuffle the pictures by the seed, then cut them into shards; the same on every run."""
+    """Which picture goes where: shuffled by the seed, then cut; the same on every run."""
     order = list(pictures)
     random.Random(cfg.shuffle_seed).shuffle(order)
     cuts = range(0, len(order), cfg.samples_per_shard)
@@ -112,51 +108,27 @@ def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
 
 
 def pack_shard(shard: ShardPlan, out: str) -> int:
-    """Write the three files of a shard of image files; returns the number of images."""
-    return write_shard(
-        f"{out}/{shard.stem}",
-        (
-            sample(
-                f"{shard.stem}{place:04d}",
-                picture.path.suffix[1:].lower(),
-                picture.path.read_bytes(),
-                caption=_caption(picture.path, picture.source),
-                label=picture.label,
-                source=picture.source,
-            )
-            for place, picture in enumerate(shard.pictures)
-        ),
-    )
-
-
-def write_shard(base: str, samples: Iterable[tuple[Record, Members]]) -> int:
-    """Write {base}.tar, {base}.parquet and, last, {base}_stats.json; returns the sample count.
-
-    The bytes depend on the samples only. Members keep their order, so there is one call of the
-    writer for each: it would sort those of one call.
-    """
-    from webdataset import TarWriter  # imports torch, so where it is needed
-
+    """Write the three files of a shard, the stats last; returns how many images it holds."""
     records = []
-    owner = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
-    with storage.commit(f"{base}.tar") as file, TarWriter(file, encoder=False, **owner) as tar:
-        for record, members in samples:
+    with (
+        storage.commit(f"{out}/{shard.stem}.tar") as file,
+        wds.TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as writer,
+    ):
+        for place, picture in enumerate(shard.pictures):
+            record, members = sample(picture, f"{shard.stem}{place:04d}")
             records.append(record)
-            for suffix, data in members:
-                tar.write({"__key__": record["key"], suffix: data})
-    more = [(name, pa.string()) for name in records[0] if name not in RECORD.names]
-    with storage.commit(f"{base}.parquet") as file:
-        pq.write_table(pa.Table.from_pylist(records, pa.schema([*RECORD, *more])), file)
+            writer.write({"__key__": record["key"], **members})
+    with storage.commit(f"{out}/{shard.stem}.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(records, RECORD), file)
     count = len(records)
     stats = {"count": count, "successes": count, "failed_to_download": 0, "failed_to_resize": 0}
-    storage.write_bytes(f"{base}_stats.json", json.dumps(stats).encode())
+    storage.write_bytes(f"{out}/{shard.stem}_stats.json", json.dumps(stats).encode())
     return count
 
 
-def sample(
-    key: str, suffix: str, data: bytes, caption: str | None, **facts: str | None
-) -> tuple[Record, Members]:
-    """The record of an image, and its members: the image, .txt where it has a caption, .json."""
+def sample(picture: Picture, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The facts of a picture, and its members by suffix."""
+    data, caption = picture.path.read_bytes(), _caption(picture.path, picture.source)
     width, height = dimensions(data)
     record = {
         "key": key,
@@ -166,14 +138,17 @@ def sample(
         "error_message": None,
         "width": width,
         "height": height,
-        **facts,
+        "label": picture.label,
+        "source": picture.source,
     }
-    text = [("txt", caption.encode())] if caption is not None else []
-    return record, [(suffix, data), *text, ("json", json.dumps(record).encode())]
+    members = {picture.path.suffix[1:].lower(): data, "json": json.dumps(record).encode()}
+    if caption is not None:
+        members["txt"] = caption.encode()
+    return record, members
 
 
 def _caption(image: Path, source: str) -> str | None:
-    """The text of the image's .txt file; None where there is none or it is empty."""
+    """The text of the .txt next to an image; None where it is absent or empty."""
     path = image.with_suffix(".txt")
     root = image.parents[source.count("/")]
     if not _inside(path, root):
@@ -192,8 +167,8 @@ def dimensions(data: bytes) -> tuple[int | None, int | None]:
         return None, None
 
 
-def complete(shards: Sequence[ShardPlan], out: str) -> set[str]:
-    """Stems of the shards that are already there; UserError if `out` has other shards."""
+def find_done(shards: Sequence[ShardPlan], out: str) -> set[str]:
+    """Stems of the shards that are already there; UserError if `out` has others."""
     names = storage.Folder(out).names()
     stems = {shard.stem for shard in shards}
     others = sorted(n for n in names if n.endswith(".tar") and n[:-4] not in stems)
@@ -201,14 +176,14 @@ def complete(shards: Sequence[ShardPlan], out: str) -> set[str]:
     others += [f"{s.stem}.tar" for s in done if _sources(s, out) != [p.source for p in s.pictures]]
     if others:
         raise UserError(
-            f"--out {out} has {len(others)} shards of other images or settings ({others[0]}); "
+            f"--out {out} has {len(others)} shards of something else ({others[0]}); "
             "choose an empty folder"
         )
     return {shard.stem for shard in done}
 
 
 def _sources(shard: ShardPlan, out: str) -> list[str] | None:
-    """The sources of the images in a shard; None where this command did not write it."""
+    """What a shard that is there was made from; None if that is not ours."""
     try:
         data = storage.read_bytes(f"{out}/{shard.stem}.parquet")
         return pq.read_table(io.BytesIO(data), columns=["source"])["source"].to_pylist()
@@ -217,12 +192,12 @@ def _sources(shard: ShardPlan, out: str) -> list[str] | None:
 
 
 def run(cfg: Config, source: str, out: str) -> dict[str, int]:
-    """Pack the folder `source` into shards below `out`, one Ray task for each shard."""
+    """Pack a folder of images into shards below `out`, one Ray task for each shard."""
     started = time.perf_counter()
     out = storage.absolute(out)
     pictures, left_out = folder_pictures(source)
     shards = plan(pictures, cfg)
-    there = complete(shards, out)
+    there = find_done(shards, out)
     missing = [shard for shard in shards if shard.stem not in there]
     log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
     packed = sum(tasks.results(pack_shard, missing, out))

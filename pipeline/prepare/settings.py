@@ -10,7 +10,7 @@ MAX_PER_SHARD = 10_000  # a key is five digits of the shard and four of the plac
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the stage."""
+    """How a folder of images is packed into shards."""
 
     samples_per_shard: int = setting(1000, "images in each shard; the last one may have fewer")
     shuffle_seed: int = setting(0, "seed of the order that mixes the classes in each shard")

@@ -92,7 +92,7 @@ def resample(
     return torch.stack(curves)
 
 
-def chosen(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config) -> Choice:
+def choose_k(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, cfg: Config) -> Choice:
     """k from landmarks z (m, d), the leaves (p, d) and their statistics over all samples.
 
     Leaves that no sample is nearest to are dropped.

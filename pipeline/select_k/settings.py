@@ -38,7 +38,7 @@ class Config:
             raise UserError(f"select_k.k_max = {self.k_max} is below select_k.k_min = {self.k_min}")
 
 
-def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
+def fit_settings(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
     """The settings that say "fit", chosen for N samples and m landmarks of `dim` features.
 
     UserError where what is given would take more memory than `cfg.statistics_bytes`.

@@ -13,7 +13,7 @@ Landmarks are over-segmented once (spectral embedding of their neighbour graph);
 parts gives each small group's additive statistics; merging them by coding length gives the bits of
 every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
 assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `chosen`, `cut`, `assigning` (no Ray). Shell: `passes`, `run`. What an
+Core: `over_segment`, `choose_k`, `cut`, `assigning` (no Ray). Shell: `passes`, `run`. What an
 interrupted run has chosen and summed lies in clusters/unfinished-… until the stage is done.
 """
 
@@ -34,9 +34,9 @@ from pipeline.mcr2.threads import one_thread
 from pipeline.runtime import config, console
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import Assigner, load_network
-from pipeline.select_k.choose_k import Choice, chosen, cut, over_segment
+from pipeline.select_k.choose_k import Choice, choose_k, cut, over_segment
 from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
-from pipeline.select_k.settings import Config, expected, fitted
+from pipeline.select_k.settings import Config, expected, fit_settings
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
 
@@ -48,7 +48,7 @@ def _choose(
 ) -> Choice:
     """First pass; its statistics are forgotten before the second."""
     leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
-    return chosen(z, leaves, stats, fit)
+    return choose_k(z, leaves, stats, fit)
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     paths.clusters.remove({*want.files[paths.clusters], "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
-    fit = fitted(cfg, embedded["embedded"], *z.shape)
+    fit = fit_settings(cfg, embedded["embedded"], *z.shape)
     network = load_network(paths)
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:

@@ -110,7 +110,7 @@ def fit(
     """Train to the last step, yielding the state after each; `state.best` is the network to keep.
 
     x (N, D) is the whole training sample or this worker's share of it, seen (m, D) what all workers
-    see of it, where that is not x; `cfg` is `fitted`. A step that fails is reported with its
+    see of it, where that is not x; `cfg` is `fit_settings`. A step that fails is reported with its
     condition number, and training goes on from the last look (or from where it was resumed) with a
     smaller step, once. Raises RuntimeError the second time.
     """

@@ -47,7 +47,7 @@ class Config:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 
 
-def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
+def fit_settings(cfg: Config, samples: int, input_dim: int) -> Config:
     """The settings that say "fit", chosen for N samples; the batch a multiple of the workers."""
     if samples < max(2, cfg.workers):
         raise UserError(
@@ -86,7 +86,7 @@ def check(sections: Sections) -> None:
 
 def read_words(cfg: Config, model: str) -> list[str]:
     """The words that the network sees next to each image; UserError as `vocabulary.load`."""
-    return vocabulary.chosen(cfg.vocabulary, model) if cfg.words else []
+    return vocabulary.load_or_default(cfg.vocabulary, model) if cfg.words else []
 
 
 def expected(

@@ -29,7 +29,7 @@ from pipeline.runtime.progress import StageProgress, waiting_for
 from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.sampling import plan
-from pipeline.train.settings import Config, expected, fitted, read_words, wanted_samples
+from pipeline.train.settings import Config, expected, fit_settings, read_words, wanted_samples
 from pipeline.train.worker import ProgressActor, WorkerJob, _train
 from pipeline.vision import text_encoding
 
@@ -66,7 +66,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         return manifest
     made_of = want.made_of
     source = plan(embedded["shards"], paths, wanted_samples(cfg), cfg.seed)
-    fitted(cfg, len(source), 1)  # refuses too few samples before any work
+    fit_settings(cfg, len(source), 1)  # refuses too few samples before any work
     cluster.join()
     names = paths.network.names()
     paths.network.remove({name for name in names if not name.startswith("checkpoint-")})

@@ -26,7 +26,7 @@ from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.loop import fit, landmark_rows, new_network, new_state, seen_rows
 from pipeline.train.sampling import SamplePlan, Share, gathered, read_ids, shares
-from pipeline.train.settings import Config, _all_see, fitted
+from pipeline.train.settings import Config, _all_see, fit_settings
 from pipeline.train.state import State
 
 RESTARTS = 2  # of the workers of one training
@@ -69,7 +69,7 @@ def worker(job: WorkerJob) -> None:
     shared = samples > _all_see(job.cfg)
     mine = shares(samples, workers.size)[workers.rank] if shared else range(samples)
     share = Share.read(job.source, mine)
-    cfg = fitted(job.cfg, samples, share.held.shape[1])
+    cfg = fit_settings(job.cfg, samples, share.held.shape[1])
     rows = seen_rows(cfg, samples)
     seen = gathered(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)

@@ -80,18 +80,18 @@ def assert_same(a, b):
     [(1000, 1, 32, 16), (1000, 3, 30, 15), (20, 1, 20, 16), (7, 4, 4, 4), (2, 1, 2, 2)],
 )
 def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers, batch, columns):
-    cfg = train_settings.fitted(replace(TOY, workers=workers), samples, 12)
+    cfg = train_settings.fit_settings(replace(TOY, workers=workers), samples, 12)
     assert (cfg.batch_size, cfg.columns) == (batch, columns)
 
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
-    assert train_settings.fitted(TOY, 1000, 12) == TOY
+    assert train_settings.fit_settings(TOY, 1000, 12) == TOY
     free = replace(TOY, feature_dim=0, columns=0)
-    cfg = train_settings.fitted(free, 5000, 512)
+    cfg = train_settings.fit_settings(free, 5000, 512)
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
-    assert train_settings.fitted(free, 100, 4000).feature_dim == 32
-    assert train_settings.fitted(free, 100_000, 4000).feature_dim == 128
+    assert train_settings.fit_settings(free, 100, 4000).feature_dim == 32
+    assert train_settings.fit_settings(free, 100_000, 4000).feature_dim == 128
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
 )
 def test_fitted_refuses_too_little(samples, batch, workers, named):
     with pytest.raises(UserError, match=named):
-        train_settings.fitted(replace(TOY, batch_size=batch, workers=workers), samples, 12)
+        train_settings.fit_settings(replace(TOY, batch_size=batch, workers=workers), samples, 12)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +277,7 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert (
-        train_settings.read_words(replace(cfg, words=0), "pico-clip") == []
-    )  # then it is not read
+    assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
@@ -387,7 +385,6 @@ def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, mon
 
 def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
     """Lines in general position: PCA alone cannot part what is not orthogonal."""
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     lines = rng.normal(size=(4, 12)) + 1.0
     labels = np.repeat(np.arange(4), 40)
@@ -602,7 +599,6 @@ def test_a_run_with_words_has_those_of_the_encoder(ray_session, tmp_path):
     """The embeddings are word vectors, so each one's own word is its likeliest."""
     names = ["dog", "car", "pizza", "tree"]
     vectors, scale = text_encoding.encode(names, (), "pico-clip", "")
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     x = np.repeat(vectors, 10, axis=0) + 0.01 * rng.normal(size=(40, vectors.shape[1]))
     paths = layout.RunPaths(str(tmp_path / "run"))
