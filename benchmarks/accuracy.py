@@ -107,7 +107,7 @@ def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:
 
 def worded(x: Tensor, words: Words, seed: int) -> Tensor:
     """[centred image; centred words]: what our network sees, untrained."""
-    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x), x.shape[1])
+    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x))
     return loop.new_network(cfg, x, words.table, words.scale).views(x.float())
 
 

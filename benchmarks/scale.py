@@ -64,7 +64,7 @@ def spread() -> None:
     shards = [classes(number) for number in range(10**7 // PART_ROWS)]
     listed = [{"shard": {"stem": str(i)}, "embedded": PART_ROWS} for i in range(len(shards))]
     share = np.bincount(np.concatenate(shards), minlength=CLASSES) / 10**7
-    most = train_settings.wanted_samples(train_settings.Config())
+    most = train_settings.samples_to_read(train_settings.Config())
     for overread in (1, 2, 4, 8):
         with patch.object(sampling, "OVERREAD", overread):
             plan = sampling.plan(listed, layout.RunPaths(""), most, 0)
@@ -73,7 +73,7 @@ def spread() -> None:
             counts = np.zeros(CLASSES)
             for index, block in enumerate(plan.blocks):
                 stem = block.url.rpartition("/")[2].removesuffix(".parquet")
-                drawn = of[int(stem)][block.start + plan.taken(index)]
+                drawn = of[int(stem)][block.start + plan.rows_taken(index)]
                 counts += np.bincount(drawn, minlength=CLASSES)
             expected = len(plan) * share
             effects.append(float(np.mean((counts - expected) ** 2 / (expected * (1 - share)))))
@@ -100,7 +100,7 @@ def known(root: str) -> str:
     paths = layout.RunPaths(root)
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     shards = paths.embeddings.manifest()["shards"]
-    plan = sampling.plan(shards, paths, train_settings.wanted_samples(train_settings.Config()), 0)
+    plan = sampling.plan(shards, paths, train_settings.samples_to_read(train_settings.Config()), 0)
     seconds, more = time.monotonic() - started, psutil.Process().memory_info().rss - before
     return (
         f"{len(shards):,} shards, the manifest and the plan of {len(plan):,} samples: "

@@ -246,7 +246,12 @@ class ShardReader:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and suffix; None for what webdataset skips: no dot, hidden files, `__meta__`."""
+    """Key and suffix, by webdataset's rule (`tariterators.base_plus_ext`); None for what it skips.
+
+    It skips names without a dot, hidden files and `__meta__`. Different from webdataset, a hidden
+    file in a folder is skipped too: the tar of macOS adds a `d/._7.jpg` for every `d/7.jpg`. The
+    rule is repeated here because webdataset imports torch, which takes a second in every process.
+    """
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     if not (stem and dot) or re.match(r"__[^/]*__($|/)", name):

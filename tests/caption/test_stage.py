@@ -54,7 +54,7 @@ def test_votes_are_those_of_the_members_of_all_parts(paths):
 def test_votes_of_other_samples_are_refused(paths):
     url = paths.assignments.file("00001.parquet")
     tables.write(url, tables.read(url).slice(1))
-    with pytest.raises(RuntimeError, match=r"caption: 00001: .*different samples"):
+    with pytest.raises(RuntimeError, match=r"00001: .*different samples"):
         caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), 3, 0.1)
 
 

@@ -45,7 +45,7 @@ def network_of(cfg):
 
 def gradients(columns, dtype, workers):
     """Of the objective at one step, by parameter; its terms; the running statistics."""
-    cfg = train_settings.fit_settings(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, columns=columns), SAMPLES)
     network = network_of(cfg).to(dtype).train()
     network.gather_with(workers.gather)
     rows = loop.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
@@ -106,7 +106,7 @@ def failing_worker(rank, size, store, failing, out):
     workers = join(rank, size, store)
     if rank == size - 1:
         coding_rate.compression = compression_failing_at(failing)
-    cfg = train_settings.fit_settings(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, workers=size), SAMPLES)
     state = loop.new_state(cfg, network_of(cfg))
     said = ""
     try:

@@ -59,7 +59,7 @@ def test_leaves_that_fit_are_bounded_by_their_memory(caplog):
         select_k_settings.fit_settings(free, 10**9, 15_000, 512).leaves == 512
         and len(caplog.messages) == 1
     )
-    assert "512 leaves, and k no larger, instead of 2000" in caplog.text
+    assert "512 leaves instead of 2000, and k at most as many" in caplog.text
     assert select_k_settings.fit_settings(free, 10**9, 15_000, 1024).leaves == 128
     more = replace(free, statistics_bytes=2**34)
     assert select_k_settings.fit_settings(more, 10**9, 15_000, 1024).leaves == 2000
@@ -111,7 +111,7 @@ CURVE = curve_of(1000, 700, 500, 417, 415, 440, 480)  # fewest at 5; FLAT of 585
 
 
 def test_choose_takes_the_smallest_k_that_is_as_good_as_the_fewest_bits():
-    choice = choose_k.choose(CURVE, shaken(CURVE), CFG)
+    choice = choose_k.choose_from_curve(CURVE, shaken(CURVE), CFG)
     assert (choice.k, choice.k_best, choice.k_low, choice.k_high) == (4, 5, 5, 5)
     assert (choice.flat_from, choice.flat_to) == (4, 5)
     assert choice.curve.schema.equals(schemas.CURVE)
@@ -122,36 +122,42 @@ def test_choose_takes_the_smallest_k_that_is_as_good_as_the_fewest_bits():
 
 @pytest.mark.parametrize(("k_min", "k_max", "best"), [(2, 4, 4), (6, 7, 6), (1, 1, 1), (2, 99, 5)])
 def test_choose_looks_between_k_min_and_k_max_only(k_min, k_max, best):
-    choice = choose_k.choose(CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max))
+    choice = choose_k.choose_from_curve(
+        CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max)
+    )
     assert choice.k_best == best
     assert k_min <= choice.k == choice.flat_from <= best <= choice.flat_to <= k_max
 
 
 def test_a_given_k_overrides_and_the_best_is_still_told():
-    choice = choose_k.choose(CURVE, shaken(CURVE), replace(CFG, k=2))
+    choice = choose_k.choose_from_curve(CURVE, shaken(CURVE), replace(CFG, k=2))
     assert (choice.k, choice.k_best) == (2, 5)
 
 
 @pytest.mark.parametrize("bits", [(9.0,), (9.0, 8.0)])
 def test_choose_of_fewer_leaves_than_k_min(bits):
-    choice = choose_k.choose(curve_of(*bits), shaken(curve_of(*bits)), replace(CFG, k_min=4))
+    choice = choose_k.choose_from_curve(
+        curve_of(*bits), shaken(curve_of(*bits)), replace(CFG, k_min=4)
+    )
     assert choice.k == len(bits)
 
 
 def test_of_two_ks_of_equal_bits_the_smaller():
     flat = curve_of(9, 5, 5, 5, 8)
-    choice = choose_k.choose(flat, shaken(flat), CFG)
+    choice = choose_k.choose_from_curve(flat, shaken(flat), CFG)
     assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 4)
 
 
 def test_where_clustering_saves_nothing_only_the_best_is_flat():
     rising = curve_of(100, 110, 120, 130)
-    choice = choose_k.choose(rising, shaken(rising), CFG)
+    choice = choose_k.choose_from_curve(rising, shaken(rising), CFG)
     assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 2)
 
 
 def test_the_bands_widen_with_the_resamples():
-    calm, wild = (choose_k.choose(CURVE, shaken(CURVE, size=size), CFG) for size in (1, 30))
+    calm, wild = (
+        choose_k.choose_from_curve(CURVE, shaken(CURVE, size=size), CFG) for size in (1, 30)
+    )
     for choice in (calm, wild):
         low, bits, high = (choice.curve[n].to_numpy() for n in ("low", "bits", "high"))
         assert (low < bits).all() and (bits < high).all()

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.collectives import Collectives
-from pipeline.mcr2.model_selection import Judge
+from pipeline.mcr2.model_selection import Validator
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
@@ -63,7 +63,7 @@ def without_speed(history):
 
 
 def assert_same(a, b):
-    names = ("step", "looks", "rescued")
+    names = ("step", "validations", "rescued")
     assert all(getattr(a, name) == getattr(b, name) for name in names)
     assert a.facts()["learning_rates"] == b.facts()["learning_rates"]
     assert without_speed(a.history) == without_speed(b.history)
@@ -80,18 +80,18 @@ def assert_same(a, b):
     [(1000, 1, 32, 16), (1000, 3, 30, 15), (20, 1, 20, 16), (7, 4, 4, 4), (2, 1, 2, 2)],
 )
 def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers, batch, columns):
-    cfg = train_settings.fit_settings(replace(TOY, workers=workers), samples, 12)
+    cfg = train_settings.fit_settings(replace(TOY, workers=workers), samples)
     assert (cfg.batch_size, cfg.columns) == (batch, columns)
 
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
-    assert train_settings.fit_settings(TOY, 1000, 12) == TOY
+    assert train_settings.fit_settings(TOY, 1000) == TOY
     free = replace(TOY, feature_dim=0, columns=0)
-    cfg = train_settings.fit_settings(free, 5000, 512)
+    cfg = train_settings.fit_settings(free, 5000)
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
-    assert train_settings.fit_settings(free, 100, 4000).feature_dim == 32
-    assert train_settings.fit_settings(free, 100_000, 4000).feature_dim == 128
+    assert train_settings.fit_settings(free, 100).feature_dim == 32
+    assert train_settings.fit_settings(free, 100_000).feature_dim == 128
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
 )
 def test_fitted_refuses_too_little(samples, batch, workers, named):
     with pytest.raises(UserError, match=named):
-        train_settings.fit_settings(replace(TOY, batch_size=batch, workers=workers), samples, 12)
+        train_settings.fit_settings(replace(TOY, batch_size=batch, workers=workers), samples)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_every_row_of_a_large_sample_has_the_same_chance():
 )
 def test_no_more_is_read_than_the_steps_see(steps, most, expected):
     cfg = train_settings.Config(steps=steps, max_samples=most)
-    assert train_settings.wanted_samples(cfg) == expected
+    assert train_settings.samples_to_read(cfg) == expected
 
 
 def test_landmarks_are_among_the_rows_that_all_see():
@@ -212,11 +212,11 @@ def sharing_worker(rank, size, store, out):
     x = toy()
     mine = sampling.shares(len(x), size)[rank]
     share = sampling.Share(x[mine.start : mine.stop], mine.start, len(x))
-    seen = sampling.gathered(share, loop.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
+    seen = sampling.gather_rows(share, loop.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
     state = start(TOY, seen)
     for _ in loop.fit(TOY, share, state, workers, seen):
         pass
-    finish_worker((seen, state.history, state.looks), rank, out)
+    finish_worker((seen, state.history, state.validations), rank, out)
 
 
 def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypa
     for name in ("loss", "expansion", "compression", "gradient_norm"):
         two, one = ([row[name] for row in rows] for rows in (history, state.history))
         np.testing.assert_allclose(two, one, rtol=1e-3)
-    assert [look["step"] for look in looks] == [look["step"] for look in state.looks]
+    assert [look["step"] for look in looks] == [look["step"] for look in state.validations]
 
 
 def test_sampled_columns_are_distinct_and_change_from_step_to_step():
@@ -331,14 +331,14 @@ def test_the_first_step_is_of_the_network_at_its_start():
 def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
     cfg, x = replace(TOY, steps=steps), toy()
     state = start(cfg, x)
-    judge = Judge.of(state.network, x, cfg.seed)
-    seen = {0: judge.look(state.network)}
+    validator = Validator.of(state.network, x, cfg.seed)
+    seen = {0: validator.score(state.network)}
     weights = {0: {n: t.clone() for n, t in state.network.state_dict().items()}}
     for _ in loop.fit(cfg, x, state, ALONE):
-        seen[state.step] = judge.look(state.network)
+        seen[state.step] = validator.score(state.network)
         weights[state.step] = {n: t.clone() for n, t in state.network.state_dict().items()}
     assert state.step == steps
-    assert state.looks == [{"step": s, "information": seen[s]} for s in expected]
+    assert state.validations == [{"step": s, "information": seen[s]} for s in expected]
     best = max(expected, key=lambda s: (seen[s], -s))
     found = state.best().state_dict()
     assert all(torch.equal(found[name], weights[best][name]) for name in found)
@@ -346,13 +346,13 @@ def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
 
 def test_the_first_of_equal_looks_is_kept(monkeypatch):
     told = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr(Judge, "look", lambda judge, network: next(told))
+    monkeypatch.setattr(Validator, "score", lambda validator, network: next(told))
     cfg, x = replace(TOY, steps=25), toy()
     state = start(cfg, x)
-    *_, ten = (state.saved()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
+    *_, ten = (state.snapshot()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
     told = iter([0.2, 0.5, 0.5, 0.1])
     state = finish(cfg, x, start(cfg, x))
-    assert [look["information"] for look in state.looks] == [0.2, 0.5, 0.5, 0.1]
+    assert [look["information"] for look in state.validations] == [0.2, 0.5, 0.5, 0.1]
     found = state.best().state_dict()
     assert all(torch.equal(found[name], ten[f"network.{name}"]) for name in found)
 
@@ -362,7 +362,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
     """Looks are at 10 and 12, the last; a checkpoint at one of these is from before the look."""
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
-    assert [look["step"] for look in whole.looks] == [0, 10, 12]
+    assert [look["step"] for look in whole.validations] == [0, 10, 12]
     paths = layout.RunPaths(str(tmp_path))
     for state in islice(loop.fit(TOY, x, start(TOY, x), ALONE), stop):
         Checkpoints(paths, "abc").save(state)
@@ -379,7 +379,7 @@ def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, mon
     Checkpoints(paths, "abc").save(whole)
     again = start(TOY, x)
     Checkpoints(paths, "abc").restore(again)
-    monkeypatch.delattr(Judge, "look")
+    monkeypatch.delattr(Validator, "score")
     assert_same(finish(TOY, x, again), whole)
 
 
@@ -427,7 +427,7 @@ def rescued_at(cfg, x, step):
     for _ in islice(loop.fit(cfg, x, at_look, ALONE), step):
         pass
     if step:
-        at_look.note(state.looks[-1]["information"])
+        at_look.record_validation(state.validations[-1]["information"])
     at_look.slow_down(loop.SMALLER)
     return finish(cfg, x, at_look)
 
@@ -446,7 +446,7 @@ def test_the_first_failure_goes_back_to_the_last_look_with_a_smaller_step(poison
     (said,) = caplog.messages
     assert said == (
         f"train: step {poison}: the loss is not finite, condition number nan; "
-        f"going on from step {look} with learning rate 0.002"
+        f"resuming from step {look} with learning rate 0.002"
     )
 
 
@@ -568,8 +568,8 @@ def test_run_leaves_network_history_and_landmarks(trained):
     expected = finish(TOY, x, start(TOY, x))  # inside Ray as outside
     assert without_speed(history.to_pylist()) == without_speed(expected.history)
     network, facts = read_network(paths)
-    assert manifest["looks"] == facts["looks"] == expected.looks
-    best = max(expected.looks, key=lambda look: (look["information"], -look["step"]))
+    assert manifest["looks"] == facts["looks"] == expected.validations
+    best = max(expected.validations, key=lambda look: (look["information"], -look["step"]))
     assert (manifest["steps"], manifest["kept_step"]) == (12, best["step"])
     kept = expected.best().state_dict()
     assert all(torch.equal(kept[name], t) for name, t in network.state_dict().items())

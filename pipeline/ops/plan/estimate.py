@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.caption import stage as caption
-from pipeline.mcr2.model_selection import look_steps
+from pipeline.mcr2.model_selection import validation_steps
 from pipeline.ops.plan.stage_timings import Facts, Sampled
 from pipeline.runtime import tasks
 from pipeline.runtime.config import Sections
@@ -101,7 +101,7 @@ def stages(
     cfg = sections["train"]
     read = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
     steps = cfg.steps * found["step_s"]
-    data = read + found["once_s"] + len(look_steps(cfg.steps)) * found["validation_s"]
+    data = read + found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
     words = words_s(found["train_words"]) if cfg.words else 0.0
     pool = POOL_STARTS * start + found["load_text_s"]
     train = stage(
@@ -130,10 +130,10 @@ def _embed(sections: Sections, shards: int, images: int, found: Facts, target: T
     cfg, gpus = sections["embed"], target.nodes * target.gpus
     encoders = min(cfg.actors or max(1, gpus), shards)
     cores = decoders = target.cpus * min(target.nodes, encoders)
-    readers = encoders * (cfg.decode_slots or cfg.readers)
-    if cfg.decode_slots:  # on any node, next to the encoders
+    readers = encoders * cfg.readers
+    if cfg.decode_cpus:  # on any node, next to the encoders
         spare = max(1, target.nodes * target.cpus - encoders)
-        decoders = min(readers * (cfg.decode_threads or 1), spare)
+        decoders = min(readers, spare)
     seconds = {
         "decode": images * found["decode_s"] / decoders,
         "read": images * found["waited_s"] / readers,
