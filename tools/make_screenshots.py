@@ -19,7 +19,8 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-WIDTH, HEIGHT = 1280, 800  # pixels
+WIDTH = 1280  # pixels
+HEIGHTS = {"report": 1550, "search": 800}  # pixels: down to the tree and the map; three rows
 COLORS = 256
 LARGEST = 300_000  # bytes of a picture
 RATECLUSTER = [sys.executable, "-m", "pipeline"]
@@ -38,9 +39,12 @@ def serve(root: str) -> Iterator[str]:
             server.terminate()
 
 
-def save(page: Page, name: str) -> None:
-    """Save what the page shows as a PNG with a palette, which is a third of the size."""
+def save(page: Page, url: str, name: str, root: Path) -> None:
+    """Save the top of a page as a PNG with a palette, which is a third of the size."""
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHTS[name]})
+    page.goto(url)
     page.wait_for_timeout(1500)  # milliseconds: charts move into place
+    page.get_by_text(str(root), exact=True).first.evaluate(f"e => e.textContent = '{root.name}'")
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     path = PICTURES / f"{name}.png"
     image.quantize(COLORS).save(path, optimize=True)
@@ -50,14 +54,14 @@ def save(page: Page, name: str) -> None:
 
 
 def main(root: str, query: str = "a red heart") -> None:
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    """Make both pictures."""
+    folder = Path(root).absolute()
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright, serve(root) as site:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        page.goto((Path(root).absolute() / "report" / "index.html").as_uri())
-        save(page, "report")
-        page.goto(f"{site}text?{urlencode({'q': query})}")
-        save(page, "search")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = browser.new_page(color_scheme="light")
+        save(page, (folder / "report" / "index.html").as_uri(), "report", folder)
+        save(page, f"{site}text?{urlencode({'q': query})}", "search", folder)
         browser.close()
 
 
