@@ -108,7 +108,7 @@ def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
     """What is known of a finished shard; the same whenever and wherever it is made."""
     samples = len(out.rows) + len(out.rejects)
-    kinds, clashes = columns.survey(row["json"] for row in (*out.rows, *out.rejects))
+    kinds, clashes = columns.survey(row["kinds"] for row in (*out.rows, *out.rejects))
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),

@@ -77,8 +77,6 @@ def label_rows(stem: str, job: WriteJob) -> pa.Table:
         originals = columns.parse(row["json"])
         for name, own in names.items():
             row[own] = columns.value(originals.get(name), job.kinds[name])
-        if row["caption"] is None and isinstance(originals.get("caption"), str):
-            row["caption"] = originals["caption"]
     return pa.Table.from_pylist(rows, schema=schemas.labels_schema(job.kinds))
 
 

@@ -84,6 +84,23 @@ def test_rows_name_the_bytes_they_came_from(tiny_shards, tmp_path, encoder):
     np.testing.assert_allclose(norms, 1, atol=2e-3)
 
 
+def test_a_row_without_a_txt_has_the_caption_of_its_json(tmp_path, encoder):
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    jsons = ({"caption": "a dog"}, {"caption": 7}, {})
+    with (tmp_path / "x.tar").open("wb") as file, ShardWriter(file) as writer:
+        for number, facts in enumerate(jsons):
+            for kind in ("png", "gone"):  # the second has no image
+                key = f"{kind}{number}"
+                writer.add(f"{key}.json", json.dumps(facts).encode())
+                if kind == "png":
+                    writer.add(f"{key}.png", png.getvalue())
+    _, paths = embed_alone(list_shards(str(tmp_path / "x.tar")), tmp_path / "run", encoder)
+    for folder in (paths.embeddings, paths.rejects):
+        found = tables.read(folder.file("x.parquet"))["caption"].to_pylist()
+        assert found == ["a dog", None, None]
+
+
 def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_damage_is_a_row(
     tiny_shards, tmp_path, encoder
 ):
