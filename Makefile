@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-run
 
 FUZZ_S := 300
-TORCH := auto
+TORCH ?= auto
 COMMA := ,
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -57,11 +57,7 @@ test-gpu: $(VENV)/.dev ## the tests that need a CUDA device, then embed compared
 audit: $(VENV)/.dev ## list the known vulnerabilities of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
-$(VENV)/.fuzz: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
-	@touch $@
-
-fuzz: $(VENV)/.fuzz ## search for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
+fuzz: $(VENV)/.dev ## search for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
 	@mkdir -p .fuzz
 	for name in reader decoder texts; do $(BIN)/python -m tests.fuzz $$name .fuzz/$$name \
 		-artifact_prefix=.fuzz/$$name- -max_total_time=$(FUZZ_S) -max_len=20000 -timeout=20 \

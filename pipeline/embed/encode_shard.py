@@ -99,7 +99,7 @@ def embed_shard(
 
 def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
     """The batches of a shard, decoded in this process, ahead of being asked for."""
-    threads = cfg.decode_threads or (1 if cfg.decode_slots else os.cpu_count() or 1)
+    threads = 1 if cfg.decode_cpus else os.cpu_count() or 1
     ahead = LOOKAHEAD_BATCHES * cfg.batch_size
     limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
     yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)

@@ -47,7 +47,7 @@ def packed(folder, out, **settings) -> list[int]:
 def samples_in(out):
     for path in sorted(out.glob("*.tar")):
         with path.open("rb") as stream:
-            reader = ShardReader(stream)
+            reader = ShardReader(stream, None)
             yield from reader
             assert reader.end == "complete"
 
@@ -66,7 +66,7 @@ def test_every_image_is_packed_once_with_its_own_bytes(folder, tmp_path):
         assert sample.image().data == original
         assert record["sha256"] == hashlib.sha256(original).hexdigest()
         assert record["key"] == sample.key and record["caption"] == sample.caption()
-        assert (record["status"], record["error_message"]) == ("success")
+        assert (record["status"], record["error_message"]) == ("success", None)
         facts[record["source"]] = record
     assert len(facts) == 12
     assert {facts[s]["label"] for s in facts if s.startswith("cats/")} == {"cats"}

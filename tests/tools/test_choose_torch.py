@@ -65,3 +65,37 @@ def test_what_is_asked_for_is_taken(tmp_path, asked):
 def test_anything_else_names_the_choices(tmp_path):
     code, arguments, why = choose(tmp_path, NOWHERE, "rocm")
     assert code != 0 and not arguments and "auto, cpu, cuda, default" in why
+
+
+PYTHON = """#!/bin/sh
+# Stands for python: makes no environment, runs scripts, notes what pip is asked for.
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip") echo "$@" >> "$(dirname "$0")/asked" ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("target", "extras"), [(".cpu", "cpu"), (".dev", "cpu,dev")])
+def test_make_takes_the_build_from_the_environment(target, extras, tmp_path, index):
+    stub, venv = tmp_path / "stub", tmp_path / "venv"
+    stub.write_text(PYTHON.format(python=sys.executable))
+    stub.chmod(0o755)
+    command = ["make", f"PYTHON={stub}", f"VENV={venv}", f"{venv}/{target}"]
+
+    def make(build: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": os.defpath, "TORCH_CPU_INDEX": index, "TORCH": build}
+        return subprocess.run(
+            command, cwd=SCRIPT.parents[1], env=env, capture_output=True, text=True
+        )
+
+    wrong = make("rocm")
+    assert wrong.returncode and "TORCH=rocm: choose one of auto, cpu" in wrong.stderr
+    assert not (venv / target).exists() and not (venv / "bin" / "asked").exists()
+    made = make("cpu")
+    assert made.returncode == 0 and "torch: CPU build; TORCH=cpu" in made.stderr
+    assert (venv / target).exists() and (venv / "bin" / "asked").read_text().splitlines() == [
+        f"-m pip install --quiet --index-url {index} torch torchvision",
+        f"-m pip install --quiet --editable .[{extras}]",
+    ]

@@ -130,10 +130,10 @@ def _embed(sections: Sections, shards: int, images: int, found: Facts, target: T
     cfg, gpus = sections["embed"], target.nodes * target.gpus
     encoders = min(cfg.actors or max(1, gpus), shards)
     cores = decoders = target.cpus * min(target.nodes, encoders)
-    readers = encoders * (cfg.decode_slots or cfg.readers)
-    if cfg.decode_slots:  # on any node, next to the encoders
+    readers = encoders * cfg.readers
+    if cfg.decode_cpus:  # on any node, next to the encoders
         spare = max(1, target.nodes * target.cpus - encoders)
-        decoders = min(readers * (cfg.decode_threads or 1), spare)
+        decoders = min(readers, spare)
     seconds = {
         "decode": images * found["decode_s"] / decoders,
         "read": images * found["waited_s"] / readers,

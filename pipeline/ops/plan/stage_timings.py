@@ -126,9 +126,9 @@ def measure(sections: Sections, sampled: list[Sampled], images: int, root: str) 
 def _embed(cfg: embed_settings.Config, shards: list[Shard], paths: layout.RunPaths) -> Facts:
     """One encoder over the sampled shards, as an actor of the run does it."""
     began, cores = CLOCK(), os.cpu_count() or 1
-    embedder = embed_worker.Embedder(replace(cfg, decode_slots=0), paths, cores)  # no Ray to ask
+    embedder = embed_worker.Embedder(replace(cfg, decode_cpus=0), paths, cores)  # no Ray to ask
     load_s, began, own = CLOCK() - began, CLOCK(), time.process_time()
-    with ThreadPoolExecutor(cfg.readers) as pool:
+    with ThreadPoolExecutor(embed_settings.READERS) as pool:
         rows = list(pool.map(embedder, [{"shard": json.dumps(asdict(s))} for s in shards]))
     embed_s, embed_cpu_s = CLOCK() - began, time.process_time() - own
     if errors := [row["error"] for row in rows if row["error"]]:

@@ -75,11 +75,11 @@ def test_on_gpus_the_slower_of_decoding_and_encoding_decides():
     assert (found.bound, found.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 40))
 
 
-def test_cpus_of_all_nodes_decode_where_slots_say_so():
+def test_cpus_of_all_nodes_decode_where_decode_cpus_say_so():
     target = Target(10, 11, 1, 2500.0)
-    slots = stages(10**6, 1000, target, "embed.decode_slots=8")["embed"]
+    slots = stages(10**6, 1000, target, "embed.decode_cpus=8")["embed"]
     assert (slots.bound, slots.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 80))
-    few = stages(10**6, 1000, target, "embed.decode_slots=99")["embed"]
+    few = stages(10**6, 1000, target, "embed.decode_cpus=99")["embed"]
     assert few.work_s == pytest.approx(10**6 * 0.01 / (110 - 10)), "no more than there are"
 
 

@@ -1,0 +1,65 @@
+"""The screenshots of README: docs/pictures/report.png and search.png.
+
+    python -m tools.make_screenshots demo-run ['a red heart']
+
+Takes the root of a finished run; `make demo` makes one. Builds its search index and serves it for
+the second picture. Needs the extra dev, and chromium or google-chrome on PATH.
+"""
+
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+WIDTH, HEIGHT = 1280, 800  # pixels
+COLORS = 256
+LARGEST = 300_000  # bytes of a picture
+RATECLUSTER = [sys.executable, "-m", "pipeline"]
+
+
+@contextmanager
+def serve(root: str) -> Iterator[str]:
+    """The URL of `ratecluster serve` on a free port."""
+    subprocess.run([*RATECLUSTER, "index", "--root", root], check=True)
+    command = [*RATECLUSTER, "serve", "--root", root, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        try:
+            yield server.stdout.readline().split()[0]
+        finally:
+            server.terminate()
+
+
+def save(page: Page, name: str) -> None:
+    """Save what the page shows as a PNG with a palette, which is a third of the size."""
+    page.wait_for_timeout(1500)  # milliseconds: charts move into place
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    path = PICTURES / f"{name}.png"
+    image.quantize(COLORS).save(path, optimize=True)
+    size = path.stat().st_size
+    print(f"{path}: {size:,} bytes")
+    assert size <= LARGEST, f"{path} is larger than {LARGEST:,} bytes"
+
+
+def main(root: str, query: str = "a red heart") -> None:
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright, serve(root) as site:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        page.goto((Path(root).absolute() / "report" / "index.html").as_uri())
+        save(page, "report")
+        page.goto(f"{site}text?{urlencode({'q': query})}")
+        save(page, "search")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
