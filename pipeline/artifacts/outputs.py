@@ -36,8 +36,8 @@ def upstream(paths: "RunPaths", last: str) -> Manifests:
             )
         if found and manifest["upstream"] != before:
             raise UserError(
-                f"{paths.root}: what {name} was made from has been made again since; run "
-                f"`ratecluster {command}` again first"
+                f"{paths.root}: the input of {name} has changed since; run `ratecluster {command}` "
+                "again first"
             )
         found[name], before = manifest, manifest["fingerprint"]
         if name == last:

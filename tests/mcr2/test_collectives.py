@@ -34,7 +34,7 @@ def unit(rows, seed):
 
 
 def network_of(cfg):
-    """Off its start, where the residual is nought and most gradients with it."""
+    """Off its start, where the residual is zero and most gradients with it."""
     network = loop.new_network(cfg, unit(SAMPLES, 0), unit(WORDS, 1), 10.0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -155,8 +155,8 @@ def test_a_failure_of_one_worker_is_a_failure_of_all_and_rescued_once(tmp_path, 
         assert said == "" and found["rescued"] and found["step"] == CFG.steps
         assert [row["step"] for row in found["history"]] == list(range(CFG.steps))
         assert found["learning_rates"] == [pytest.approx(CFG.learning_rate / 10)]
-    assert [look["step"] for look in facts["looks"]] == [0, 10, 12]
-    assert [look["step"] for look in others["looks"]] == [0, 10, 12]
+    assert [found["step"] for found in facts["looks"]] == [0, 10, 12]
+    assert [found["step"] for found in others["looks"]] == [0, 10, 12]
     for name, tensor in left.items():
         assert name.startswith("kept.") or torch.equal(tensor, right[name]), name
 

@@ -1,4 +1,4 @@
-"""The validator: high where clusters follow the neighbours, nought where they do not."""
+"""The validator: high if clusters follow the neighbours, zero if they do not."""
 
 import math
 
@@ -37,17 +37,17 @@ def started(x):
         (320, {0, 10, 20, 40, 80, 160, 320}),
     ],
 )
-def test_looks_are_twice_as_far_apart_each_time_with_the_first_and_the_last(steps, expected):
+def test_validations_are_twice_as_far_apart_each_time_with_the_first_and_the_last(steps, expected):
     assert validation_steps(steps) == expected
 
 
-def test_a_look_at_separated_blobs_tells_at_least_which_blob():
+def test_the_score_of_separated_blobs_is_at_least_the_information_of_the_blob():
     x = blobs()
     found = Validator.of(started(x), x, 0).score(started(x))
     assert math.log(4) - 1e-6 <= found <= math.log(8)  # of 8 clusters, 12 would fit
 
 
-def test_a_look_at_clusters_that_ignore_the_neighbours_is_near_nought():
+def test_the_score_of_clusters_that_ignore_the_neighbours_is_near_zero():
     x = blobs()
     network = started(x)
     neighbours = Validator.of(network, x, 0).neighbours
@@ -58,7 +58,7 @@ def test_a_look_at_clusters_that_ignore_the_neighbours_is_near_nought():
     assert Validator.of(started(x), x, 0).score(network) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_better_network_is_told_from_a_worse():
+def test_a_better_network_scores_more_than_a_worse():
     x = blobs()
     network, worse = started(x), started(x)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_neighbours_are_those_of_the_views():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_look_leaves_the_network_as_it_was(training):
+def test_a_validation_leaves_the_network_as_it_was(training):
     x = blobs()
     network = started(x).train(training)
     before = {name: t.clone() for name, t in network.state_dict().items()}
@@ -90,7 +90,7 @@ def test_a_look_leaves_the_network_as_it_was(training):
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
-def test_no_more_than_so_many_samples_are_looked_at(monkeypatch):
+def test_no_more_than_so_many_samples_are_used(monkeypatch):
     monkeypatch.setattr(model_selection, "SAMPLES", 50)
     x = blobs()
     network = started(x)
@@ -102,7 +102,7 @@ def test_no_more_than_so_many_samples_are_looked_at(monkeypatch):
 
 @pytest.mark.parametrize("samples", [2, 3, 21, 30])
 @pytest.mark.parametrize("alike", [False, True])
-def test_few_samples_can_be_looked_at(samples, alike):
+def test_few_samples_can_be_validated(samples, alike):
     x = blobs()[:1].repeat(samples, 1) if alike else blobs()[:samples]
     found = Validator.of(started(x), x, 0).score(started(x))
     assert 0 <= found <= math.log(2) + 1e-6

@@ -145,7 +145,7 @@ def test_smoothing_draws_neighbours_together_and_centres():
     assert within(rows) < within(Z.double().numpy()) / 2
 
 
-def test_smoothing_of_equal_rows_is_nought():
+def test_smoothing_of_equal_rows_is_zero():
     Z = torch.eye(3)[0].repeat(12, 1)
     np.testing.assert_array_equal(spectral.smooth(Z, spectral.affinity(Z, 4, 0.1)), 0)
 

@@ -121,7 +121,7 @@ def test_choose_takes_the_smallest_k_that_is_as_good_as_the_fewest_bits():
 
 
 @pytest.mark.parametrize(("k_min", "k_max", "best"), [(2, 4, 4), (6, 7, 6), (1, 1, 1), (2, 99, 5)])
-def test_choose_looks_between_k_min_and_k_max_only(k_min, k_max, best):
+def test_choose_searches_between_k_min_and_k_max_only(k_min, k_max, best):
     choice = choose_k.choose_from_curve(
         CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max)
     )
@@ -129,7 +129,7 @@ def test_choose_looks_between_k_min_and_k_max_only(k_min, k_max, best):
     assert k_min <= choice.k == choice.flat_from <= best <= choice.flat_to <= k_max
 
 
-def test_a_given_k_overrides_and_the_best_is_still_told():
+def test_a_given_k_overrides_and_the_best_is_still_reported():
     choice = choose_k.choose_from_curve(CURVE, shaken(CURVE), replace(CFG, k=2))
     assert (choice.k, choice.k_best) == (2, 5)
 
@@ -353,7 +353,7 @@ def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("results", range(8))  # 4 chunks in each of two passes
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(
     selected, fresh, monkeypatch, results
 ):
     with monkeypatch.context() as patch:

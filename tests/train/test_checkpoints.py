@@ -34,7 +34,7 @@ def paths(tmp_path):
     return layout.RunPaths(str(tmp_path))
 
 
-def test_what_is_saved_comes_back_weights_moments_looks_and_history(paths):
+def test_what_is_saved_comes_back_weights_moments_validations_and_history(paths):
     saved = state(7)
     saved.record_validation(0.25)
     step_once(saved)
@@ -89,7 +89,7 @@ def test_a_copy_from_before_the_first_step_has_no_moments():
 @pytest.mark.parametrize(
     ("informations", "best"), [([0.1, 0.3, 0.2], 1), ([0.3, 0.3, 0.1], 0), ([0.0, 0.0, 0.1], 2)]
 )
-def test_the_best_is_of_the_first_of_the_best_looks(informations, best):
+def test_the_best_is_of_the_first_of_the_best_validations(informations, best):
     s = state()
     seen = []
     for information in informations:
@@ -98,7 +98,7 @@ def test_the_best_is_of_the_first_of_the_best_looks(informations, best):
         assert s.validated()
         seen.append({name: t.clone() for name, t in s.network.state_dict().items()})
         step_once(s)
-    assert [look["step"] for look in s.validations] == [0, 1, 2]
+    assert [found["step"] for found in s.validations] == [0, 1, 2]
     found = s.best().state_dict()
     assert all(torch.equal(found[name], seen[best][name]) for name in found)
     assert not torch.equal(seen[best]["project.weight"], seen[best - 1]["project.weight"])

@@ -1,4 +1,4 @@
-"""Training: the order of samples, looks, rescues, restarts that change nothing, many workers."""
+"""Training: order of samples, validations, rescues, restarts that change nothing, workers."""
 
 import json
 import math
@@ -41,7 +41,7 @@ TOY = train_settings.Config(
     max_samples=1000,
     landmarks=50,
     seed=0,
-)  # looks at 0, 10, 12
+)  # validated at 0, 10, 12
 
 
 def toy(each=25):
@@ -220,7 +220,7 @@ def sharing_worker(rank, size, store, out):
 
 
 def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypatch):
-    (seen, history, looks), (other, _, _) = spawn(
+    (seen, history, validations), (other, _, _) = spawn(
         sharing_worker, 2, tmp_path, monkeypatch=monkeypatch
     )
     monkeypatch.setattr(train_settings, "SEEN", 50)
@@ -232,7 +232,9 @@ def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypa
     for name in ("loss", "expansion", "compression", "gradient_norm"):
         two, one = ([row[name] for row in rows] for rows in (history, state.history))
         np.testing.assert_allclose(two, one, rtol=1e-3)
-    assert [look["step"] for look in looks] == [look["step"] for look in state.validations]
+    assert [found["step"] for found in validations] == [
+        found["step"] for found in state.validations
+    ]
 
 
 def test_sampled_columns_are_distinct_and_change_from_step_to_step():
@@ -254,7 +256,7 @@ def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
     assert sorted(shares.topk(4).indices.tolist()) == [1, 3, 5, 6]
 
 
-def test_no_more_words_than_asked_keep_all_and_the_samples_looked_at_are_limited(monkeypatch):
+def test_no_more_words_than_asked_keep_all_and_the_samples_used_are_limited(monkeypatch):
     x, words = toy(), torch.eye(12)
     for limit in (7, 8):
         network = loop.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
@@ -328,7 +330,7 @@ def test_the_first_step_is_of_the_network_at_its_start():
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, [0]), (7, [0, 7]), (25, [0, 10, 20, 25])])
-def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
+def test_validations_are_the_scores_of_the_validator_and_the_best_network_is_kept(steps, expected):
     cfg, x = replace(TOY, steps=steps), toy()
     state = start(cfg, x)
     validator = Validator.of(state.network, x, cfg.seed)
@@ -344,25 +346,25 @@ def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
     assert all(torch.equal(found[name], weights[best][name]) for name in found)
 
 
-def test_the_first_of_equal_looks_is_kept(monkeypatch):
-    told = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr(Validator, "score", lambda validator, network: next(told))
+def test_the_first_of_equal_validations_is_kept(monkeypatch):
+    scores = iter([0.2, 0.5, 0.5, 0.1])
+    monkeypatch.setattr(Validator, "score", lambda validator, network: next(scores))
     cfg, x = replace(TOY, steps=25), toy()
     state = start(cfg, x)
     *_, ten = (state.snapshot()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
-    told = iter([0.2, 0.5, 0.5, 0.1])
+    scores = iter([0.2, 0.5, 0.5, 0.1])
     state = finish(cfg, x, start(cfg, x))
-    assert [look["information"] for look in state.validations] == [0.2, 0.5, 0.5, 0.1]
+    assert [found["information"] for found in state.validations] == [0.2, 0.5, 0.5, 0.1]
     found = state.best().state_dict()
     assert all(torch.equal(found[name], ten[f"network.{name}"]) for name in found)
 
 
 @pytest.mark.parametrize("stop", [1, 9, 10, 11, 12])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
-    """Looks are at 10 and 12, the last; a checkpoint at one of these is from before the look."""
+def test_a_stopped_training_resumes_bit_for_bit(tmp_path, stop):
+    """Steps 10 and 12, the last, are validated after their checkpoint is written."""
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
-    assert [look["step"] for look in whole.validations] == [0, 10, 12]
+    assert [found["step"] for found in whole.validations] == [0, 10, 12]
     paths = layout.RunPaths(str(tmp_path))
     for state in islice(loop.fit(TOY, x, start(TOY, x), ALONE), stop):
         Checkpoints(paths, "abc").save(state)
@@ -372,7 +374,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
     assert_same(finish(TOY, x, again), whole)
 
 
-def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, monkeypatch):
+def test_a_training_stopped_right_after_a_validation_does_not_repeat_it(tmp_path, monkeypatch):
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
     paths = layout.RunPaths(str(tmp_path))
@@ -419,34 +421,36 @@ def poisoned(cfg, x, state, steps):
 
 
 def rescued_at(cfg, x, step):
-    """What a rescue at a look must come to: that state, with a smaller step."""
+    """The result of a rescue: the state at that validation, with a smaller learning rate."""
     state = start(cfg, x)
     fitting = loop.fit(cfg, x, state, ALONE)
-    list(islice(fitting, step + 1))  # past the look
-    at_look = start(cfg, x)
-    for _ in islice(loop.fit(cfg, x, at_look, ALONE), step):
+    list(islice(fitting, step + 1))  # past the validation
+    validated = start(cfg, x)
+    for _ in islice(loop.fit(cfg, x, validated, ALONE), step):
         pass
     if step:
-        at_look.record_validation(state.validations[-1]["information"])
-    at_look.slow_down(loop.SMALLER)
-    return finish(cfg, x, at_look)
+        validated.record_validation(state.validations[-1]["information"])
+    validated.slow_down(loop.SMALLER)
+    return finish(cfg, x, validated)
 
 
-@pytest.mark.parametrize(("poison", "look"), [(1, 0), (9, 0), (11, 10)])
-def test_the_first_failure_goes_back_to_the_last_look_with_a_smaller_step(poison, look, caplog):
+@pytest.mark.parametrize(("poison", "resumed"), [(1, 0), (9, 0), (11, 10)])
+def test_the_first_failure_goes_back_to_the_last_validation_with_a_smaller_step(
+    poison, resumed, caplog
+):
     x = toy()
     found = poisoned(TOY, x, start(TOY, x), [poison])
     assert found.rescued and found.step == 12
     assert [row["step"] for row in found.history] == list(range(12))
     assert all(math.isfinite(v) for row in found.history for v in row.values())
-    assert_same(found, rescued_at(TOY, x, look))
+    assert_same(found, rescued_at(TOY, x, resumed))
     assert not torch.equal(
         found.network.project.weight, finish(TOY, x, start(TOY, x)).network.project.weight
     )
     (said,) = caplog.messages
     assert said == (
         f"train: step {poison}: the loss is not finite, condition number nan; "
-        f"resuming from step {look} with learning rate 0.002"
+        f"resuming from step {resumed} with learning rate 0.002"
     )
 
 
@@ -569,7 +573,7 @@ def test_run_leaves_network_history_and_landmarks(trained):
     assert without_speed(history.to_pylist()) == without_speed(expected.history)
     network, facts = read_network(paths)
     assert manifest["looks"] == facts["looks"] == expected.validations
-    best = max(expected.validations, key=lambda look: (look["information"], -look["step"]))
+    best = max(expected.validations, key=lambda found: (found["information"], -found["step"]))
     assert (manifest["steps"], manifest["kept_step"]) == (12, best["step"])
     kept = expected.best().state_dict()
     assert all(torch.equal(kept[name], t) for name, t in network.state_dict().items())
@@ -632,7 +636,7 @@ def test_two_workers_give_the_history_of_one(trained, unfinished):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_after_a_kill_the_rerun_goes_on_from_the_checkpoint(trained, unfinished):
+def test_after_a_kill_the_rerun_resumes_from_the_checkpoint(trained, unfinished):
     """The folder as a driver killed after step 8 leaves it: a checkpoint and no manifest."""
     finished, row_of = trained
     x = torch.from_numpy(np.stack(list(row_of.values())))
