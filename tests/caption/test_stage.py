@@ -67,14 +67,14 @@ def test_the_table_has_the_chosen_with_their_shares_and_sources():
     assert [r["source"] for r in rows] == ["vocabulary", "alt text"]
 
 
-def test_words_are_counted_from_texts_and_never_from_json(paths):
+def test_words_are_counted_from_captions_and_from_no_other_field_of_the_json(paths):
     counts = caption.count_ngrams(STEMS, paths, 3)
     words = [set(counter) - {""} for counter in counts]
     assert words[0] == {"ein", "großer", "hund", "ein großer", "großer hund", "ein großer hund",
-                        "dog"}  # fmt: skip
+                        "dog", "json", "says", "json says"}  # fmt: skip
     assert words[1] == {"red", "blue", "car", "red car", "blue car"}
     assert words[2] == set()
-    assert [counter[""] for counter in counts] == [2, 2, 0]
+    assert [counter[""] for counter in counts] == [3, 2, 0]
 
 
 @pytest.mark.parametrize(
