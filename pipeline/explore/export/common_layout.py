@@ -64,7 +64,7 @@ def finished(paths: layout.RunPaths) -> ExportedRun:
     labels = paths.labels.manifest()
     if labels["upstream"] != made["captions"]["fingerprint"]:
         raise UserError(
-            f"{paths.root}: what labels were made from has been made again since; run "
+            f"{paths.root}: the input of the labels has changed since; run "
             "`ratecluster write` again first"
         )
     embedded = made["embeddings"]
