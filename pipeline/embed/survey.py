@@ -61,14 +61,11 @@ def plan(
     elif reason := refusal(cfg, found, paths):
         raise UserError(reason)
     if found.changed:
-        log.info(
-            "embed: %d shards changed after they were embedded and are embedded again",
-            len(found.changed),
-        )
+        log.info("embed: %d shards have changed: embedded again", len(found.changed))
     if found.unlisted:
         log.warning(
-            "embed: %d parts belong to shards that are not listed now, the first %s: they are kept, "
-            "and later stages ignore them",
+            "embed: %d parts belong to shards that are not listed now, the first %s: they are "
+            "kept, and later stages ignore them",
             *(len(found.unlisted), found.unlisted[0]),
         )
     return found.done, found.todo
@@ -97,20 +94,18 @@ def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
 
 def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:
     """Why days of work may not be thrown away by what may be a mistyped command; "" if none is."""
-    remedy = (
-        "restore those settings, choose another --root, or pass --overwrite to embed them again"
-    )
+    remedy = "restore those settings, choose another --root, or pass --overwrite"
     if found.other:
         before = next(iter(found.other.values())).get("config", {})
         what = config.differences("embed", before, cfg) or "those of another version"
         return (
-            f"{paths.embeddings.url} holds {len(found.other)} parts that were made with other settings ({what}): "
-            f"{remedy}"
+            f"{paths.embeddings.url} holds {len(found.other)} parts that were made with other "
+            f"settings ({what}): {remedy}"
         )
     if found.foreign:
         shard = found.foreign[0]
         return (
-            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards that have the "
-            f"same names ({shard.url} is not the shard they were made from): {remedy}"
+            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards that have "
+            f"the same names ({shard.url} is not the shard they were made from): {remedy}"
         )
     return ""

@@ -358,7 +358,9 @@ def test_parts_of_another_collection_are_not_overwritten(tiny_shards, tmp_path, 
     shards = list_shards(str(tiny_shards))
     _, paths = embed_alone(shards, tmp_path, encoder)
     namesake = [replace(shards[0], url="/elsewhere/00000.tar", size=1)]
-    with pytest.raises(UserError, match=r"/elsewhere/00000.tar is not the 00000 .*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"/elsewhere/00000.tar is not the shard they were made from.*--overwrite"
+    ):
         survey.plan(CFG, namesake, paths)
     moved = [replace(shard, url=f"/moved/{shard.stem}.tar") for shard in shards]
     done, todo = survey.plan(CFG, moved, paths)

@@ -78,7 +78,7 @@ def test_a_changed_setting_is_named_and_what_follows_is_made_again(rows, run, ti
     changed = reruns(found)
     assert list(changed) == ["caption", "write", "evaluate", "report"]
     assert changed["caption"] == "all of it: caption.alt_texts was 20, is 0"
-    assert changed["write"] == "all of it: what it reads has changed"
+    assert changed["write"] == "all of it: its input has changed"
 
 
 @pytest.mark.ray
