@@ -265,8 +265,8 @@ const report = (() => {
     });
   };
 
-  const looks = () => {
-    const { step, information, kept } = given.looks;
+  const validations = () => {
+    const { step, information, kept } = given.validations;
     return base({
       tooltip: { trigger: "axis", formatter: series(["information"], "step") },
       xAxis: axis({ name: "step", max: "dataMax", axisLabel: { formatter: (v) => number(v) } }),
@@ -316,7 +316,7 @@ const report = (() => {
   // -- drawing ------------------------------------------------------------------------------
 
   const options = {
-    curve, tree, map, training, looks, confusion, confidence,
+    curve, tree, map, training, validations, confusion, confidence,
     "heat-before": heat("before"), "heat-after": heat("after"),
     "spectra-before": spectra("before"), "spectra-after": spectra("after"),
   };

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import layout
 from pipeline.report import geometry
-from pipeline.report.run_data import Row, RunData
+from pipeline.report.run_data import Facts, RunData
 from pipeline.store import tables
 
 POINTS = 400  # of a line; more are thinned out
@@ -73,7 +73,7 @@ def coding_length(run: RunData, curve: pa.Table) -> Chart:
     }
 
 
-def tree(run: RunData, merges: pa.Table, clusters: list[Row]) -> Chart:
+def tree(run: RunData, merges: pa.Table, clusters: list[Facts]) -> Chart:
     """The merges of the chosen clusters (TREE), and what each union takes.
 
     The codes of a union are those of its two parts, less what was saved, less what its name saves:
@@ -104,7 +104,7 @@ def tree(run: RunData, merges: pa.Table, clusters: list[Row]) -> Chart:
     }
 
 
-def cluster_map(vectors: pa.Table, clusters: list[Row]) -> Chart:
+def cluster_map(vectors: pa.Table, clusters: list[Facts]) -> Chart:
     """Places of the clusters in two dimensions, by number of cluster."""
     table, cluster_of = tables.to_matrix(vectors["vector"]), vectors["cluster_id"].to_numpy()
     places, share = geometry.plane(geometry.similarity(table, cluster_of))
@@ -155,7 +155,7 @@ def heat(kept: geometry.Landmarks) -> Chart:
     }
 
 
-def spectra(kept: geometry.Landmarks, clusters: list[Row]) -> Chart:
+def spectra(kept: geometry.Landmarks, clusters: list[Facts]) -> Chart:
     """Normalised singular values of landmarks, overall and per cluster, before and after."""
     names = {str(row["id"]): row["caption"] or "(no caption)" for row in clusters}
     found = {
@@ -208,8 +208,8 @@ def training(history: pa.Table) -> Chart:
     }
 
 
-def looks(run: RunData) -> Chart:
-    """Neighbour information of every look at the network; the best is the one that was kept."""
+def validations(run: RunData) -> Chart:
+    """Neighbour information at every validation of the network, which kept the best one."""
     made, kept = run.trained["looks"], run.trained["kept_step"]
     return {
         "title": "Which network was kept",

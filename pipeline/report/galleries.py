@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 from pipeline.artifacts import layout
-from pipeline.report.run_data import Row, RunData
+from pipeline.report.run_data import Facts, RunData
 from pipeline.report.settings import Config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
@@ -29,7 +29,7 @@ def folder(paths: layout.RunPaths) -> Folder:
 
 
 def add(
-    rows: list[Row], run: RunData, cfg: Config, paths: layout.RunPaths
+    rows: list[Facts], run: RunData, cfg: Config, paths: layout.RunPaths
 ) -> tuple[int, list[str]]:
     """Give the first rows their `galleries`; returns how many pictures are missing, the strips.
 
@@ -68,7 +68,7 @@ def _uri(webp: bytes) -> str:
     return thumbnails.data_uri("image/webp", webp)
 
 
-def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
+def _add_members(shown: list[Facts], cfg: Config, paths: layout.RunPaths) -> None:
     """The `members` of each row, and the `galleries` that they are in, by kind.
 
     What is typical is not shown again at the edges, as it would be in small clusters.
@@ -80,7 +80,7 @@ def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
             "run `ratecluster select-k` and what follows it again"
         )
     table = table.sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
-    ranked: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    ranked: dict[tuple[int, str], list[Facts]] = defaultdict(list)
     for member in table.to_pylist():
         ranked[member["cluster_id"], member["kind"]].append(member)
     for row in shown:

@@ -19,7 +19,7 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 REJECTS = 100  # rejected samples listed, and damaged shards
 
-Row = dict[str, Any]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class RunData:
     """What the page is made of. A run may be reported before it is written and evaluated."""
 
     root: str
-    embedded: Row  # manifests, of the stages in their order
-    trained: Row
-    clustered: Row
-    captioned: Row
-    written: Row | None
-    evaluation: Row | None
+    embedded: Facts  # manifests, of the stages in their order
+    trained: Facts
+    clustered: Facts
+    captioned: Facts
+    written: Facts | None
+    evaluation: Facts | None
 
     @property
     def manifests(self) -> outputs.Manifests:
@@ -62,7 +62,7 @@ def collect(paths: layout.RunPaths) -> RunData:
     return RunData(paths.root, embedded, trained, clustered, captioned, written, evaluation)
 
 
-def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
+def stages(run: RunData, paths: layout.RunPaths) -> list[Facts]:
     """Of every finished stage its manifest, name, how much it did, and how fast.
 
     Samples per second are the stage's own, or samples over seconds; those of train are the median
@@ -81,9 +81,9 @@ def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
     return rows
 
 
-def rejected(run: RunData, paths: layout.RunPaths) -> list[Row]:
+def rejected(run: RunData, paths: layout.RunPaths) -> list[Facts]:
     """The first REJECTS rejected samples of the run, in the order of the shards."""
-    rows: list[Row] = []
+    rows: list[Facts] = []
     for shard in run.embedded["shards"]:
         if len(rows) < REJECTS and shard["rejected"]:
             table = tables.read(paths.rejects.file(f"{shard['shard']['stem']}.parquet"))
@@ -92,13 +92,13 @@ def rejected(run: RunData, paths: layout.RunPaths) -> list[Row]:
     return rows
 
 
-def clusters(run: RunData, paths: layout.RunPaths) -> list[Row]:
+def clusters(run: RunData, paths: layout.RunPaths) -> list[Facts]:
     """What is known of each cluster, largest first: size, captions, tightness, neighbours, truth.
 
     Neighbours are known once the run is written, the true class once it is evaluated.
     """
     sizes = run.clustered["sizes"]
-    rows: list[Row] = [{"id": c, "size": size, "captions": []} for c, size in enumerate(sizes)]
+    rows: list[Facts] = [{"id": c, "size": size, "captions": []} for c, size in enumerate(sizes)]
     for caption in tables.read(paths.captions.file("captions.parquet")).to_pylist():
         rows[caption["cluster_id"]]["captions"].append(caption)
     for row, bits in zip(rows, run.clustered["cluster_bits"], strict=True):

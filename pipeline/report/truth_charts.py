@@ -1,10 +1,10 @@
 """Charts of the clusters beside true classes, from evaluation.json."""
 
 from pipeline.report.figures import Chart
-from pipeline.report.run_data import Row
+from pipeline.report.run_data import Facts
 
 
-def confusion(evaluation: Row, clusters: list[Row]) -> Chart:
+def confusion(evaluation: Facts, clusters: list[Facts]) -> Chart:
     """Classes against clusters."""
     found = evaluation["confusion"]
     names = {row["id"]: row["caption"] or "(no caption)" for row in clusters}
@@ -25,7 +25,7 @@ def confusion(evaluation: Row, clusters: list[Row]) -> Chart:
     }
 
 
-def confidence(evaluation: Row) -> Chart:
+def confidence(evaluation: Facts) -> Chart:
     """Accuracy by confidence."""
     tenths = evaluation["by_confidence"]
     first, last = (f"{100 * tenths[i]['right']:.0f} %" for i in (0, -1))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
+from pipeline.report import settings
 from pipeline.report import stage as report
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -50,8 +51,8 @@ def paths(tmp_path):
     return fake_run.build(tmp_path)
 
 
-def made(paths, **settings) -> str:
-    return Path(report.run(report.Config(**settings), paths)["page"]).read_text(encoding="utf-8")
+def made(paths, **config) -> str:
+    return Path(report.run(report.Config(**config), paths)["page"]).read_text(encoding="utf-8")
 
 
 def pictures(page: Page) -> list[str]:
@@ -141,16 +142,18 @@ def test_thumbnails_are_small_pictures_of_the_members(paths):
     assert red > 150 > max(green, blue)  # the last section is that of the smallest cluster
 
 
-def test_gallery_and_max_clusters_limit_what_is_shown(paths):
-    page = Page(made(paths, gallery=2, edges=0, max_clusters=1))
+def test_gallery_and_max_clusters_limit_what_is_shown(paths, monkeypatch):
+    monkeypatch.setattr(settings, "EDGES", 0)
+    page = Page(made(paths, gallery=2, max_clusters=1))
     assert len(pictures(page)) == 1 + 2
     assert {"cluster-2"} == {i for i in page.ids if i and i.startswith("cluster-")}
     assert "#cluster-0" not in page.all("a", "href")
-    assert len(pictures(Page(made(paths, gallery=0, edges=0)))) == 0
+    assert len(pictures(Page(made(paths, gallery=0)))) == 0
 
 
-def test_kinds_of_members_are_apart(paths):
-    page = Page(made(paths, gallery=2, edges=2))
+def test_kinds_of_members_are_apart(paths, monkeypatch):
+    monkeypatch.setattr(settings, "EDGES", 2)
+    page = Page(made(paths, gallery=2))
     kinds = ("Typical nearest to", "Borderline nearly in", "Odd farthest from")
     assert [page.text.count(kind) for kind in kinds] == [3, 3, 3]
     names = re.findall(r"\d+/key\d+", page.text)
@@ -251,10 +254,10 @@ def test_same_inputs_same_bytes_and_done_is_done(paths, caplog):
 
 
 def test_wrong_settings_are_refused():
-    wrong = ({"gallery": -1}, {"edges": -1}, {"max_clusters": -1}, {"thumbnail": 0})
-    for settings in (*wrong, {"thumbnail": 257}):
+    wrong = ({"gallery": -1}, {"max_clusters": -1}, {"thumbnail": 0})
+    for config in (*wrong, {"thumbnail": 257}):
         with pytest.raises(UserError, match=r"report\."):
-            report.Config(**settings)
+            report.Config(**config)
 
 
 def test_contrast_of_text_and_of_marks_is_that_of_wcag_aa():

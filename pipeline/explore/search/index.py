@@ -39,6 +39,7 @@ MOST_GROUPS = 64  # of parts, each a task and a file: a list is read in as many 
 MOST_LISTS = 1 << 14  # training holds PER_LIST times as many vectors: 1.3 GB of 512 dimensions
 PER_LIST = 40  # training samples; FAISS warns below 39
 LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
+CODE_BYTES = 64  # of a compressed vector
 BATCH_ROWS = 1 << 14  # added at once
 SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index is made from
 
@@ -107,7 +108,7 @@ def empty(cfg: Config, samples: int, x: np.ndarray) -> Any:
         half = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, 1, half, product, False)
     else:
-        codes = min(cfg.code_bytes, dim)
+        codes = min(CODE_BYTES, dim)
         width = -(-dim // codes) * codes
         index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, count, codes, 8, product)
         index.cp.spherical = True

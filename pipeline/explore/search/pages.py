@@ -5,18 +5,20 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.explore.search.search import Hit
+from pipeline.runtime import templates
 from pipeline.runtime.reject_reasons import printable
 from pipeline.vision import thumbnails
 
 LONGEST = 120  # characters of a text in a table
 SIDE = 192  # pixels of a thumbnail's longer side
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("site", "query", "alert", "note", "hits", "clusters", "number", "last")
+)  # values of page.html that a page may lack
 
 
 def text(hits: Sequence[Hit]) -> str:
@@ -52,19 +54,7 @@ def pictured(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None
     return list(zip(hits, found, strict=True))
 
 
-def page(title: str, **facts: Any) -> str:
-    """The page of a search; whatever is put into it is escaped, and unseen characters are spelt."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
+def page(title: str, **values: Any) -> str:
+    """The page of a search. Every value is escaped, and invisible characters are written out."""
     template = resources.files("pipeline.explore.search").joinpath("page.html").read_text("utf-8")
-    return environment.from_string(template).render(title=title, **facts)
-
-
-def _visible(value: Any) -> Any:
-    plain = isinstance(value, str) and not isinstance(value, Markup)
-    return printable(value) if plain else value
+    return templates.environment().from_string(template).render({"title": title} | NOTHING | values)

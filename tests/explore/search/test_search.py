@@ -76,7 +76,7 @@ def test_the_table_names_samples_and_the_strip_shows_them(asked, tmp_path):
     page = Page(strip.read_text(encoding="utf-8"))
     assert len([s for s in page.all("img", "src") if s.startswith("data:image/webp;")]) == 30
     assert not [tag for tag, _ in page.tags if tag in ("script", "form", "a")]
-    assert fake_run.SCRIPT in page.text and r"\u202ereversed\x1b[31m" in page.text
+    assert fake_run.SCRIPT in page.text and "⟨U+202E⟩reversed⟨U+001B⟩[31m" in page.text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", strip.read_text("utf-8"))
 
 

@@ -122,7 +122,7 @@ def test_a_cluster_shows_its_typical_members_and_hostile_captions_as_text(reques
     assert "9 samples; the most typical" in page.text and len(shown(text)) == 9
     assert fake_run.SCRIPT in page.text and "<script" not in text
     _, _, text = request_("GET", "/cluster/2")
-    assert r"blue\u202e thing\x1b[2J" in Page(text).text and "\u202e" not in text
+    assert "blue⟨U+202E⟩ thing⟨U+001B⟩[2J" in Page(text).text and "\u202e" not in text
 
 
 @pytest.mark.parametrize(
