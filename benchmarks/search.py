@@ -118,7 +118,7 @@ def indexed(
     size = sum(file.stat().st_size for file in folder.iterdir())
     search = Search(paths, [Space.CLIP])
     inner = search.indices[Space.CLIP]
-    found, whole = timed(lambda q: search.ranked(q, Space.CLIP, TOP)[0], queries)
+    found, whole = timed(lambda q: search.rank(q, Space.CLIP, TOP)[0], queries)
     raw, alone = timed(lambda q: inner.candidates(q, TOP), queries)
     name = "flat" if made["lists"] == 1 else f"IVF-PQ, {made['lists']:,} lists"
     recalls = f"{recall(found, true):.3f} | {recall(raw, true):.3f}"

@@ -1,4 +1,4 @@
-"""What a search has found: for a terminal, as JSON, as a page; its texts are the web's."""
+"""Search results as a table for a terminal, as JSON, and as a page. Their texts are untrusted."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +22,10 @@ NOTHING: dict[str, Any] = dict.fromkeys(
 
 
 def text(hits: Sequence[Hit]) -> str:
-    """A table as wide as the terminal; nothing in it steers that or is taken for markup."""
+    """A table as wide as the terminal, without control characters or markup from the texts."""
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    table.add_column("sample", overflow="fold", no_wrap=True)  # the others give way to it
+    table.add_column("sample", overflow="fold", no_wrap=True)  # the other columns shrink first
     table.add_column("cluster", overflow="fold")
     table.add_column("alt text", overflow="fold")
     for hit in hits:
@@ -39,7 +39,7 @@ def text(hits: Sequence[Hit]) -> str:
 
 
 def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """For a script, best first."""
+    """Results as JSON values, best first."""
     rows = []
     for hit in hits:
         url, offset, size = hit.place
@@ -48,8 +48,8 @@ def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     return rows
 
 
-def pictured(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:
-    """Each with its thumbnail as a data: URI; None where the picture cannot be read any more."""
+def with_thumbnails(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:
+    """Each result with its thumbnail as a data: URI; None if the image is no longer readable."""
     found = thumbnails.thumbnails([hit.place for hit in hits], max_pixels, SIDE)
     return list(zip(hits, found, strict=True))
 

@@ -128,10 +128,10 @@ def test_spilled_rows_come_back_by_cluster(tmp_path):
 
 
 def test_packed():
-    assert shuffle.packed([3, 3, 3, 9, 1], 6) == [
+    assert shuffle.pack([3, 3, 3, 9, 1], 6) == [
         range(0, 2),
         range(2, 3),
         range(3, 4),
         range(4, 5),
     ]
-    assert shuffle.packed([0, 0, 1], 6) == [range(0, 3)]
+    assert shuffle.pack([0, 0, 1], 6) == [range(0, 3)]

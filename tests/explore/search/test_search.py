@@ -103,7 +103,7 @@ def test_a_sample_without_a_text_takes_its_jsons_caption(searchable):
         (("--text", "  "), "the text is empty"),
         (("--text", "a dog", "--space", "z"), "look for texts in --space clip"),
         (("--image", "nowhere.png"), "nowhere.png cannot be read: No such file"),
-        (("--text", "a", "--cluster", "3"), "no cluster 3: they are 0 to 2"),
+        (("--text", "a", "--cluster", "3"), "no cluster 3; give 0 to 2"),
         (("--text", "a", "--top", "0"), "--top"),
         (("--text", "a", "--space", "pixels"), "--space"),
     ],
@@ -116,7 +116,7 @@ def test_mistakes_are_told(asked, arguments, said):
 def test_a_bad_picture_is_told(asked, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"<script>alert(1)</script>")
     code, _, err = asked("--image", "bad.png")
-    assert code == 2 and "the picture cannot be used: not_an_image" in err
+    assert code == 2 and "the image cannot be used: not_an_image" in err
 
 
 def test_a_run_without_captions_is_told(searchable, tmp_path):
