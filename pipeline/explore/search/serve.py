@@ -76,9 +76,7 @@ class Site:
                 response = self._page("The request failed", 400, alert=str(error))
             except Exception:
                 log.exception("serve: %s %r failed", request.method, request.path)
-                response = self._page(
-                    "The server failed", 500, alert="see the terminal"
-                )
+                response = self._page("The server failed", 500, alert="see the terminal")
             response.headers.update(HEADERS)
             return response
 
@@ -178,9 +176,7 @@ def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]
         search, hosts = Search(paths, spaces), loopback_names(host)
         assert search.encoder  # loads it before the first request
         if hosts is None:
-            log.warning(
-                "serve: anyone who reaches %s sees the images; there is no password", host
-            )
+            log.warning("serve: anyone who reaches %s sees the images; there is no password", host)
         shown = f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{opened.getsockname()[1]}/")
         web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)
