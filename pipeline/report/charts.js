@@ -1,8 +1,8 @@
 /* The charts of the page, by Apache ECharts, from the JSON that the page holds.
  *
- * Everything that names a cluster comes from the web: it is put into the page as text (tooltips are
- * elements, never strings of HTML) or drawn on a canvas. Colours are those of page.css, asked for
- * anew when the theme changes. A chart is made when it comes near the window.
+ * Names of clusters are untrusted: they are inserted as text (tooltips are elements, never strings
+ * of HTML) or drawn on a canvas. Colours come from page.css, and are read again when the theme
+ * changes. A chart is drawn when it comes near the window.
  */
 "use strict";
 
@@ -96,7 +96,7 @@ const report = (() => {
     const { ks, bits, low, high, k: chosen, flat_from, flat_to } = given.curve;
     const saving = bits[0] - Math.min(...bits);
     const floor = Math.min(...low) - 0.05 * saving;
-    // beyond what one cluster costs the curve is of no interest
+    // values above those of one cluster are cut off
     const ceiling = Math.min(Math.max(...bits, ...high), bits[0] + 0.1 * saving) + 0.02 * saving;
     const at = ks.indexOf(chosen);
     const ticks = powers(ks[ks.length - 1]);
@@ -113,7 +113,7 @@ const report = (() => {
         line("bits", zip(bits), css("accent"), {
           z: 3,
           markArea: { silent: true, itemStyle: { color: css("green"), opacity: 0.13 }, label: { color: css("green"), position: "insideTop", fontSize: 12 },
-            data: [[{ name: `as good: ${flat_from}${flat_to > flat_from ? ` to ${flat_to}` : ""}`, xAxis: flat_from }, { xAxis: flat_to }]] },
+            data: [[{ name: `equally good: ${flat_from}${flat_to > flat_from ? ` to ${flat_to}` : ""}`, xAxis: flat_from }, { xAxis: flat_to }]] },
           markPoint: at < 0 ? undefined : { symbol: "circle", symbolSize: 12, itemStyle: { color: css("warm") }, label: { show: true, position: "top", distance: 8, color: css("warm"), fontWeight: 600, formatter: `k = ${chosen}` },
             data: [{ coord: [chosen, bits[at]] }] },
         }),
@@ -180,7 +180,7 @@ const report = (() => {
             return { coords, merge: [left, kept, merged, lost], lineStyle: left >= cut ? { color: color(own), width: 1.8, opacity: 1 } : { color: css("control"), width: 1, opacity: 0.75 } };
           }),
           tooltip: { formatter: ({ data: { merge: [left, kept, merged, lost] } }) =>
-            tip(`${clusters[kept].name} + ${clusters[merged].name}`, `joined at ${plural(left, "cluster")}`, `${number(lost)} bits lost`) },
+            tip(`${clusters[kept].name} + ${clusters[merged].name}`, `merged at ${plural(left, "cluster")}`, `${number(lost)} bits lost`) },
         },
         {
           type: "scatter", animation: false, z: 4, clip: true,
@@ -278,7 +278,7 @@ const report = (() => {
     });
   };
 
-  // -- beside true classes ------------------------------------------------------------------
+  // -- true classes ------------------------------------------------------------------
 
   const confusion = () => {
     const { classes, clusters: shown, counts } = given.confusion;
@@ -304,7 +304,7 @@ const report = (() => {
     return base({
       legend: legend(bars),
       tooltip: { trigger: "axis", formatter: ([{ dataIndex: i }]) => tip(`tenth ${i + 1}`, plural(tenths[i].samples, "sample"), `right: ${number(100 * tenths[i].right, 1)} %`, `mean confidence: ${number(100 * tenths[i].confidence, 1)} %`) },
-      xAxis: axis({ type: "category", name: "tenths of the samples, least sure first", data: tenths.map((_, i) => i + 1) }),
+      xAxis: axis({ type: "category", name: "tenths of the samples, least confident first", data: tenths.map((_, i) => i + 1) }),
       yAxis: upright("%", { min: 0, max: 100 }),
       series: [
         { name: bars[0], type: "bar", data: tenths.map((tenth) => 100 * tenth.right), itemStyle: { color: css("accent"), borderRadius: [3, 3, 0, 0] }, barCategoryGap: "28%" },

@@ -1,16 +1,14 @@
-"""Command report: everything a run has found, as one page that needs no network.
+"""Command report: show the results of a run on one page that makes no network requests.
 
 reads   all manifests; clusters/, captions/captions.parquet, network/{history, sample}.parquet,
-        rejects/{stem}.parquet of shards that have any, the input shards (bytes of the pictures
-        shown); clusters.parquet and evaluation.json if they are there
+        rejects/{stem}.parquet, the input shards (bytes of the images shown); clusters.parquet and
+        evaluation.json if they exist
 writes  report/index.html
-        report/galleries/{cluster_id}.webp   pictures that would make the page too large
+        report/galleries/{cluster_id}.webp   images that would make the page too large
         report/manifest.json
 
-Captions, alt texts, keys and file names come from the web: the template escapes them, scripts get
-them as JSON and put them into the page as text, and `visible` shows what would otherwise act on the
-text around it. The page's policy lets no script run but its own. Core: `context`, `render`. Shell:
-`run`.
+Captions, alt texts, keys and file names are untrusted. The template escapes them, scripts insert
+them as text, and the page's content security policy allows only its own scripts.
 """
 
 import base64
@@ -57,7 +55,7 @@ def charts(run: RunData, clusters: list[Facts], paths: layout.RunPaths) -> dict[
 
 
 def data(run: RunData, clusters: list[Facts], drawn: dict[str, figures.Chart]) -> Facts:
-    """What the scripts of the page work on."""
+    """The data that the scripts of the page read."""
     by_id = sorted(clusters, key=lambda row: row["id"])
     return {
         "samples": run.clustered["samples"],
@@ -75,7 +73,7 @@ def data(run: RunData, clusters: list[Facts], drawn: dict[str, figures.Chart]) -
 
 
 def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, Facts]:
-    """All that the template shows, and what the manifest says of it."""
+    """The values of the template, and facts for the manifest."""
     clusters = run_data.clusters(run, paths)
     missing, strips = galleries.add(clusters, run, cfg, paths)
     drawn = charts(run, clusters, paths)
@@ -96,7 +94,7 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, F
 
 
 def as_json(value: Any) -> Markup:
-    """JSON for an element of a page, which no text in it can end."""
+    """JSON for an element of a page; no text in it can close the element."""
     text = json.dumps(templates.visible(value), separators=(",", ":"), allow_nan=False)
     return Markup(re.sub("[<>&]", lambda match: f"\\u{ord(match.group()):04x}", text))
 
@@ -107,12 +105,12 @@ def counted(count: int, what: str) -> str:
 
 
 def digest(text: str) -> str:
-    """What a content security policy knows an inline script or style by."""
+    """The hash of an inline script or style, as content security policies write it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def render(context: Facts) -> str:
-    """The page; everything put into it is escaped."""
+    """The HTML of the page; all values are escaped."""
     environment = templates.environment()
     environment.filters |= {
         "percent": lambda value: f"{100 * value:.1f}\u00a0%",
@@ -135,9 +133,9 @@ def text(made: dict[str, Any]) -> str:
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Make the page unless it is there; returns its manifest and the page's URL, as `page`.
+    """Write the page unless it is up to date; returns its manifest and its URL, as `page`.
 
-    Pictures that could not be read before are tried again.
+    A page with missing images is written again.
     """
     url, started = paths.report.file("index.html"), time.monotonic()
     made = collect(paths)
