@@ -125,9 +125,9 @@ const report = (() => {
 
   // -- tree and map -------------------------------------------------------------------------
 
-  /** Where every merge is drawn: [x and y of its two parts, its own x and y], and the leaves' order. */
+  /** The points of every merge, [x, y] of its two parts and of itself, and the order of the leaves. */
   const shape = (() => {
-    const children = new Map(); // cluster -> the merges that it kept, in order
+    const children = new Map(); // cluster -> its merges, in order
     for (const merge of given.tree) children.set(merge[1], [...(children.get(merge[1]) || []), merge]);
     const order = [];
     const walk = (top) => { // without recursion: a chain may be as deep as there are clusters
@@ -149,7 +149,7 @@ const report = (() => {
     return { order, lines };
   })();
 
-  /** Leaves whose names have room in the part of the tree that is seen. */
+  /** Leaves whose names fit into the visible part of the tree. */
   const leaves = () => {
     const chart = drawn.get("tree");
     const { start = 0, end = 100 } = chart.getOption()?.dataZoom?.[0] ?? {};
@@ -161,7 +161,7 @@ const report = (() => {
     const inside = new Map(); // a cluster -> its group at the cut
     for (const group of groups) for (const id of group.ids) inside.set(id, group);
     const position = new Map(shape.order.map((leaf, y) => [leaf, y]));
-    const middle = new Map(shape.order.map((leaf, y) => [leaf, y])); // of what each cluster is in at the cut
+    const middle = new Map(shape.order.map((leaf, y) => [leaf, y])); // y of the group of each cluster at the cut
     given.tree.forEach(([left, kept], i) => { if (left >= cut) middle.set(kept, (shape.lines[i][1][1] + shape.lines[i][2][1]) / 2); });
     const narrow = document.getElementById("plot-tree").clientWidth < 500;
     return base({
@@ -370,7 +370,7 @@ const report = (() => {
 
   return {
     data, number, plural,
-    /** Show these groups of clusters, the cut of the tree at `at`. */
+    /** Show these groups of clusters, from the cut of the tree at `at`. */
     show(found, at) {
       groups = found;
       cut = at;
