@@ -116,7 +116,7 @@ def recall(parts: int, root: str) -> str:
     planted = {sample_id for pair in pairs for sample_id in pair[1:]}
     lines = []
     for threshold in (t for t in similarity.THRESHOLDS if COSINES[0] <= t):
-        over = [pair for pair in pairs if pair[0] > threshold + 1e-3]  # float16 changes cosines a little
+        over = [pair for pair in pairs if pair[0] > threshold + 1e-3]  # of float16
         got = sum(any(found.get(i, 0) > threshold for i in pair[1:]) for pair in over)
         other = sum(s > threshold for i, s in found.items() if i not in planted)
         lines.append(

@@ -36,10 +36,6 @@ def _round(values: Any, digits: int = DIGITS) -> Any:
     return [None if v is None or math.isnan(v) else round(float(v), digits) for v in values]
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> Chart:
-    return {"head": head, "rows": rows}
-
-
 def coding_length(run: RunData, curve: pa.Table) -> Chart:
     """Bits per sample for every k (CURVE), the chosen k, and the flat region."""
     chosen, samples = run.clustered, max(1, run.clustered["samples"])
@@ -57,10 +53,10 @@ def coding_length(run: RunData, curve: pa.Table) -> Chart:
         "alt": f"Bits per sample for 1 to {len(k):,} clusters, with a band of 90 % of the "
         f"resamples. Chosen: {chosen['k']:,} clusters, {bits[min(chosen['k'], len(k)) - 1]:.1f} "
         f"bits per sample; one cluster takes {bits[0]:.1f}.",
-        "table": _table(
-            ["Clusters", "Bits per sample", "5 % of resamples below", "95 % below"],
-            [[f"{k[i]:,}", *(f"{v[i]:.2f}" for v in (bits, low, high))] for i in listed],
-        ),
+        "table": {
+            "head": ["Clusters", "Bits per sample", "5 % of resamples below", "95 % below"],
+            "rows": [[f"{k[i]:,}", *(f"{v[i]:.2f}" for v in (bits, low, high))] for i in listed],
+        },
         "data": {
             **{name: chosen[name] for name in names},
             "ks": k[shown].tolist(),
@@ -96,7 +92,7 @@ def tree(run: RunData, merges: pa.Table, clusters: list[Facts]) -> Chart:
         "text": "Each step merges the two clusters that lose the fewest bits. The dashed line is "
         "the cut that the slider sets; each dot is one cluster at this cut.",
         "alt": f"Tree of {len(sizes):,} clusters, merged pair by pair until one is left.",
-        "table": _table(["Clusters left", "Cluster", "merged with", "Bits lost"], listed),
+        "table": {"head": ["Clusters left", "Cluster", "merged with", "Bits lost"], "rows": listed},
         "data": rows,
     }
 
@@ -144,10 +140,10 @@ def heat(kept: geometry.Landmarks) -> Chart:
         f"training: {words[0]}; after: {words[1]}. Clear blocks along the diagonal mean "
         "well separated clusters.",
         "alt": f"Heat map of the cosines between {len(rows):,} samples sorted by cluster",
-        "table": _table(
-            ["Mean |cosine|", "within a cluster", "between clusters"],
-            [["before training", *means[0]], ["after", *means[1]]],
-        ),
+        "table": {
+            "head": ["Mean |cosine|", "within a cluster", "between clusters"],
+            "rows": [["before training", *means[0]], ["after", *means[1]]],
+        },
         "data": data,
     }
 
@@ -169,16 +165,16 @@ def spectra(kept: geometry.Landmarks, clusters: list[Facts]) -> Chart:
         "text": "Relative to the largest; thick: all samples, thin: the largest clusters. Training "
         "should spread all samples over many directions, but each cluster over few.",
         "alt": "Normalised singular values of all samples and of the largest clusters",
-        "table": _table(
-            [
+        "table": {
+            "head": [
                 "Singular values of",
                 "≥ ½ of the largest, before",
                 "after",
                 "≥ a tenth, before",
                 "after",
             ],
-            rows,
-        ),
+            "rows": rows,
+        },
         "data": {
             when: {c: _round(values, 3) for c, values in lines.items()}
             for when, lines in found.items()
@@ -197,10 +193,10 @@ def training(history: pa.Table) -> Chart:
         "title": "Rates and loss",
         "text": "Training maximises R − R_c: the rate of all features minus that of the clusters.",
         "alt": f"Expansion, compression and loss over {history.num_rows:,} steps",
-        "table": _table(
-            ["Step", "R, nats", "R_c, nats", "Loss"],
-            [[f"{step[i]:,}", *(f"{columns[n][i]:.3f}" for n in names)] for i in listed],
-        ),
+        "table": {
+            "head": ["Step", "R, nats", "R_c, nats", "Loss"],
+            "rows": [[f"{step[i]:,}", *(f"{columns[n][i]:.3f}" for n in names)] for i in listed],
+        },
         "data": {"step": step.tolist(), **{n: _round(v) for n, v in columns.items()}},
     }
 
@@ -213,10 +209,10 @@ def validations(run: RunData) -> Chart:
         "text": f"The network of step {kept:,}: there the cluster of a sample says most about the "
         "clusters of its neighbours.",
         "alt": f"Neighbour information at {len(found)} steps",
-        "table": _table(
-            ["Step", "Neighbour information, nats"],
-            [[f"{one['step']:,}", f"{one['information']:.4f}"] for one in found],
-        ),
+        "table": {
+            "head": ["Step", "Neighbour information, nats"],
+            "rows": [[f"{one['step']:,}", f"{one['information']:.4f}"] for one in found],
+        },
         "data": {
             "kept": kept,
             "step": [one["step"] for one in found],

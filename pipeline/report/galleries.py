@@ -58,13 +58,11 @@ def add(
                 storage.write_bytes(folder(paths).file(name), strip)
                 strips.append(name)
             for tile, (member, image) in enumerate(zip(row["members"], own, strict=True)):
-                uri = image and (f"galleries/{name}" if name else _uri(image))
+                uri = image and (
+                    f"galleries/{name}" if name else thumbnails.data_uri("image/webp", image)
+                )
                 member |= {"picture": uri, "tile": tile if name else None}
     return reader.tell_missing(), strips
-
-
-def _uri(webp: bytes) -> str:
-    return thumbnails.data_uri("image/webp", webp)
 
 
 def _add_members(shown: list[Facts], cfg: Config, paths: layout.RunPaths) -> None:

@@ -94,10 +94,8 @@ def first_of_each(rows: pa.Table, order: list[tuple[str, str]], most: int) -> pa
     return rows.filter(pa.array(rank < most))
 
 
-def spill(
-    chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, cfg: Config, k: int
-) -> None:
-    """Write the candidates of some shards, sorted by cluster."""
+def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config) -> pa.Table:
+    """The candidates of some shards, at most cfg.most of each cluster."""
     found = []
     for stem in chunk.stems:
         embedded = ["embedding"] if cfg.how == "coding-rate" else []
@@ -107,7 +105,7 @@ def spill(
                 "hash", pa.array(hashes(rows["sample_id"].to_pylist(), cfg.seed))
             )
         found.append(first_of_each(rows, cfg.order, cfg.most))
-    shuffle.spill(url, first_of_each(pa.concat_tables(found), cfg.order, cfg.most), k, made_of)
+    return first_of_each(pa.concat_tables(found), cfg.order, cfg.most)
 
 
 def choose(
@@ -169,10 +167,10 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Choose samples, then list all others; returns the manifest of the second list."""
     made = outputs.upstream(paths, "clusters")
     sizes = made["clusters"]["sizes"]
-    candidates = [min(size, cfg.most) for size in sizes]
+    most = [min(size, cfg.most) for size in sizes]
     groups = [
         Chunk(number, [str(cluster) for cluster in clusters])
-        for number, clusters in enumerate(shuffle.pack(candidates, GROUP_ROWS))
+        for number, clusters in enumerate(shuffle.pack(most, GROUP_ROWS))
     ]
     chunks = lists.chunks(made)
     kept = lists.expected("balance-kept", cfg, made, len(groups), paths)
@@ -201,10 +199,8 @@ def _choose_all(
 ) -> None:
     """Write the candidates to a folder, choose from them, and delete them."""
     sizes, folder = made["clusters"]["sizes"], lists.folder(paths, "candidates")
-    chunks = shuffle.cut(lists.stems(made), shuffle.most_tasks(sum(sizes)))
-    progress.total += sum(len(chunk.stems) for chunk in chunks)
-    shared = (folder, kept.made_of, progress, paths, cfg, len(sizes))
-    spilled = shuffle.spill_all(spill, chunks, *shared)
+    given = (lists.stems(made), sizes, folder, kept.made_of, progress, paths, cfg)
+    spilled = shuffle.spill_all(candidates, *given)
     eps_sq = made["clusters"]["config"]["eps_sq"]
     lists.write(kept, groups, choose, progress, spilled, cfg, load_network(paths), eps_sq)
     folder.clear()

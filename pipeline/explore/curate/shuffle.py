@@ -40,7 +40,7 @@ def cut(stems: Sequence[str], most: int) -> list[Chunk]:
     return [Chunk(number, list(run)) for number, run in enumerate(tasks.chunks(stems, most))]
 
 
-def spill(url: str, rows: pa.Table, k: int, made_of: str) -> None:
+def write(url: str, rows: pa.Table, k: int, made_of: str) -> None:
     """Commit rows, sorted by their `cluster_id`."""
     clusters = rows["cluster_id"].to_numpy()
     counts = np.bincount(clusters, minlength=k).tolist()
@@ -71,19 +71,24 @@ class Spilled:
 
 
 def spill_all(
-    function: Callable[..., None],
-    chunks: list[Chunk],
+    function: Callable[..., pa.Table],
+    stems: Sequence[str],
+    sizes: Sequence[int],
     folder: Folder,
     made_of: str,
     progress: StageProgress,
     *shared: object,
 ) -> Spilled:
-    """Call `function(chunk, url, made_of, *shared)` for each chunk without a file."""
+    """Commit the missing files; `function(chunk, *shared)` returns the rows of one.
+
+    sizes (k,) is the number of samples of each cluster.
+    """
+    chunks = cut(stems, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
     names = [f"{PREFIX}{chunk.number:05d}" for chunk in chunks]
     there = _counts(folder, names, made_of)
     left = [chunk for chunk, name in zip(chunks, names, strict=True) if name not in there]
-    progress.advance(sum(len(c.stems) for c in chunks) - sum(len(c.stems) for c in left))
-    done = tasks.results(_spill_one, left, function, folder, made_of, *shared)
+    progress.total += sum(len(chunk.stems) for chunk in left)
+    done = tasks.results(_spill, left, function, folder, made_of, len(sizes), *shared)
     for chunk, _ in zip(left, done, strict=True):
         progress.advance(len(chunk.stems))
     there = _counts(folder, names, made_of)
@@ -91,25 +96,21 @@ def spill_all(
     return Spilled(urls, np.array([there[name] for name in names]))
 
 
-def _spill_one(
-    chunk: Chunk, function: Callable[..., None], folder: Folder, made_of: str, *shared: object
+def _spill(
+    chunk: Chunk,
+    function: Callable[..., pa.Table],
+    folder: Folder,
+    made_of: str,
+    k: int,
+    *shared: object,
 ) -> None:
-    function(chunk, folder.file(f"{PREFIX}{chunk.number:05d}.parquet"), made_of, *shared)
+    url = folder.file(f"{PREFIX}{chunk.number:05d}.parquet")
+    write(url, function(chunk, *shared), k, made_of)
 
 
 def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[int]]:
     facts = outputs.part_facts(folder, names)
     return {name: f["counts"] for name, f in facts.items() if f.get("made_of") == made_of}
-
-
-def forget(folder: Folder) -> None:
-    """Delete the files."""
-    folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
-
-
-def most_tasks(rows: int) -> int:
-    """How many tasks so many rows need."""
-    return math.ceil(rows / SPILL_ROWS) or 1
 
 
 def pack(sizes: Sequence[int], most: int) -> list[range]:

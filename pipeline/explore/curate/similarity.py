@@ -177,10 +177,9 @@ def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
     return rank[:n], rank[n:]
 
 
-def spill(chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, k: int) -> None:
-    """Write the rows of some shards, sorted by cluster."""
-    rows = lists.members(chunk, paths, ["cluster_id", "outlier_score"], ["embedding"])
-    shuffle.spill(url, rows, k, made_of)
+def members(chunk: Chunk, paths: layout.RunPaths) -> pa.Table:
+    """The rows of some shards: COLUMNS and `embedding`."""
+    return lists.members(chunk, paths, ["cluster_id", "outlier_score"], ["embedding"])
 
 
 def compare(unit: Unit, spilled: Spilled, folder: Folder, made_of: str) -> int:
@@ -219,13 +218,11 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
     spills = {name for name in target.names() if name.startswith(shuffle.PREFIX)}
     target.remove(target.names() - {f"{stem}.parquet" for stem in done} - spills)
     left = [unit for unit in todo if unit.name not in done]
-    chunks = shuffle.cut(lists.stems(made), shuffle.most_tasks(sum(sizes)))
-    parts = sum(len(chunk.stems) for chunk in chunks)
-    with StageProgress("similarity", parts + len(todo), "parts") as progress:
+    with StageProgress("similarity", len(todo), "parts") as progress:
         progress.advance(len(todo) - len(left))
         if left:
-            shared = (target, made_of, progress, paths, len(sizes))
-            spilled = shuffle.spill_all(spill, chunks, *shared)
+            given = (lists.stems(made), sizes, target, made_of, progress, paths)
+            spilled = shuffle.spill_all(members, *given)
             for rows in tasks.results(compare, left, spilled, target, made_of):
                 progress.advance(samples=rows)
     known = outputs.part_facts(target, want.parts(target))
@@ -244,6 +241,6 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
         removed=removed,
         seconds=round(progress.seconds, 2),
     )
-    shuffle.forget(target)
+    target.remove({name for name in target.names() if name.startswith(shuffle.PREFIX)})
     console.log_finished(log, "similarity", progress.seconds, f"{compared:,} samples")
     return target.manifest()
