@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DEMO := demo-run
 
 FUZZ_S := 300
+TORCH ?= auto
+COMMA := ,
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo docs test test-slow test-all test-gpu audit fuzz chaos format clean
@@ -13,14 +15,20 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-$(VENV)/.cpu: pyproject.toml
+# Installs torch first where a build of it is chosen: pip then finds its requirement satisfied.
+define install
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	torch="$$($(BIN)/python tools/choose_torch.py $(TORCH))" && \
+		{ test -z "$$torch" || $(BIN)/python -m pip install --quiet $$torch; }
+	$(BIN)/python -m pip install --quiet --editable '.[$(1)]'
+endef
+
+$(VENV)/.cpu: pyproject.toml
+	$(call install,cpu)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	$(call install,cpu$(COMMA)dev)
 	@touch $@ $(VENV)/.cpu
 
 demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the report
@@ -49,11 +57,7 @@ test-gpu: $(VENV)/.dev ## the tests that need a CUDA device, then embed compared
 audit: $(VENV)/.dev ## list the known vulnerabilities of the installed packages; needs pypi.org
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
-$(VENV)/.fuzz: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
-	@touch $@
-
-fuzz: $(VENV)/.fuzz ## search for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
+fuzz: $(VENV)/.dev ## search for bytes that break the reader or the decoder, FUZZ_S=300 seconds each
 	@mkdir -p .fuzz
 	for name in reader decoder texts; do $(BIN)/python -m tests.fuzz $$name .fuzz/$$name \
 		-artifact_prefix=.fuzz/$$name- -max_total_time=$(FUZZ_S) -max_len=20000 -timeout=20 \

@@ -84,14 +84,14 @@ class Ours:
 
     def choice(self) -> choose_k.Choice:
         """k as select_k chooses it."""
-        cfg = select_k_settings.fitted(
+        cfg = select_k_settings.fit_settings(
             select_k_settings.Config(seed=self.seed), len(self.z), *self.z.shape
         )
         with one_thread():
             leaves = choose_k.over_segment(self.z, cfg)
             labels = assignment.nearest(self.z, leaves)
             stats = coding_rate.statistics(self.z, labels, len(leaves))
-            return choose_k.chosen(self.z, leaves, stats, cfg)
+            return choose_k.choose_k(self.z, leaves, stats, cfg)
 
 
 def centred(x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:
 
 def worded(x: Tensor, words: Words, seed: int) -> Tensor:
     """[centred image; centred words]: what our network sees, untrained."""
-    cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
+    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x))
     return loop.new_network(cfg, x, words.table, words.scale).views(x.float())
 
 
@@ -144,7 +144,7 @@ def triple(scores: np.ndarray) -> str:
     return "/".join(f"{score:.1f}" for score in scores)
 
 
-def told(choice: choose_k.Choice) -> str:
+def describe(choice: choose_k.Choice) -> str:
     """A choice of k in words."""
     return (
         f"k chosen {choice.k}, flat {choice.flat_from} to {choice.flat_to}, fewest bits at "
@@ -186,7 +186,7 @@ def table(source: Source) -> None:
             ours = Ours.of(found.x, source.words, seed)
             choice = ours.choice()
             seconds = time.perf_counter() - started
-            print(f"  seed {seed}: {told(choice)}; trained and chosen in {seconds:.0f} s")
+            print(f"  seed {seed}: {describe(choice)}; trained and chosen in {seconds:.0f} s")
             chosen.append(choice.k)
             for label, row in rows.items():
                 one_seed(found.x, found.truth(label), ours, row)
@@ -283,7 +283,7 @@ def synthetic_case(case: tuple[int, int, int, float], seeds: int) -> None:
         x, truth = union(dimension, space, (SAMPLES,) * k, noise, seed)
         ours = Ours.of(x, Words(torch.zeros(0, space), 1.0), seed)
         choice = ours.choice()
-        print(f"  seed {seed}: {told(choice)}", flush=True)
+        print(f"  seed {seed}: {describe(choice)}", flush=True)
         chosen.append(choice.k)
         knn.append(knn_accuracy(x, truth))
         runs.append(synthetic_scores(x, truth, ours, choice.k))
@@ -319,7 +319,9 @@ def uneven(seed: int) -> None:
     x, truth = union(5, 64, UNEVEN, 0.25, seed)
     ours = Ours.of(x, Words(torch.zeros(0, 64), 1.0), seed)
     k = len(UNEVEN)
-    print(f"\n1000 : 1, noise 0.25, seed {seed}: recall of each subspace; {told(ours.choice())}")
+    print(
+        f"\n1000 : 1, noise 0.25, seed {seed}: recall of each subspace; {describe(ours.choice())}"
+    )
     print(f"    {'samples':20} {' '.join(f'{size:5}' for size in UNEVEN)}   mean")
     for name, found in (
         ("ours", ours.cut(k).cluster),

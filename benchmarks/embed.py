@@ -136,7 +136,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--decode-slots", type=int, default=0, help="as embed.decode_slots")
+    parser.add_argument("--decode-cpus", type=int, default=0, help="as embed.decode_cpus")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=2)
     return parser.parse_args()
@@ -152,8 +152,7 @@ def main() -> None:
         precision=options.precision,
         device=options.device,
         batch_size=options.batch_size,
-        threads=options.threads,
-        decode_slots=options.decode_slots,
+        decode_cpus=options.decode_cpus,
     )
     case = Case(shards, cfg, options.threads)
     encoder = load(case)

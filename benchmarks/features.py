@@ -71,7 +71,7 @@ class Source:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The product's words."""
-        return vocabulary.chosen((), MODEL)
+        return vocabulary.load_or_default((), MODEL)
 
     @cached_property
     def words(self) -> Words:

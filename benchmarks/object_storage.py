@@ -141,6 +141,7 @@ def embedded(
     encoder: clip.Encoder,
     cfg: embed_settings.Config,
     root: str,
+    readers: int = embed_settings.READERS,
 ) -> float:
     """Images/s of the stage's core, in threads as in an actor."""
     paths = layout.RunPaths(root)
@@ -148,7 +149,7 @@ def embedded(
     with (
         patch.object(storage, "open_read", opener),
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(os.cpu_count(),)) as one,
-        ThreadPoolExecutor(cfg.readers) as pool,
+        ThreadPoolExecutor(readers) as pool,
     ):
         facts = pool.map(
             lambda shard: encode_shard.embed_shard(
@@ -195,9 +196,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the tables."""
     options = arguments()
-    cfg = embed_settings.Config(
-        model=options.model, pretrained=options.pretrained, readers=options.readers
-    )
+    cfg = embed_settings.Config(model=options.model, pretrained=options.pretrained)
     encoder = clip.load(
         cfg.model, cfg.pretrained, device="cpu", precision="auto", threads=os.cpu_count()
     )
@@ -226,7 +225,9 @@ def main() -> None:
                     else:
                         place = here / "out" if way == "local" else "s3://bucket/out"
                         root = f"{place}/{number}-{way}"
-                        speeds[way] = embedded(shards, WAYS[way], encoder, cfg, root)
+                        speeds[way] = embedded(
+                            shards, WAYS[way], encoder, cfg, root, options.readers
+                        )
                     used[way] = server.cpu_s() - before
                 for way in WAYS:
                     ratios[way].append(speeds[way] / speeds["local"])

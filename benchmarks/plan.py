@@ -1,10 +1,10 @@
-"""What `ratecluster plan` says, and what `ratecluster run` then takes, side by side.
+"""What `ratecluster plan` estimates and what `ratecluster run` then takes, side by side.
 
     python -m benchmarks.plan --shards SHARDS [SHARDS ...] [--set SECTION.KEY=VALUE ...]
 
 Both on this machine, the one after the other. Wall time by stage is that of the manifests; report
-is the rest of the command's. Memory is the largest resident set of any process of a kind, looked at
-ten times a second. The constants of `pipeline/capacity.py` are fitted to the bundled emoji.
+is the rest of the command's. The constants of `pipeline/ops/plan/estimate.py` are fitted to the
+bundled emoji.
 """
 
 import argparse
@@ -14,28 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from pipeline.artifacts import layout
-
-EVERY_S = 0.1
-KINDS = {  # what Ray calls its processes -> as the plan does
-    "Embedder": "embed encoder",
-    "TrainWorker": "train trainer",
-    "count_ngrams": "caption task",
-    "votes": "caption task",
-    "write_shards": "write task",
-}
-FOLDERS = {
-    "embed": "embeddings",
-    "train": "network",
-    "select_k": "clusters",
-    "caption": "captions",
-    "write": "labels",
-}
+from pipeline.artifacts.stages import chain
 
 
 def command(*arguments: str) -> list[str]:
@@ -43,47 +25,15 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
 
 
-class Watch:
-    """Peak memory by kind of process, and processor seconds of all."""
-
-    def __init__(self, pid: int) -> None:
-        self.process, self.peaks = psutil.Process(pid), dict[str, int]()
-        self.spent: dict[psutil.Process, float] = {}
-        self.known: list[psutil.Process] = []
-
-    def look(self, number: int) -> None:
-        """Every so often new processes are looked for, too."""
-        if number % 10 == 0:
-            self.known = [self.process, *self.process.children(recursive=True)]
-        for each in self.known:
-            with suppress(psutil.Error, IndexError):
-                title = " ".join(each.cmdline()) if each is not self.process else "driver"
-                kind = next((k for part, k in KINDS.items() if part in title), None)
-                kind = "select_k driver" if title == "driver" else kind
-                if kind:
-                    self.peaks[kind] = max(self.peaks.get(kind, 0), each.memory_info().rss)
-                if number % 5 == 0:
-                    times = each.cpu_times()
-                    self.spent[each] = times.user + times.system
-
-
-def real(arguments: list[str], root: str) -> tuple[dict[str, float], Watch]:
-    """Run it; seconds by stage and of the whole."""
-    began, number = time.monotonic(), 0
-    with subprocess.Popen(
-        command("run", "--root", root, *arguments), stdout=subprocess.DEVNULL
-    ) as child:
-        watch = Watch(child.pid)
-        while child.poll() is None:
-            watch.look(number)
-            number += 1
-            time.sleep(EVERY_S)
-    if child.returncode:
-        raise SystemExit(f"run failed with {child.returncode}")
-    whole = time.monotonic() - began
-    paths = layout.RunPaths(root)
-    seconds = {stage: paths.folder(name).manifest()["seconds"] for stage, name in FOLDERS.items()}
-    return {**seconds, "report": whole - sum(seconds.values()), "whole": whole}, watch
+def real(arguments: list[str], root: str) -> dict[str, float]:
+    """Run it; wall seconds by stage and of the whole."""
+    began = time.monotonic()
+    subprocess.run(
+        command("run", "--root", root, *arguments), check=True, stdout=subprocess.DEVNULL
+    )
+    whole, paths = time.monotonic() - began, layout.RunPaths(root)
+    seconds = {stage.name: paths.folder(stage.folder).manifest()["seconds"] for stage in chain()}
+    return {**seconds, "report": whole - sum(seconds.values()), "whole": whole}
 
 
 def compare(name: str, planned: float, found: float, unit: str) -> None:
@@ -113,7 +63,7 @@ def main() -> None:
             flush=True,
         )
         with tempfile.TemporaryDirectory() as root:
-            seconds, watch = real(arguments, root)
+            seconds = real(arguments, root)
             folders = {f: layout.RunPaths(root).folder(f) for f in plan["bytes_out"]}
             sizes = {
                 name: sum(Path(folder.file(file)).stat().st_size for file in folder.names())
@@ -128,11 +78,6 @@ def main() -> None:
             compare(parts, planned, seconds[stage["stage"]], "s")
         compare("wall time, whole", plan["wall_s"], seconds["whole"], "s")
         compare("out", sum(plan["bytes_out"].values()) / 1e6, sum(sizes.values()) / 1e6, "MB")
-        for stage in plan["stages"]:
-            kind = f"{stage['stage']} {stage['process']['name']}" if stage["process"] else ""
-            if kind in watch.peaks:
-                compare(kind, stage["process"]["bytes"] / 1e9, watch.peaks[kind] / 1e9, "GB")
-        print(f"  processor seconds of the run: {sum(watch.spent.values()):.0f}", flush=True)
 
 
 if __name__ == "__main__":

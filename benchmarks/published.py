@@ -139,7 +139,7 @@ def our_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
 
 def trained(x: Tensor, words: Words, seed: int) -> State:
     """The product's training with its defaults on x (N, D) float16, after the last step."""
-    cfg = train_settings.fitted(train_settings.Config(seed=seed), len(x), x.shape[1])
+    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x))
     with one_thread():
         network = loop.new_network(cfg, x, words.table, words.scale)
         state = loop.new_state(cfg, network)

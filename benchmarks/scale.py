@@ -4,21 +4,22 @@
     python -m benchmarks.scale --only sample
     python -m benchmarks.scale --only manifest
 
-Each size is a run of its own below the folder, deleted when it is measured (10⁷: 9 GB). Where it
-was interrupted, the same command goes on with it; then seconds are those of the last piece. Its
-embeddings are made here: shards of 10,000, each with classes of its own, of a mixture of 1,000 on
-the sphere. `ratecluster train` and `ratecluster select-k` then run as processes with a local Ray,
-as a user starts them, with defaults but for `train.words=0`: words need the encoder, and their
-columns would double the time of both passes.
+Each size has its own run below the folder, which is deleted after the measurement (10⁷: 9 GB).
+After an interruption the same command resumes it; the seconds are then those of the last piece. The
+embeddings are made here: shards of 10,000, each with its own classes, from a mixture of 1,000
+classes on the sphere. `ratecluster train` and `ratecluster select-k` then run as processes with a
+local Ray, as for a user, with the default settings except `train.words=0`: words need the encoder,
+and their columns would double the time of both passes.
 
-The driver's memory is its resident set, and what of it is its own alone (not the object store's
-pages); the total is the sum of proportional set sizes of all processes, in which shared pages are
-counted once. Sampled twice a second.
+The driver's memory is its resident set, and the part of it that is not shared (without the pages of
+the object store). The total is the sum of the proportional set sizes of all processes, which counts
+shared pages once. It is sampled twice a second.
 
-`--only sample` makes nothing but classes: what is read for the training sample of 10⁷ embeddings,
-and how far its classes are from even, squared, as a multiple of a simple random sample's (1.0); in
-shards as above, and in the same shards sorted by class. `--only manifest`: what the driver holds
-of 100,000 shards, 10⁹ samples: the facts in the manifest and the plan of the sample.
+`--only sample` makes only classes. It prints how much is read for the training sample of 10⁷
+embeddings, and how far its classes are from even: squared, as a multiple of a simple random sample
+(1.0), for the shards above and for the same shards sorted by class. `--only manifest` prints the
+memory that the driver needs for 100,000 shards of 10⁹ samples: the manifest and the plan of the
+sample.
 """
 
 import argparse
@@ -48,23 +49,23 @@ DIM = 512
 PART_ROWS = 10_000
 CLASSES = 1000
 CLASSES_PER_SHARD = 100
-NOISE = 1.0  # length of what a sample has beside its class's direction
+NOISE = 1.0  # length of the noise added to the direction of a class
 STAGES = ("train", "select-k")
 SETTINGS = ("train.words=0",)
 
 
 def classes(shard: int) -> np.ndarray:
-    """Of each sample of a shard, which holds a tenth of them all."""
+    """The class of each sample of a shard, which has a tenth of all classes."""
     rng = np.random.default_rng((1, shard))
     return rng.choice(rng.choice(CLASSES, CLASSES_PER_SHARD, replace=False), PART_ROWS)
 
 
 def spread() -> None:
-    """Print how good a sample is had for how many bytes."""
+    """Print the quality of the sample and the bytes read for it."""
     shards = [classes(number) for number in range(10**7 // PART_ROWS)]
     listed = [{"shard": {"stem": str(i)}, "embedded": PART_ROWS} for i in range(len(shards))]
     share = np.bincount(np.concatenate(shards), minlength=CLASSES) / 10**7
-    most = train_settings.wanted_samples(train_settings.Config())
+    most = train_settings.samples_to_read(train_settings.Config())
     for overread in (1, 2, 4, 8):
         with patch.object(sampling, "OVERREAD", overread):
             plan = sampling.plan(listed, layout.RunPaths(""), most, 0)
@@ -73,7 +74,7 @@ def spread() -> None:
             counts = np.zeros(CLASSES)
             for index, block in enumerate(plan.blocks):
                 stem = block.url.rpartition("/")[2].removesuffix(".parquet")
-                drawn = of[int(stem)][block.start + plan.taken(index)]
+                drawn = of[int(stem)][block.start + plan.rows_taken(index)]
                 counts += np.bincount(drawn, minlength=CLASSES)
             expected = len(plan) * share
             effects.append(float(np.mean((counts - expected) ** 2 / (expected * (1 - share)))))
@@ -86,7 +87,7 @@ def spread() -> None:
 
 
 def manifest() -> None:
-    """Print the memory of what a driver knows of many shards, in a process of its own."""
+    """Print the memory that the driver needs for many shards, measured in another process."""
     shard = {"url": "s3://collection/00000.tar", "size": 10**9, "version": "0" * 32}
     same = {"samples": PART_ROWS, "embedded": PART_ROWS, "rejected": 0, "end": "complete"}
     with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(1, get_context("spawn")) as one:
@@ -96,11 +97,11 @@ def manifest() -> None:
 
 
 def known(root: str) -> str:
-    """Read the manifest, plan the sample; says what that took."""
+    """Read the manifest and plan the sample; returns memory and time as text."""
     paths = layout.RunPaths(root)
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     shards = paths.embeddings.manifest()["shards"]
-    plan = sampling.plan(shards, paths, train_settings.wanted_samples(train_settings.Config()), 0)
+    plan = sampling.plan(shards, paths, train_settings.samples_to_read(train_settings.Config()), 0)
     seconds, more = time.monotonic() - started, psutil.Process().memory_info().rss - before
     return (
         f"{len(shards):,} shards, the manifest and the plan of {len(plan):,} samples: "
@@ -131,7 +132,7 @@ def write_part(number: int, root: str) -> dict[str, object]:
 
 
 def embeddings(samples: int, root: str) -> None:
-    """A finished stage embed of so many samples, unless it is there."""
+    """Write the outputs of stage embed for so many samples, if they are not there."""
     if layout.RunPaths(root).embeddings.peek():
         return
     with ProcessPoolExecutor() as pool:

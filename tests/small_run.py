@@ -99,7 +99,7 @@ def _part(shard, paths: layout.RunPaths, vector: Callable[[str], np.ndarray]) ->
     table = pa.Table.from_pylist(assigned, schema=schemas.ASSIGNMENTS)
     tables.write(paths.assignments.file(name), table)
     counts = {"samples": len(samples), "embedded": len(rows), "rejected": len(rejects) - 1}
-    found = columns.kinds(sample.json_text() for sample in samples)
+    found = columns.survey(columns.kinds(sample.values) for sample in samples)[0]
     return {"shard": vars(shard), **counts, "end": "complete", "columns": found}
 
 

@@ -34,9 +34,7 @@ from tests.conftest import FEW_WORDS
 from tests.store.tars import oracle, read, tar_of
 
 ROOT = Path(__file__).parents[1]
-CFG = embed_settings.Config(
-    threads=1, decode_threads=2, max_image_pixels=10**6, max_reject_fraction=1.0
-)
+CFG = embed_settings.Config(max_image_pixels=10**6, max_reject_fraction=1.0)
 CODES = {reason.value for reason in Reason}
 pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's remarks on broken tags
 
@@ -144,7 +142,7 @@ def test_texts_and_json_stay_what_they_are(place, facts):
         assert found[f"caption-{name}"]["caption"] == want
     for name, (data, kept) in corpus.jsons().items():
         assert found[f"json-{name}"]["json"] == (data.decode() if kept else None), name
-    kinds = columns.kinds(row["json"] for row in found.values())
+    kinds = columns.survey(columns.kinds(columns.parse(row["json"])) for row in found.values())[0]
     assert max(map(len, kinds)) <= columns.MAX_NAME and "n" * 100_000 not in kinds
     assert len(set(schemas.label_names(kinds).values())) == len(kinds)
     schemas.labels_schema(kinds)
@@ -157,9 +155,9 @@ def test_nothing_is_unpickled_and_nothing_made_outside_the_root(place, facts):
     assert not (place.parent / "canary").exists() and not (place.parent / "y.jpg").exists()
 
 
-def test_the_same_bytes_again_with_other_threads(place, facts, encoder, tmp_path):
-    cfg = embed_settings.Config(**{**asdict(CFG), "decode_threads": 5})
-    embedded(place, tmp_path, encoder, cfg)
+def test_the_same_bytes_again_with_other_threads(place, facts, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    embedded(place, tmp_path, encoder)
     for path in (place / "run").rglob("*.parquet"):
         assert (tmp_path / path.relative_to(place / "run")).read_bytes() == path.read_bytes()
 

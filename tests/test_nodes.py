@@ -20,7 +20,6 @@ SETTINGS = {
     **rivers.SETTINGS,
     "embed.batch_size": 2,
     "embed.actors": 2,
-    "embed.readers": 1,
     "train.words": 0,
     "train.steps": 100,
 }

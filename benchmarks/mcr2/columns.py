@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 from benchmarks.features import encoded
 from benchmarks.mcr2 import losses
 from benchmarks.mcr2.measuring import alternating, line, mixture, title
-from pipeline import assets
 from pipeline.mcr2.network import Network
 
 DRAWS, BATCHES = 60, 12
@@ -26,8 +25,8 @@ NUMBERS = (16, 32, 64, 128, 256, 512)
 
 def emoji() -> Tensor:
     """pico-clip's embeddings of the bundled emoji, (N, 256)."""
-    (folder,) = assets.__path__
-    found = encoded(str(Path(folder) / "noto-emoji"))
+    folder = Path(__file__).parents[2] / "examples" / "noto-emoji"
+    found = encoded(str(folder))
     return torch.from_numpy(np.concatenate([x for x, _ in found])).float()
 
 

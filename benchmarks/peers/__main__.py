@@ -47,7 +47,7 @@ from benchmarks.peers.contenders import PEERS, Contender, Task, ours
 from benchmarks.whole_run import memory
 
 EVERY_S = 1  # summing up the pages of all processes costs their time, too
-EMOJI = str(materials.PICO.parent / "noto-emoji")
+EMOJI = str(Path(__file__).parents[2] / "examples" / "noto-emoji")
 CASES = ("photos", "small", "small-vit")
 OURS = ours("ratecluster, fp32", precision="fp32")
 CONTENDERS = [*PEERS, OURS, ours("ratecluster, auto")]

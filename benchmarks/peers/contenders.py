@@ -50,15 +50,13 @@ class Contender:
 
 
 def ours(name: str, **settings: Any) -> Contender:
-    """The project's own stage, by its command line."""
+    """The project's own stage, by its command line. It uses all cores, whatever `task.threads`."""
 
     def command(task: Task, out: Path) -> list[str]:
         said = {
             "model": task.model.name,
             "pretrained": task.model.weights,
             "batch_size": task.batch_size,
-            "threads": task.threads,
-            "decode_threads": task.threads,
             **settings,
         }
         sets = [word for key, value in said.items() for word in ("--set", f"embed.{key}={value}")]

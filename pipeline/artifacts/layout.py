@@ -1,4 +1,4 @@
-"""The folders of a run."""
+"""The folders and files of a run."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,92 +7,63 @@ from pipeline.store.storage import Folder
 
 
 class Space(str, Enum):
-    """Where samples are compared."""
+    """The space in which samples are compared: CLIP embeddings, or the features z."""
 
     CLIP = "clip"
     Z = "z"
 
 
+class _Below:
+    """A folder directly below the root of a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, paths: "RunPaths", owner: type) -> Folder:
+        return paths.folder(self.name)
+
+
 @dataclass(frozen=True)
 class RunPaths:
-    """All the folders of one run, below one root."""
+    """The folders and files of one run, below one root."""
 
-    root: str
+    root: str  # URL or path
 
-    def folder(self, name: str) -> Folder:
-        """A folder directly below the root."""
-        return Folder(f"{self.root.rstrip('/')}/{name}")
+    embeddings = _Below("embeddings")  # embed: a part per shard
+    rejects = _Below("rejects")  # embed: the unreadable samples, a part per shard
+    network = _Below("network")  # train
+    clusters = _Below("clusters")  # select_k: the clusters
+    assignments = _Below("assignments")  # select_k: the cluster of each sample, a part per shard
+    captions = _Below("captions")  # caption
+    exclude = _Below("exclude")  # write: the excluded samples, a part per shard that has any
+    labels = _Below("labels")  # write: the result for users, a part per shard
+    labeled = _Below("labeled")  # write: the input shards with labels added
+    report = _Below("report")  # report
 
     @property
     def top(self) -> Folder:
         """The root itself."""
         return Folder(self.root.rstrip("/"))
 
-    @property
-    def embeddings(self) -> Folder:
-        """Stage embed: one part per shard."""
-        return self.folder("embeddings")
-
-    @property
-    def rejects(self) -> Folder:
-        """Stage embed: the unreadable samples, one part per shard."""
-        return self.folder("rejects")
-
-    @property
-    def network(self) -> Folder:
-        """Stage train."""
-        return self.folder("network")
-
-    @property
-    def clusters(self) -> Folder:
-        """Stage select_k: what the clusters are."""
-        return self.folder("clusters")
-
-    @property
-    def assignments(self) -> Folder:
-        """Stage select_k: which sample is in which, one part per shard."""
-        return self.folder("assignments")
-
-    @property
-    def captions(self) -> Folder:
-        """Stage caption."""
-        return self.folder("captions")
-
-    @property
-    def exclude(self) -> Folder:
-        """Stage write: the samples that are left out, one part per shard that has any."""
-        return self.folder("exclude")
-
-    @property
-    def labels(self) -> Folder:
-        """Stage write: what users read, one part per shard."""
-        return self.folder("labels")
-
-    @property
-    def labeled(self) -> Folder:
-        """Stage write: the input shards again, with labels."""
-        return self.folder("labeled")
-
-    @property
-    def report(self) -> Folder:
-        """Stage report."""
-        return self.folder("report")
+    def folder(self, name: str) -> Folder:
+        """A folder directly below the root."""
+        return Folder(self.top.file(name))
 
     def index(self, space: str) -> Folder:
-        """Command index: for searching, in one space."""
+        """The search index of one space."""
         return self.folder(f"index/{space}")
 
     @property
     def clusters_table(self) -> str:
-        """One row per cluster."""
-        return f"{self.root.rstrip('/')}/clusters.parquet"
+        """URL of clusters.parquet, one row per cluster."""
+        return self.top.file("clusters.parquet")
 
     @property
     def run_json(self) -> str:
-        """What made this run."""
-        return f"{self.root.rstrip('/')}/run.json"
+        """URL of run.json: versions, settings, counts and fingerprints of the run."""
+        return self.top.file("run.json")
 
     @property
     def evaluation_json(self) -> str:
-        """Written by evaluate."""
-        return f"{self.root.rstrip('/')}/evaluation.json"
+        """URL of evaluation.json."""
+        return self.top.file("evaluation.json")

@@ -1,4 +1,4 @@
-"""Manifests: what a stage left, what it should leave, and what it was made from."""
+"""Manifests: the outputs that a stage has left, and those that it is expected to leave."""
 
 import logging
 import platform
@@ -23,8 +23,7 @@ Manifests = dict[str, dict[str, Any]]  # folder name -> manifest
 def upstream(paths: "RunPaths", last: str) -> Manifests:
     """The manifests of the folders up to `last`, each made from the one before.
 
-    UserError, naming the command to run, where one is not there or was made from something that
-    has been made again since.
+    UserError with the command to run, if a stage has not finished or its input was replaced since.
     """
     found: Manifests = {}
     before = ""
@@ -37,8 +36,8 @@ def upstream(paths: "RunPaths", last: str) -> Manifests:
             )
         if found and manifest["upstream"] != before:
             raise UserError(
-                f"{paths.root}: what {name} was made from has been made again since; run "
-                f"`ratecluster {command}` again first"
+                f"{paths.root}: the input of {name} has changed since; run `ratecluster {command}` "
+                "again first"
             )
         found[name], before = manifest, manifest["fingerprint"]
         if name == last:
@@ -48,7 +47,7 @@ def upstream(paths: "RunPaths", last: str) -> Manifests:
 
 @dataclass(frozen=True)
 class ExpectedOutputs:
-    """What a stage is to leave: `made_of` is its fingerprint, `files` are all of its files."""
+    """The outputs that a stage should leave: all `files`, with the fingerprint `made_of`."""
 
     stage: str
     folder: Folder
@@ -58,9 +57,9 @@ class ExpectedOutputs:
     manifest: str = MANIFEST
 
     def compare(self) -> tuple[dict[str, Any] | None, str]:
-        """The manifest that is there, and why it is not the one wanted: "" where it is.
+        """The manifest on disk, and the reason why it is not the expected one, "" if it is.
 
-        Whatever made it; None, and no reason, where the stage has not finished.
+        (None, "") if the stage has not finished.
         """
         manifest = self.folder.peek(self.manifest)
         if manifest is None:
@@ -69,23 +68,23 @@ class ExpectedOutputs:
             missing = [f.file(n) for f, names in self.files.items() for n in set(names) - f.names()]
             return manifest, f"{len(missing)} files are missing: {min(missing)}" if missing else ""
         made_with = manifest.get("config", {})
-        told = made_with and self.cfg is not None  # what has no settings is made of its inputs
-        differs = config.differences(self.stage, made_with, self.cfg) if told else ""
-        return manifest, differs or "what it reads has changed"
+        known = made_with and self.cfg is not None  # some outputs depend on no settings
+        differs = config.differences(self.stage, made_with, self.cfg) if known else ""
+        return manifest, differs or "its input has changed"
 
     def if_done(self) -> dict[str, Any] | None:
-        """The manifest of a stage that is done as wanted; else None, and why is logged."""
+        """The manifest if the stage is done as expected; else None, and the reason is logged."""
         manifest, reason = self.compare()
         if reason:
-            log.info("%s: made again, %s", self.stage, reason)
+            log.info("%s: runs again: %s", self.stage, reason)
         elif manifest:
             console.log_already_done(log, self.stage, self.folder.url)
         return None if reason else manifest
 
     def parts(self, folder: Folder) -> set[str]:
-        """Stems of the parts in one of its folders that were made as wanted, with all their files.
+        """Stems of the finished parts in one of its folders: all files are there.
 
-        A part says what made it in its footer.
+        The fingerprint of a part is in its footer.
         """
         stems = {n.removesuffix(".parquet") for n in self.files[folder] if n.endswith(".parquet")}
         known = part_facts(folder, stems)
@@ -96,7 +95,7 @@ class ExpectedOutputs:
 
 
 def part_facts(folder: Folder, stems: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The facts in the footer of those of the parts that are there."""
+    """The facts in the footers of the parts, by stem; missing parts are left out."""
     there = folder.names()
     found = [stem for stem in stems if f"{stem}.parquet" in there]
     with ThreadPoolExecutor(32) as pool:

@@ -1,4 +1,4 @@
-"""The columns of every table that a run leaves."""
+"""The schemas of all tables of a run."""
 
 from collections.abc import Iterable
 
@@ -21,26 +21,26 @@ SOURCE = [
 ]
 TEXTS = [
     ("caption", pa.string()),  # the sample's own: its .txt, else the `caption` of its json
-    ("json", pa.string()),  # the sample's own, as it stands in the tar
+    ("json", pa.string()),  # the sample's own, byte for byte
 ]
 REJECTS = pa.schema(
     [
         *IDENTITY,
-        ("member", pa.string()),  # name of the file in the tar that is to blame
-        ("reason", pa.string()),  # a code, and detail after a colon
+        ("member", pa.string()),  # name of the damaged file in the tar
+        ("reason", pa.string()),  # a code; details after a colon
         *TEXTS,
     ]
 )
 EXCLUDED = pa.schema(
     [
-        ("sample_id", pa.string()),  # of what write leaves out
-        ("reason", pa.string()),  # as the list has it
+        ("sample_id", pa.string()),  # of an excluded sample
+        ("reason", pa.string()),  # from the list
     ]
 )
 HISTORY = pa.schema(
     [
         ("step", pa.int32()),  # of training, from 0
-        ("loss", pa.float64()),  # what is minimised, nats
+        ("loss", pa.float64()),  # R_c − R, nats
         ("expansion", pa.float64()),  # R(Z), nats
         ("compression", pa.float64()),  # R_c(Z, Π), nats
         ("sinkhorn_residual", pa.float64()),  # largest |column sum − 1| of Π
@@ -59,7 +59,7 @@ CURVE = pa.schema(
 TREE = pa.schema(
     [
         ("k", pa.int32()),  # clusters left after this merge
-        ("kept", pa.int32()),  # cluster whose number the merged one carries on
+        ("kept", pa.int32()),  # cluster whose number the merged cluster has
         ("merged", pa.int32()),  # cluster whose number disappears
         ("bits_saved", pa.float64()),  # negative where merging costs bits
     ]
@@ -69,7 +69,7 @@ EXEMPLARS = pa.schema(
     [
         ("cluster_id", pa.int32()),  # 0 is the largest cluster
         ("kind", pa.string()),  # of KINDS; a member may be of several
-        ("rank", pa.int32()),  # of its kind, from 0
+        ("rank", pa.int32()),  # within its kind, from 0
         ("outlier_score", pa.float32()),
         ("margin", pa.float32()),
         *IDENTITY[:3],
@@ -83,7 +83,7 @@ ASSIGNMENTS = pa.schema(
         ("sample_id", pa.string()),
         ("cluster_id", pa.int32()),
         ("confidence", pa.float32()),  # share of its cluster, 0 to 1
-        ("margin", pa.float32()),  # confidence less the best other share
+        ("margin", pa.float32()),  # confidence minus the best other share
         ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
         ("top_clusters", pa.list_(pa.int32())),  # the likeliest clusters, most likely first
         ("top_shares", pa.list_(pa.float32())),  # their shares, 0 to 1
@@ -110,7 +110,7 @@ CLUSTERS = pa.schema(
         ("typical_samples", pa.list_(pa.string())),  # sample_ids, most typical first
     ]
 )
-LABEL = [  # the columns of a label that are ours, after IDENTITY
+LABEL = [  # the columns of a label after IDENTITY and before those of the json
     ("status", pa.string()),  # success | rejected | excluded
     ("error_message", pa.string()),  # why it was rejected or excluded
     ("caption", pa.string()),
@@ -135,7 +135,7 @@ def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:
         [
             ("sample_id", pa.string()),
             ("embedding", tables.vectors(input_dim)),
-            ("feature", tables.vectors(feature_dim, pa.float32())),  # z, what the network made
+            ("feature", tables.vectors(feature_dim, pa.float32())),  # z, the output of the network
         ]
     )
 
@@ -151,23 +151,23 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
 
 
 def candidates_schema(dim: int) -> pa.Schema:
-    """Rows of `captions/candidates.parquet`: all that a caption was chosen from."""
+    """Rows of `captions/candidates.parquet`: the words and phrases that may be captions."""
     return pa.schema(
         [
             ("caption", pa.string()),  # a word or phrase
             ("source", pa.string()),  # vocabulary | alt text
             ("vector", tables.vectors(dim)),  # by the text encoder, unit length
-            ("clusters", pa.list_(pa.int32())),  # whose alt texts hold it
-            ("text_scores", pa.list_(pa.float32())),  # how well it sets them apart, 0 to 1
+            ("clusters", pa.list_(pa.int32())),  # clusters whose alt texts contain it
+            ("text_scores", pa.list_(pa.float32())),  # how well it separates each of them, 0 to 1
         ]
     )
 
 
 def label_names(kinds: Iterable[str]) -> dict[str, str]:
-    """Original json column -> its name in labels: its own, `input_…` where that is taken.
+    """Original json column -> its name in labels: the same, or `input_…` if that is taken.
 
-    LAION's SAMPLE_ID is taken by sample_id: to SQL they are one name, of which DuckDB would call
-    the second SAMPLE_ID_1 and Spark read neither.
+    Names are compared without case, as in SQL: LAION's SAMPLE_ID becomes input_SAMPLE_ID. Otherwise
+    DuckDB would call it SAMPLE_ID_1, and Spark would read neither.
     """
     taken = {name.lower() for name, _ in [*IDENTITY, *LABEL]}
     names: dict[str, str] = {}
@@ -181,7 +181,7 @@ def label_names(kinds: Iterable[str]) -> dict[str, str]:
 
 
 def labels_schema(kinds: dict[str, str]) -> pa.Schema:
-    """Rows of `labels/{stem}.parquet`; `kinds` are those of the run's json columns."""
+    """Rows of `labels/{stem}.parquet`; `kinds` are the kinds of the run's json columns."""
     names = label_names(kinds)
     originals = [(names[column], columns.TYPES[kind]) for column, kind in sorted(kinds.items())]
     return pa.schema([*IDENTITY, *LABEL, *originals])

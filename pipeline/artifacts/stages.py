@@ -19,18 +19,18 @@ from typing import Any
 class Stage:
     """One stage of a run."""
 
-    name: str  # of its section in the configuration, too
+    name: str  # also of its section in the configuration
     package: str
     folder: str  # below the root; holds its manifest.json, which is written last
     files: tuple[str, ...] = ()  # of the folder
     parts: Mapping[str, str] = field(default_factory=dict)  # folder -> suffix; a file per shard
-    facts: tuple[str, ...] = ()  # that the manifest must have; none: verify does not read it
-    unit: str = ""  # of what a rerun resumes from: parts, steps
-    asked_by: str = ""  # the setting without which `run` leaves the stage out
+    facts: tuple[str, ...] = ()  # keys that the manifest must have; none: verify does not read it
+    unit: str = ""  # what a rerun resumes from: parts, steps
+    asked_by: str = ""  # the setting without which `run` skips the stage
 
     @property
     def command(self) -> str:
-        """Its name on the command line."""
+        """The command that runs it."""
         return self.name.replace("_", "-")
 
     @property
@@ -105,5 +105,10 @@ def named(name: str) -> Stage:
 
 
 def chain() -> list[Stage]:
-    """The stages whose manifests name, as `upstream`, the fingerprint of the one before."""
+    """The stages whose manifest has the fingerprint of the stage before as `upstream`."""
     return [stage for stage in STAGES if stage.facts]
+
+
+def chain_to(last: str) -> list[Stage]:
+    """The stages of the chain up to and including the stage of that name."""
+    return chain()[: chain().index(named(last)) + 1]

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.artifacts import layout, outputs, stages
-from pipeline.caption import (
-    vlm_client,
-)
+from pipeline.caption import vlm_client
 from pipeline.runtime import config
 from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
@@ -14,26 +12,27 @@ from pipeline.vision import prompts, vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Config(vlm_client.Config):
-    """Where candidate captions come from, how they are compared, and who may name a cluster."""
+    """Where candidate captions come from, how they are compared, and which model names clusters."""
 
     vocabulary: tuple[str, ...] = setting(
-        (), "imagenet, wordnet, pico-clip or files of one name per line; none: fit to the model"
+        (),
+        "imagenet, wordnet, pico-clip or files of one name per line; default: chosen to match "
+        "the model",
     )
     templates: tuple[str, ...] = setting(
         (),
-        "prompts with {} for the candidate, averaged, or open_clip's sets: openai (80 prompts), "
-        "simple (7); none: fit to the model",
+        "prompts with {} in place of the candidate, averaged, or open_clip's sets: openai (80 "
+        "prompts), simple (7); default: chosen to match the model",
     )
     alt_texts: int = setting(20, "candidates per cluster from the samples' own captions; 0: none")
-    temperature: float = setting(0.01, "of the softmax over candidates, in cosine units")
-    actors: int = setting(0, "text encoder processes; 0: one per GPU, or one", operational=True)
+    temperature: float = setting(0.01, "temperature of the softmax over candidates, cosine units")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"caption.temperature = {self.temperature}: give a positive number")
-        if self.alt_texts < 0 or self.actors < 0:
-            raise UserError("caption.alt_texts and caption.actors: give 0 or more")
+        if self.alt_texts < 0:
+            raise UserError(f"caption.alt_texts = {self.alt_texts}: give 0 or more")
         prompts.check_templates(self.templates)
 
 
@@ -46,13 +45,13 @@ def check(sections: Sections) -> None:
 
 def read_vocabulary(cfg: Config, model: str) -> list[str]:
     """The candidate names; UserError if there are none."""
-    return vocabulary.chosen(cfg.vocabulary, model)
+    return vocabulary.load_or_default(cfg.vocabulary, model)
 
 
 def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
 ) -> outputs.ExpectedOutputs:
-    """What captioning these clusters is to leave."""
+    """The captions of these clusters."""
     names = read_vocabulary(cfg, made["embeddings"]["config"]["model"])
     made_of = config.fingerprint(cfg, made["clusters"]["fingerprint"], names)
     files = {paths.captions: stages.named("caption").files}

@@ -2,17 +2,16 @@
 
 reads   embeddings/, assignments/        all parts, twice
         clusters/prototypes.parquet      which clusters are neighbours
-        clusters/exemplars.parquet       and the input shards: what a model that names them is shown
-writes  captions/candidates.parquet      CANDIDATES  what evaluate ranks again without class names
-        captions/voted.parquet           CAPTIONS    as votes and alt texts have it
-        captions/captions.parquet        CAPTIONS    the same, after the names a model has given
+        clusters/exemplars.parquet       and the input shards: the pictures for a naming model
+writes  captions/candidates.parquet      CANDIDATES  all names that the captions were chosen from
+        captions/voted.parquet           CAPTIONS    ranked by votes and alt texts
+        captions/captions.parquet        CAPTIONS    the same, after a model has named clusters
         captions/manifest.json
 
-Candidates are a vocabulary and the n-grams of the samples' own alt texts that set a cluster apart
-(`alt_texts`). Every member's picture votes for some; what the members' own words say is added, and
-what tells a cluster from its neighbours ranks first (`ranking`). A vision-language model may have
-the last word (`naming`). Ground truth is never read: only the caption (.txt) is.
-V candidates, D dimensions, k clusters. Core: `count_ngrams`, `votes` (no Ray). Shell: `run`.
+Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
+Every member's image votes for some of them; `ranking` adds what the members' own texts say and puts
+first what separates a cluster from its neighbours. A vision-language model may name the clusters in
+the end (`vlm_captions`). Ground truth is never read. V candidates, D dimensions, k clusters.
 """
 
 import json
@@ -22,10 +21,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import scipy.sparse as sp
 
 from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.joins import read_joined
 from pipeline.caption import (
     alt_text_ngrams,
     candidates,
@@ -46,11 +45,13 @@ CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
 
 
 def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_ngrams.Counts:
-    """N-grams of the members of each cluster, over some parts; the rare ones dropped."""
+    """N-grams in the captions of each cluster's members, over some parts; rare ones are dropped."""
     counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
     for stem in stems:
-        rows, clusters = _joined(stem, paths, ["sample_id", "caption"])
-        for number, text in zip(clusters.tolist(), rows["caption"].to_pylist(), strict=True):
+        rows = read_joined(stem, paths, ["caption"], ["cluster_id"])
+        for number, text in zip(
+            *(rows[n].to_pylist() for n in ("cluster_id", "caption")), strict=True
+        ):
             if text:
                 counts[number].update(alt_text_ngrams.ngrams(text[:1000]) | {""})
         counts = [alt_text_ngrams.trimmed(counter) for counter in counts]
@@ -63,25 +64,16 @@ def votes(
     """`ranking.votes` of the members in some parts, summed: (k, V)."""
     total = sp.csr_matrix((k, len(texts)))
     for stem in stems:
-        rows, clusters = _joined(stem, paths, ["sample_id", "embedding"])
+        rows = read_joined(stem, paths, ["embedding"], ["cluster_id"])
         x = tables.to_matrix(rows["embedding"])
-        total = total + ranking.votes(x, clusters, texts, k, temperature)
+        total = total + ranking.votes(x, rows["cluster_id"].to_numpy(), texts, k, temperature)
     return total
 
 
-def _joined(stem: str, paths: layout.RunPaths, wanted: list[str]) -> tuple[pa.Table, np.ndarray]:
-    """Columns of a part of the embeddings, and the cluster of each of its rows."""
-    rows = tables.read(paths.embeddings.file(f"{stem}.parquet"), wanted)
-    assigned = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", "cluster_id"])
-    if not rows["sample_id"].equals(assigned["sample_id"]):
-        raise RuntimeError(f"caption: {stem}: embeddings and assignments hold different samples")
-    return rows, assigned["cluster_id"].to_numpy()
-
-
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Rank the candidates, have a model name the clusters if asked to; the manifest last.
+    """Rank the candidates, let a model name the clusters if one is set; the manifest last.
 
-    Where only the model's settings have changed, or it was interrupted, nothing is counted again.
+    Where only the model's settings changed, or it was interrupted, the ranking is used again.
     """
     made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
@@ -93,7 +85,9 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})
-    voted = _standing(paths, voted_of) or _voted(cfg, names, made, paths, want.made_of, voted_of)
+    voted = _ranked_before(paths, voted_of) or _rank(
+        cfg, names, made, paths, want.made_of, voted_of
+    )
     table = tables.read(paths.captions.file("voted.parquet"))
     k, named = len(clustered["sizes"]), dict[str, Any]()
     if cfg.namer:
@@ -117,14 +111,14 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return paths.captions.manifest()
 
 
-def _standing(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
-    """The facts of a ranking that stands as it would be made; None where there is none."""
+def _ranked_before(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
+    """The facts of a ranking from the same inputs; None where there is none."""
     found = outputs.part_facts(paths.captions, ["candidates", "voted"])
     same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
     return same[0] if len(same) == 2 else None
 
 
-def _voted(
+def _rank(
     cfg: Config,
     names: list[str],
     made: outputs.Manifests,
@@ -145,7 +139,7 @@ def _voted(
         own = [name for name in said.distinctive(cfg.alt_texts) if name not in known]
         words = names + own
         texts, _ = text_encoding.encode(
-            words, cfg.templates, encoder["model"], encoder["pretrained"], cfg.actors
+            words, cfg.templates, encoder["model"], encoder["pretrained"]
         )
         given = (paths, texts, k, cfg.temperature)
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
@@ -194,7 +188,7 @@ def _all_votes(
     made_of: str,
     progress: StageProgress,
 ) -> sp.csr_matrix:
-    """`votes` over all parts; `given` are what it takes beside them."""
+    """`votes` over all parts; `given` are its other arguments."""
     paths, texts, k, _ = given
     running = ResumableSum(paths.captions, "votes", made_of, len(chunks))
     total = sp.csr_matrix((k, len(texts)))

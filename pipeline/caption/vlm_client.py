@@ -43,21 +43,22 @@ OBJECT = re.compile(r"\{[^{}]*\}")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Who names the clusters in the end, and how it is asked."""
+    """Which vision-language model names the clusters, and how it is asked."""
 
     namer: str = setting(
         "",
         "base URL of a vision-language model (OpenAI-compatible chat completions) that names each "
-        "cluster, such as http://localhost:8000; '': none. It is sent pictures and alt texts",
+        "cluster, such as http://localhost:8000; '': none. Pictures and alt texts are sent to it",
     )
-    namer_model: str = setting("", "its name on that server")
+    namer_model: str = setting("", "name of the model on that server")
     namer_prompt: str = setting(
-        "", "what it is asked, before candidates and alt texts; '': PROMPT of pipeline/namer.py"
+        "",
+        "prompt before the candidates and alt texts; '': PROMPT of pipeline/caption/vlm_client.py",
     )
     namer_key: str = setting("", "environment variable that holds the API key; '': none")
-    namer_pictures: int = setting(6, "typical members that it is shown, 24 at most")
-    namer_timeout_s: float = setting(120.0, "seconds to wait for its answer", operational=True)
-    namer_parallel: int = setting(4, "clusters that it is asked about at once", operational=True)
+    namer_pictures: int = setting(6, "pictures of typical members in a request, at most 24")
+    namer_timeout_s: float = setting(120.0, "seconds to wait for an answer", operational=True)
+    namer_parallel: int = setting(4, "requests at the same time", operational=True)
 
     def __post_init__(self) -> None:
         if self.namer and not self.namer.startswith(redaction.HTTP):

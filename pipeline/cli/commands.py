@@ -67,13 +67,9 @@ def init_command(
 def shards_command(
     source: Annotated[
         str,
-        typer.Option("--from", metavar="FOLDER", help="folder of images, cifar10 or cifar100"),
+        typer.Option("--from", metavar="FOLDER", help="folder of images"),
     ],
     out: Annotated[str, typer.Option(metavar="URL", help="folder for the shards")],
-    data_dir: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="where CIFAR is extracted, or is downloaded to"),
-    ] = None,
     config_file: ConfigFile = None,
     sets: Overrides = None,
     address: Address = None,
@@ -86,7 +82,6 @@ def shards_command(
     Reads:
       FOLDER/class/.../*.jpg       or png, webp, gif, bmp, tiff; and a .txt file
                                    of the same name
-      cifar10, cifar100            downloaded, or read from --data-dir
     Writes:
       {out}/00000.tar ...          the unchanged bytes of the images, .txt, .json
       {out}/00000.parquet ...      the same facts as a table
@@ -94,7 +89,6 @@ def shards_command(
 
     Examples:
       ratecluster shards --from my-photos --out my-shards
-      ratecluster shards --from cifar10 --out cifar10-shards --set shards.split=test
     Settings: shards
     """
     from pipeline.prepare import pack
@@ -103,7 +97,7 @@ def shards_command(
     storage.check_writable(out)
     folder = Path(source).resolve()
     with cluster.require_shared(storage.local_path(out), folder if folder.is_dir() else None):
-        counts = pack.run(sections["shards"], source, out, data_dir)
+        counts = pack.run(sections["shards"], source, out)
     console.print_result("", {"out": out, **counts})
 
 
@@ -182,7 +176,7 @@ def plan_command(
     target = estimate.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())
     found = plan.run(sections, list_shards(shards), target, sample, images)
-    console.print_result(plan.text(found), plan.facts(found))
+    console.print_result(plan.text(found), found)
 
 
 def verify_command(root: Root, address: Address = None) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.runtime.reject_reasons import Reason
-from pipeline.store import storage
+from pipeline.store import columns, storage
 from pipeline.store.listing import Shard
 from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
 from pipeline.vision import images
@@ -131,6 +131,7 @@ class Decoder:
             "index": sample.index,
             "caption": sample.caption(),
             "json": sample.json_text(),
+            "kinds": columns.kinds(sample.values),  # of no table, but of the shard's facts
         }
         if sample.problem:
             return {**row, "reason": sample.problem}, None

@@ -99,7 +99,7 @@ def embed_shard(
 
 def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
     """The batches of a shard, decoded in this process, ahead of being asked for."""
-    threads = cfg.decode_threads or (1 if cfg.decode_slots else os.cpu_count() or 1)
+    threads = 1 if cfg.decode_cpus else os.cpu_count() or 1
     ahead = LOOKAHEAD_BATCHES * cfg.batch_size
     limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
     yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
@@ -108,7 +108,7 @@ def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
     """What is known of a finished shard; the same whenever and wherever it is made."""
     samples = len(out.rows) + len(out.rejects)
-    kinds, clashes = columns.survey(row["json"] for row in (*out.rows, *out.rejects))
+    kinds, clashes = columns.survey(row["kinds"] for row in (*out.rows, *out.rejects))
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),

@@ -82,16 +82,15 @@ def embedded(cfg: Config, todo: list[Shard], paths: layout.RunPaths) -> Iterator
     cluster.join()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     actors = min(cfg.actors or max(1, gpus), len(todo))
-    readers = cfg.decode_slots or cfg.readers
-    wanted = actors * cfg.decode_slots * (cfg.decode_threads or 1)
+    wanted = actors * cfg.decode_cpus
     if wanted > (spare := int(ray.cluster_resources().get("CPU", 0)) - actors):
         log.warning(
-            "embed: %d encoders of embed.decode_slots = %d decode with %d CPUs at once, of which "
-            "the cluster has %d beside theirs: %s",
-            *(actors, cfg.decode_slots, wanted, max(spare, 0)),
-            "they wait for each other" if spare > 0 else "they wait for ever unless it grows",
+            "embed: %d encoders want embed.decode_cpus = %d each, %d in all, but %d CPUs are free: "
+            "decoding %s",
+            *(actors, cfg.decode_cpus, wanted, max(spare, 0)),
+            "will be slow" if spare > 0 else "cannot start until the cluster grows",
         )
-    threads = cfg.threads or os.cpu_count() or 1  # whatever the actors: bytes depend on it
+    threads = os.cpu_count() or 1  # whatever the number of actors: the last bits depend on it
     items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Embedder,  # type: ignore[arg-type]
@@ -101,9 +100,9 @@ def embedded(cfg: Config, todo: list[Shard], paths: layout.RunPaths) -> Iterator
         ray_remote_args_fn=cluster.actor_limits,
         compute=ActorPoolStrategy(
             size=actors,
-            max_concurrent_calls_per_actor=readers,
+            max_concurrent_calls_per_actor=cfg.readers,
             enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=readers + 1,
+            max_tasks_in_flight_per_actor=cfg.readers + 1,
         ),
     )
     yield from dataset.iter_rows()
@@ -158,19 +157,15 @@ def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) 
     if "encoder_idle" not in load:
         return
     idle, cpus = load["encoder_idle"], load["decode_cpus_per_encoder"]
-    said = (
-        f"embed: encoders idle {idle:.0%} of the time; one at work needs {cpus:.1f} CPUs to decode"
-    )
-    apart = cfg.decode_slots or any(way.startswith("cuda") for way in precisions)
-    slots = math.ceil(cpus) + 1
-    if idle <= STARVING or not apart:  # a CPU that encodes is the one that decodes
-        log.info(said)
-    elif slots > cfg.decode_slots * (cfg.decode_threads or 1):
-        log.warning("%s: set embed.decode_slots = %d, and add CPU nodes", said, slots)
+    line = f"embed: encoders were idle {idle:.0%} of the time; one needs {cpus:.1f} CPUs to decode"
+    apart = cfg.decode_cpus or any(way.startswith("cuda") for way in precisions)
+    needed = math.ceil(cpus) + 1
+    if idle <= STARVING or not apart:  # without a GPU, encoding and decoding share the same CPUs
+        log.info(line)
+    elif needed > cfg.decode_cpus:
+        log.warning("%s: set embed.decode_cpus = %d, and add CPU nodes", line, needed)
     else:
-        log.warning(
-            "%s: it has them, so it waits for the store or for CPUs that the cluster lacks", said
-        )
+        log.warning("%s: it waits for the store, or for CPUs that the cluster lacks", line)
 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:

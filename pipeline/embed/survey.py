@@ -22,7 +22,7 @@ class Survey:
     changed: list[Shard]  # of those to do: embedded once, when they held something else
     foreign: list[Shard]  # of those: the part was made from a file of another place
     other: dict[str, dict[str, Any]]  # stem -> facts of the parts that other settings made
-    vanished: list[str]  # stems of parts whose shards are not among these
+    unlisted: list[str]  # stems of parts whose shards are not among these
 
 
 def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
@@ -61,12 +61,12 @@ def plan(
     elif reason := refusal(cfg, found, paths):
         raise UserError(reason)
     if found.changed:
-        log.info("embed: %d shards changed since they were embedded: redone", len(found.changed))
-    if found.vanished:
+        log.info("embed: %d shards have changed: embedded again", len(found.changed))
+    if found.unlisted:
         log.warning(
-            "embed: %d parts are of shards that are not among these, the first %s: left where they "
-            "are, and out of everything that follows",
-            *(len(found.vanished), found.vanished[0]),
+            "embed: %d parts belong to shards that are not listed now, the first %s: they are "
+            "kept, and later stages ignore them",
+            *(len(found.unlisted), found.unlisted[0]),
         )
     return found.done, found.todo
 
@@ -94,18 +94,18 @@ def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
 
 def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:
     """Why days of work may not be thrown away by what may be a mistyped command; "" if none is."""
-    remedy = "put that back, choose another --root, or pass --overwrite to make them again"
+    remedy = "restore those settings, choose another --root, or pass --overwrite"
     if found.other:
         before = next(iter(found.other.values())).get("config", {})
-        what = config.differences("embed", before, cfg) or "other settings"
+        what = config.differences("embed", before, cfg) or "those of another version"
         return (
-            f"{paths.embeddings.url} holds {len(found.other)} parts made otherwise ({what}): "
-            f"{remedy}"
+            f"{paths.embeddings.url} holds {len(found.other)} parts that were made with other "
+            f"settings ({what}): {remedy}"
         )
     if found.foreign:
         shard = found.foreign[0]
         return (
-            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards with the "
-            f"same names, {shard.url} is not the {shard.stem} they were made from: {remedy}"
+            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards that have "
+            f"the same names ({shard.url} is not the shard they were made from): {remedy}"
         )
     return ""

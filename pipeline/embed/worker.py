@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import RayTaskError
@@ -31,7 +30,7 @@ def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[B
     It stays LOOKAHEAD_BATCHES ahead, and begins anew where its node dies.
     """
     task = ray.remote(decoded).options(
-        num_cpus=cfg.decode_threads or 1,
+        num_cpus=1,
         max_retries=RETRIES,
         num_returns="streaming",
         _generator_backpressure_num_objects=LOOKAHEAD_BATCHES,
@@ -58,12 +57,7 @@ class Embedder:
             device=cfg.device,
             precision=cfg.precision,
             threads=threads,
-            compiled=cfg.compile,
         )
-        if cfg.compile:  # always for the same sizes first: what it makes of others depends on them
-            self.encoder.encode_images(
-                np.zeros((cfg.batch_size, *self.encoder.image_size, 3), np.uint8)
-            )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
@@ -77,7 +71,7 @@ class Embedder:
             return {"stem": shard.stem, "facts": "", "error": said}
 
     def _embed(self, shard: Shard) -> dict[str, Any]:
-        source = decoded_elsewhere if self.cfg.decode_slots else decoded
+        source = decoded_elsewhere if self.cfg.decode_cpus else decoded
         facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
         facts["took"]["encoder"] = self.name
         return facts

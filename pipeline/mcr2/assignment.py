@@ -1,4 +1,4 @@
-"""Every sample to a cluster, from a table of prototypes: bounded memory, one row at a time.
+"""Assign samples to clusters by a table of prototypes; each row is independent of the others.
 
 n samples, d dimensions, p prototypes, k clusters.
 """
@@ -17,24 +17,24 @@ BISECTIONS = 30
 
 @dataclass(frozen=True)
 class Assignment:
-    """Of n samples; all on the CPU."""
+    """The assignment of n samples; all tensors are on the CPU."""
 
-    cluster: Tensor  # (n,) of the nearest prototype
+    cluster: Tensor  # (n,) the cluster of the nearest prototype
     confidence: Tensor  # (n,) share of that cluster, 0 to 1
-    margin: Tensor  # (n,) confidence less the best other share, −1 to 1
+    margin: Tensor  # (n,) confidence minus the best other share, −1 to 1
     outlier_score: Tensor  # (n,) 1 − cosine to the nearest prototype, 0 to 2
-    top_clusters: Tensor  # (n, t), by share, its own first
+    top_clusters: Tensor  # (n, t) the clusters of largest share, its own first
     top_shares: Tensor  # (n, t)
 
 
-def directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Mean directions of k groups, (k, d) with unit rows; every group must have a member."""
+def mean_directions(Z: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Mean directions (k, d), unit rows, of k groups `labels` (n,); none may be empty."""
     total = Z.new_zeros(k, Z.shape[1]).index_add_(0, labels, Z)
     return normalize(total, dim=1)
 
 
 def nearest(Z: Tensor, table: Tensor) -> Tensor:
-    """Index of the prototype of largest cosine, (n,); the first of several."""
+    """Index (n,) of the prototype in `table` (p, d) of largest cosine; the first of several."""
     return (Z @ table.T).argmax(dim=1)
 
 
@@ -50,7 +50,7 @@ def similarity(vectors: np.ndarray, cluster_of: np.ndarray) -> np.ndarray:
 
 
 def nearest_clusters(vectors: np.ndarray, cluster_of: np.ndarray, most: int) -> list[list[int]]:
-    """The nearest other clusters of each, `most` at most, by `similarity`."""
+    """At most `most` other clusters for each cluster, nearest first by `similarity`."""
     cosines = similarity(vectors, cluster_of)
     np.fill_diagonal(cosines, -np.inf)
     order = np.argsort(-cosines, axis=1, kind="stable")
@@ -59,15 +59,15 @@ def nearest_clusters(vectors: np.ndarray, cluster_of: np.ndarray, most: int) -> 
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Where the clusters are: directions, each of one cluster."""
+    """The directions that represent the clusters, one or more for each."""
 
     table: Tensor  # (p, d) unit rows
-    cluster_of: Tensor  # (p,) ascending from 0, none left out
+    cluster_of: Tensor  # (p,) cluster of each prototype, ascending from 0 without gaps
     eta: float  # temperature of the shares
 
     @property
     def k(self) -> int:
-        """Clusters."""
+        """Number of clusters."""
         return int(self.cluster_of[-1]) + 1
 
     def similarity(self, Z: Tensor) -> Tensor:
@@ -84,9 +84,12 @@ class Prototypes:
 
 
 def assign(Z: Tensor, prototypes: Prototypes, top: int) -> Assignment:
-    """Z (n, d) to the clusters of the nearest prototypes; shares are softmax(cos / η)."""
+    """Assign Z (n, d) to the clusters of the nearest prototypes; shares are softmax(cos / η).
+
+    `top` is how many clusters to name for each row.
+    """
     similarity = prototypes.similarity(Z)
-    found = similarity.topk(min(top, prototypes.k), dim=1)  # before softmax, where small shares tie
+    found = similarity.topk(min(top, prototypes.k), dim=1)  # of cosines: small shares tie
     shares = torch.softmax(similarity / prototypes.eta, dim=1).gather(1, found.indices)
     own = shares[:, 0]
     second = shares[:, 1] if shares.shape[1] > 1 else torch.zeros_like(own)
@@ -95,12 +98,12 @@ def assign(Z: Tensor, prototypes: Prototypes, top: int) -> Assignment:
     )
 
 
-def calibrated(similarity: Tensor, agreement: float) -> float:
-    """The η at which the mean confidence is `agreement`: bisection on a log scale.
+def calibrate_eta(similarity: Tensor, agreement: float) -> float:
+    """The η at which the mean confidence is `agreement`, by bisection on a log scale.
 
-    similarity (m, k). With `agreement` the share of neighbours that are in a sample's own cluster,
-    a confidence of 0.8 says: of samples like this one, 8 in 10 neighbours are in its cluster.
-    Between ETA_LEAST and ETA_MOST.
+    similarity (m, k) is that of `Prototypes`; `agreement` is the share of neighbours that are in
+    the sample's own cluster. A confidence of 0.8 then means: 8 of 10 neighbours of such samples are
+    in their cluster. η is between ETA_LEAST and ETA_MOST.
     """
     low, high = math.log(ETA_LEAST), math.log(ETA_MOST)
     for _ in range(BISECTIONS):

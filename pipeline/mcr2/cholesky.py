@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-NEAR_NUMBERS = 2**20  # numbers of the matrices that are worked on together: about a cache
+NEAR_NUMBERS = 2**20  # numbers in the matrices that are processed together: about a CPU cache
 LEAF = 32  # rows inverted at once
 
 
 def logdet(M: Tensor) -> Tensor:
-    """log det of symmetric positive definite matrices (..., d, d): twice the log of the Cholesky
-    diagonal. Raises torch.linalg.LinAlgError where one is not."""
+    """log det of symmetric positive definite matrices (..., d, d), by Cholesky: (...,).
+
+    Raises torch.linalg.LinAlgError if a matrix is not positive definite.
+    """
     return _log_det_of(torch.linalg.cholesky(M))
 
 
@@ -31,10 +33,10 @@ def invert(M: Tensor) -> Tensor:
 
 
 def _invert(M: Tensor) -> Tensor:
-    """The first LEAF rows [A, Bᵀ] of [[A, Bᵀ], [B, C]] at once, then the Schur complement of A.
+    """Invert [[A, Bᵀ], [B, C]]: A, which has LEAF rows, directly, then its Schur complement.
 
-    So most of the work is matrix multiplication. The complement is C − (B L⁻ᵀ)(B L⁻ᵀ)ᵀ, A = L Lᵀ,
-    and not C − B A⁻¹ Bᵀ, which in float32 lost all digits of some matrices.
+    Most of the work is then matrix multiplication. The complement is C − (B L⁻ᵀ)(B L⁻ᵀ)ᵀ, A = L Lᵀ.
+    C − B A⁻¹ Bᵀ lost all digits of some matrices in float32.
     """
     A, B, C = M[:, :LEAF, :LEAF], M[:, LEAF:, :LEAF], M[:, LEAF:, LEAF:]
     L = torch.linalg.cholesky(A)

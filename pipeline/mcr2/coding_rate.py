@@ -1,4 +1,4 @@
-"""Coding rates and coding lengths of features, the loss and the criterion for k.
+"""Coding rates and coding lengths of features: the loss of training and the criterion for k.
 
 n samples, d dimensions. Every Z is (n, d) with rows of unit norm (the papers write its transpose);
 Pi is (n, n), doubly stochastic or nearly; `eps_sq` is the papers' ε².
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from pipeline.mcr2 import cholesky
 from pipeline.mcr2.precision import full_precision
 
-HELD_NUMBERS = 2**25  # numbers of all matrices that `compression` holds at once: 128 MiB
-STRIP = 8  # rows of a Gram matrix whose products are formed at once
+HELD_NUMBERS = 2**25  # most numbers that `compression` holds in its matrices: 128 MiB
+STRIP = 8  # rows of a Gram matrix whose products are computed together
 FLOOR = 1e-24  # of Π: far below its rounding, far above the smallest float32
 
 
@@ -59,22 +59,23 @@ def compression(Z: Tensor, Pi: Tensor, eps_sq: float) -> Tensor:
 
     Π_j is the diagonal matrix of column j of Pi [Chu24, the compression term]. Pi is (n, m): with
     m = n it is the whole sum; any m of the columns give their share of it, so that columns can be
-    spread over workers or sampled (times n/m, which is unbiased). Value and gradients are exact;
-    columns are taken in blocks, so that no more than HELD_NUMBERS are held, whatever n, m and d.
+    spread over workers or sampled (times n/m, which is unbiased). Value and gradients are exact.
+    Columns are processed in blocks, so that memory is at most HELD_NUMBERS for any n, m and d.
     """
     value: Tensor = _Compression.apply(Z, Pi, eps_sq)
     return value
 
 
 class _Compression(torch.autograd.Function):
-    """The sum over columns and both its gradients in one pass, since the value needs M_j factored
-    anyway. With M_j = I + α_j Zᵀ Π_j Z, t_j = tr(Π_j), α_j = d/(t_j ε²), q_ij = z_iᵀ M_j⁻¹ z_i:
+    """The sum over columns and both of its gradients in one pass: all need the factors of M_j.
+
+    With M_j = I + α_j Zᵀ Π_j Z, t_j = tr(Π_j), α_j = d/(t_j ε²), q_ij = z_iᵀ M_j⁻¹ z_i:
 
         ∂/∂z_i   = d/(n ε²) Σ_j π_ij M_j⁻¹ z_i
         ∂/∂π_ij  = [logdet M_j − α_j Σ_l π_lj q_lj + d/ε² · q_ij] / (2n)
 
-    (the middle term is d − tr M_j⁻¹). Of two ways to logdet M_j, q and the first sum, the one of
-    fewer operations per column is taken: 3nd² + 4/3 d³ by features, 4/3 n³ by samples.
+    (the middle term is d − tr M_j⁻¹). logdet M_j, q and the first sum are computed by features, in
+    3nd² + 4/3 d³ operations per column, or by samples, in 4/3 n³; whichever is less.
     """
 
     @staticmethod
@@ -100,8 +101,8 @@ class _Compression(torch.autograd.Function):
 def _by_features(Z: Tensor, P: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """logdet M_j (m,), q_ij (m, n) and Σ_j π_ij M_j⁻¹ z_i (n, d), from the (d, d) matrices M_j.
 
-    All are sums over products z_ia z_ib: one matrix multiplication for many columns at once. Being
-    symmetric, they are formed for b ≤ a only, a strip of a at a time.
+    All are sums over products z_ia z_ib: one matrix multiplication for many columns. They are
+    symmetric, so only b ≤ a is computed, one strip of a at a time.
     """
     d = Z.shape[1]
     logdets, quadratic, pulled = torch.empty_like(alpha), torch.zeros_like(P), torch.zeros_like(Z)
@@ -116,7 +117,7 @@ def _by_features(Z: Tensor, P: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, T
             M[:, a, : a.stop] = (scaled @ products.flatten(1)).unflatten(1, products.shape[1:])
         M.diagonal(dim1=1, dim2=2).add_(1)
         logdets[start : start + size] = cholesky.invert(M)
-        mean = M.mean(0)  # apart, because sums of what is left of M keep more digits
+        mean = M.mean(0)  # separately, because sums of M − mean keep more digits
         pulled += weights.sum(0)[:, None] * (Z @ mean)
         quadratic[start : start + size] += (Z @ mean * Z).sum(1)
         for a in strips:
@@ -180,15 +181,9 @@ Statistics = tuple[Tensor, Tensor, Tensor]  # count (k,), sum (k, d), Gram (k, d
 
 
 def no_statistics(k: int, d: int) -> Statistics:
-    """Those of k groups without members."""
+    """Statistics of k groups without members."""
     f64 = torch.float64
     return torch.zeros(k, dtype=f64), torch.zeros(k, d, dtype=f64), torch.zeros(k, d, d, dtype=f64)
-
-
-def add(total: Statistics, more: Statistics) -> None:
-    """Statistics of other samples of the same groups, in place."""
-    for sums, summand in zip(total, more, strict=True):
-        sums += summand
 
 
 def accumulate(total: Statistics, Z: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,7 @@
-"""What workers that train together tell each other: one gather with gradients, one average."""
+"""Communication between training workers: one gather with gradients, one average.
+
+b rows of this worker, W workers.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +14,10 @@ from pipeline.mcr2.network import Gather, alone
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather along dim 0. Its gradient is the sum over workers of the gradients of this
-    worker's rows: each worker's loss depends on all rows. Needs equal shapes everywhere."""
+    """all_gather of (b, ...) along dim 0: (W·b, ...); all workers need the same shape.
+
+    The gradient is the sum over workers, because the loss of each worker depends on all rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -44,20 +49,20 @@ class Collectives:
 
     @classmethod
     def join(cls, rank: int, size: int) -> "Collectives":
-        """The collectives of a process group that is already initialised, if size > 1."""
+        """Use torch.distributed's default group, which must be initialised if size > 1."""
         return cls(rank, size, _gather_rows if size > 1 else alone)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over the workers, no gradients."""
+        """Mean over the workers, without gradients; same shape as `value`."""
         value = value.detach().clone()
         if self.size > 1:
             dist.all_reduce(value)
         return value / self.size
 
     def average_gradients(self, network: nn.Module) -> float:
-        """Replace every gradient by its mean over the workers; returns the norm of them all.
+        """Replace every gradient by its mean over the workers; returns the norm of all together.
 
-        One flat all-reduce, after the backward pass: all that training needs of DDP.
+        One all-reduce after the backward pass, which is all that training needs of DDP.
         """
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         flat = torch.cat([grad.ravel() for grad in grads])

@@ -1,22 +1,21 @@
-"""Which few of many features span the most: greedy maximisation of the coding rate.
+"""A diverse subset of features: greedy maximisation of the coding rate.
 
-n samples, d dimensions, m chosen.
+n samples, d dimensions, m selected.
 """
 
 import torch
 from torch import Tensor
 
-GRAIN = 1e-6  # to which the q are compared: rounding errors choose nothing
+GRAIN = 1e-6  # the q are compared up to this, so that rounding errors do not decide
 
 
 def most_spread(Z: Tensor, m: int, eps_sq: float) -> tuple[Tensor, Tensor]:
-    """The rows S of Z (n, d), m at most, in the order they are taken, and what each adds in nats.
+    """Select at most m rows S of Z (n, d): their indices, in order, and the gain of each in nats.
 
     Greedy for f(S) = log det(I + d/(m ε²) Σ_{i in S} z_i z_iᵀ), twice the coding rate of m rows
-    [Yu20, eq. 2]; the first of several that add the same, as all unit rows do at first. f is
-    monotone, submodular and nought of no row, so f of these is at least 1 − 1/e of the most that
-    any m rows have (Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing
-    submodular set functions", 1978).
+    [Yu20, eq. 2]. Of rows with equal gains the first is taken. f is monotone and submodular, and
+    f(∅) = 0, so f(S) is at least 1 − 1/e of the maximum over m rows (Nemhauser, Wolsey, Fisher, "An
+    analysis of approximations for maximizing submodular set functions", 1978).
 
     A row adds log(1 + α q_i), q_i = z_iᵀ M⁻¹ z_i, α = d/(m ε²) (the matrix determinant lemma). When
     row s is taken, Sherman and Morrison: M⁻¹ loses α v vᵀ / (1 + α q_s), v = M⁻¹ z_s, so every q_i

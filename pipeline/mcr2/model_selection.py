@@ -1,6 +1,6 @@
-"""Which network on the way to keep, told without labels.
+"""Which of the networks of a training to keep, chosen without labels.
 
-N samples, m of them looked at, D input dimensions, q neighbours.
+N samples, m of them used, D input dimensions, q neighbours.
 """
 
 import math
@@ -14,28 +14,28 @@ from torch.nn.functional import normalize
 from pipeline.mcr2 import spectral
 from pipeline.mcr2.network import Network
 
-FIRST_LOOK = 10  # steps; the next looks are after twice as many each time
-CLUSTERS = (8, 16, 32, 64, 128)  # of the k-means that a look takes the mean over
-MEMBERS = 20  # samples per cluster at least
-RESTARTS = 2
-NEIGHBOURS = 20
-SAMPLES = 10_000  # that a look is made on at most
+FIRST_STEP = 10  # of the first validation after the start; the next ones at twice the step
+CLUSTERS = (8, 16, 32, 64, 128)  # k of the k-means runs that a validation averages over
+MEMBERS = 20  # least samples per cluster, on average
+RESTARTS = 2  # of each k-means
+NEIGHBOURS = 20  # of each sample
+SAMPLES = 10_000  # most samples that a validation uses
 
 
-def look_steps(steps: int) -> set[int]:
-    """Before the first step, after FIRST_LOOK, twice as many and so on, after the last."""
-    doublings = range(max(0, math.ceil(math.log2(max(1, steps) / FIRST_LOOK))))
-    return {0, steps, *(FIRST_LOOK * 2**i for i in doublings)}
+def validation_steps(steps: int) -> set[int]:
+    """The steps whose network is validated: 0, FIRST_STEP, its doublings, and the last."""
+    doublings = range(max(0, math.ceil(math.log2(max(1, steps) / FIRST_STEP))))
+    return {0, steps, *(FIRST_STEP * 2**i for i in doublings)}
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Do neighbours fall into the same clusters?
+class Validator:
+    """Whether neighbouring samples fall into the same clusters.
 
-    A look is the mean over several k of what the clusters of k-means in Z tell of the clusters of
-    the neighbours in the network's input (`spectral.information`). Rate reduction needs a judge:
-    where features are subspaces it finds, after many steps, what nothing else does; where the
-    encoder is good it helps a little at first and then spreads what belongs together.
+    The score is the mean, over several k, of the mutual information between the k-means clusters of
+    Z and those of the neighbours in the network's input (`spectral.information`). Rate reduction
+    needs it. If the features are subspaces, training finds them only after many steps. If the
+    encoder is good, training helps at first and later separates similar samples.
     """
 
     x: Tensor  # (m, D)
@@ -43,16 +43,16 @@ class Judge:
     seed: int
 
     @classmethod
-    def of(cls, network: Network, x: Tensor, seed: int) -> "Judge":
-        """A judge of all networks that see the samples x (N, D) as this one does."""
+    def of(cls, network: Network, x: Tensor, seed: int) -> "Validator":
+        """A validator of all networks that see the samples x (N, D) as this one does."""
         kept = np.random.default_rng(seed).permutation(len(x))[:SAMPLES]
         x = x[torch.from_numpy(np.sort(kept))].float().to(network.mean.device)
         views = normalize(torch.cat([network.views(block) for block in x.split(4096)]), dim=1)
         q = min(NEIGHBOURS, len(x) - 1)
         return cls(x, spectral.neighbours(views.cpu(), q)[1], seed)
 
-    def look(self, network: Network) -> float:
-        """Mean information, nats."""
+    def score(self, network: Network) -> float:
+        """Mean information of the network's clusters, in nats."""
         was_training = network.training
         z = network.eval().features(self.x).cpu().numpy()
         network.train(was_training)

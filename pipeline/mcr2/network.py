@@ -1,8 +1,8 @@
-"""The network that MCR² trains: it begins as the encoder's own structure and departs from there.
+"""The network that MCR² trains. It starts at the principal components of the embeddings.
 
-CPP [Chu et al. 2024, section 4] trains a random two-headed network; this one has one head, takes
-centred embeddings with their words beside them, and starts as their principal components plus a
-residual that is nought. n samples, D input dimensions, V words, h hidden, d features.
+CPP [Chu et al. 2024, section 4] trains a random network with two heads. This one has one head. Its
+input is the centred embeddings and their expected words. It starts as their principal components
+plus a residual of zero. n samples, D input dimensions, V words, h hidden, d features.
 """
 
 import math
@@ -22,11 +22,11 @@ def alone(x: Tensor) -> Tensor:
 
 
 class GlobalBatchNorm(nn.Module):
-    """BatchNorm1d whose statistics are those of the global batch, whatever worker holds it.
+    """BatchNorm1d with the statistics of the global batch (torch's SyncBatchNorm needs CUDA).
 
-    (torch's SyncBatchNorm needs CUDA.) In training `gather` brings mean and variance of every
-    worker's equal share together, with gradients; in evaluation the running statistics serve. The
-    running variance is that of the batch, as training divides by; torch's is n/(n−1) times as much.
+    In training, `gather` collects mean and variance of every worker's equal share, with gradients.
+    In evaluation, the running statistics are used. The running variance divides by n, as training
+    does; torch's divides by n − 1.
     """
 
     mean: Tensor
@@ -59,12 +59,12 @@ class GlobalBatchNorm(nn.Module):
 
 
 class Words(nn.Module):
-    """What the encoder's text side says of a picture: its expected word, as a vector.
+    """The expected word vector of an image under the encoder's text side.
 
-    A CLIP model says p(word | picture) = softmax over words of its logit scale times the cosine
-    [Radford et al. 2021, section 2]; the word vector expected under it is the picture's counterpart
-    among words. Words beside pictures help clustering: Li et al., "Image clustering with external
-    guidance" (TAC), ICML 2024.
+    A CLIP model gives p(word | image) = softmax over words of its logit scale times the cosine
+    [Radford et al. 2021, section 2]. This module is the mean of the word vectors under p. Words in
+    addition to images help clustering: Li et al., "Image clustering with external guidance" (TAC),
+    ICML 2024.
     """
 
     table: Tensor
@@ -76,7 +76,7 @@ class Words(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def begin(self, table: Tensor, scale: float) -> None:
-        """Take the words: unit rows (V, D), and the encoder's logit scale."""
+        """Set the words: `table` (V, D) has unit rows, `scale` is the encoder's logit scale."""
         self.table.copy_(table)
         self.scale.fill_(scale)
 
@@ -85,12 +85,12 @@ class Words(nn.Module):
         return self.shares(x) @ self.table
 
     def shares(self, x: Tensor) -> Tensor:
-        """p(word | picture), (n, V)."""
+        """p(word | image) of unit rows x (n, D): (n, V)."""
         return torch.softmax(self.scale * (x @ self.table.T), dim=1)
 
 
 class Network(nn.Module):
-    """Centred views of x, then normalize(project + residual); `words` is how many, 0 for none."""
+    """z = normalize(project(v) + residual(v)) of the centred views v of x, with `words` words."""
 
     centres: Tensor
     mean: Tensor
@@ -118,9 +118,9 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def start(self, x: Tensor, words: Tensor, scale: float) -> None:
-        """Begin at the structure of the samples x (N, D): their means and principal components.
+        """Set the weights to the means and principal components of the samples x (N, D).
 
-        `words` (V, D) are unit rows, `scale` the encoder's logit scale.
+        `words` (V, D) are unit rows, `scale` is the encoder's logit scale.
         """
         self.words.begin(words, scale)
         sums = [torch.stack(self._raw(block)).sum(1, dtype=torch.float64) for block in _blocks(x)]
@@ -142,9 +142,9 @@ class Network(nn.Module):
         return [x, self.words(x)] if len(self.centres) > 1 else [x]
 
     def views(self, x: Tensor) -> Tensor:
-        """(n, D) -> what is seen of them: each view less its centre, of unit length; (n, width).
+        """(n, D) -> (n, width): each view minus its centre, normalised.
 
-        Embeddings of a CLIP model lie in a narrow cone, which centring opens.
+        The embeddings of a CLIP model lie in a narrow cone. Centring spreads them.
         """
         raw = zip(self._raw(x), self.centres, strict=True)
         views = [normalize(view - centre, dim=1) for view, centre in raw]
@@ -156,14 +156,14 @@ class Network(nn.Module):
         return normalize(self.project(seen) + self.residual(seen), dim=1)
 
     def gather_with(self, gather: Gather) -> None:
-        """Let BatchNorm see the global batch."""
+        """Give `gather` to every GlobalBatchNorm."""
         for module in self.modules():
             if isinstance(module, GlobalBatchNorm):
                 module.gather = gather
 
     @torch.inference_mode()
     def features(self, x: Tensor) -> Tensor:
-        """(n, D) -> Z (n, d), with the running statistics: a row depends on no other row."""
+        """(n, D) -> Z (n, d) with unit rows, by the running statistics: rows are independent."""
         assert not self.training, "call .eval() first: BatchNorm would mix the rows of a batch"
         return torch.cat([self(block) for block in _blocks(x)])
 

@@ -1,8 +1,8 @@
-"""The training objective over a global batch, whoever holds its rows.
+"""The training objective over a global batch that W workers share.
 
-Every worker holds b of the n = W·b rows. `gather` brings the Z of all together with gradients; each
-worker computes its own share of the columns of R_c. The sum over workers of `loss` is W times the
-objective, so that gradients averaged over workers are those of one worker with all n rows.
+Every worker holds b of the n = W·b rows. `gather` collects the Z of all, with gradients. Each
+worker computes its own columns of R_c. The mean over workers of `loss` is the objective, so that
+averaged gradients are those of one worker with all n rows.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SELF = -1.0  # affinity of a sample to itself, where others have 0 to 1
 
 @dataclass(frozen=True)
 class Terms:
-    """What one step computed: `loss` has gradients; the rest are this worker's numbers."""
+    """The terms of one step in nats; only `loss` has gradients."""
 
     loss: Tensor
     expansion: Tensor  # R(Z), of the global batch
@@ -30,10 +30,10 @@ class Terms:
 
 @full_precision
 def affinity(Z: Tensor) -> Tensor:
-    """Scores of the membership, (n, n): positive part of the cosines, a sample's own below all.
+    """Scores (n, n) of the membership: the positive part of the cosines, and SELF on the diagonal.
 
-    CPP takes |cos|, which joins what points opposite ways, and leaves the own at 1, the largest, so
-    that every sample can become a cluster of itself.
+    CPP takes |cos|, which puts opposite features together. Its diagonal is 1, the largest score, so
+    that every sample can become a cluster of its own.
     """
     own = torch.eye(len(Z), dtype=torch.bool, device=Z.device)
     return (Z @ Z.T).clamp(min=0).masked_fill(own, SELF)

@@ -1,4 +1,4 @@
-"""Full precision for what half of it would spoil: log-determinants, Sinkhorn, Gram matrices."""
+"""Full precision for log-determinants, Sinkhorn and Gram matrices, which lose too much in half."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` with its tensors, which come first, in float32 at least and autocast off.
+    """Call `function` with its leading tensors in float32 at least, and with autocast off.
 
-    Gradients come back in the dtype of the tensors given.
+    Gradients have the dtype of the given tensors.
     """
 
     @wraps(function)

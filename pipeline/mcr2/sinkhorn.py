@@ -1,4 +1,4 @@
-"""Affinities to a doubly stochastic membership, with its distance from one."""
+"""Sinkhorn's iteration: affinities to a nearly doubly stochastic membership."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from pipeline.mcr2.precision import full_precision
 def membership(scores: Tensor, eta: float, half_steps: int) -> tuple[Tensor, Tensor]:
     """Π = n · Sinkhorn(scores / η) [CPP, Chu et al. 2024, with scores |CᵀC|] and its residual.
 
-    `scores` is (n, n). Rows and columns of exp(scores / η) are normalised in turn, `half_steps`
-    times, rows first; in the log domain, so that a small η cannot underflow a row. Π has entries
-    ≥ 0 and, after an odd number of half steps, rows that sum to 1; the residual is the largest
-    |sum − 1| of the other side. Gradients are those of the steps as they were done.
+    `scores` is (n, n), and so is Π. Rows and columns of exp(scores / η) are normalised in turn,
+    `half_steps` times, rows first. The log domain prevents underflow with a small η. Π has entries
+    ≥ 0; after an odd number of half steps its rows sum to 1. The residual is the largest |sum − 1|
+    of the other side. Gradients are exact for these steps.
     """
     log_Pi = scores / eta
     for step in range(half_steps):

@@ -1,4 +1,4 @@
-"""The neighbour graph of features, and what is cut along it: small groups, and k clusters.
+"""The neighbour graph of features, and its cuts: into small groups, and into k clusters.
 
 m landmarks, d dimensions, q neighbours, c components, k clusters.
 """
@@ -15,10 +15,10 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-BLOCK_ROWS = 2048  # rows of similarities at a time: memory is landmarks × this, not landmarks²
-SMOOTHING = 4  # steps of the filter of `smoothed`
+BLOCK_ROWS = 2048  # rows of similarities computed together: memory is m × this, not m²
+SMOOTHING = 4  # steps of the filter of `smooth`
 RESTARTS = 10  # of k-means, of which `partition` keeps one
-DENSE_ROWS = 1000  # up to here a dense eigendecomposition is quick, and safe for any `components`
+DENSE_ROWS = 1000  # up to here a dense eigendecomposition is fast, and safe for any `components`
 PART_ITERATIONS = 50  # of k-means into parts of clusters
 
 
@@ -35,11 +35,11 @@ def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
 
 def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
     """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
-    return graph_of(*neighbours(Z, q), eta)
+    return build_graph(*neighbours(Z, q), eta)
 
 
-def graph_of(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
-    """`affinity` from what `neighbours` gave."""
+def build_graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
+    """`affinity` from the results of `neighbours`, both (m, q)."""
     m, q = index.shape
     weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
     rows = np.repeat(np.arange(m), q)
@@ -50,9 +50,9 @@ def graph_of(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
 def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
     """Leading eigenvectors of the normalised affinity D^-½ A D^-½, (m, c), rows of unit norm.
 
-    [Ng, Jordan, Weiss 2001]. The first k columns serve the cut into k clusters. Each connected
-    component has eigenvectors of its own, found apart: Lanczos' method, begun at one vector, would
-    find one for the eigenvalue 1 that all of them share.
+    [Ng, Jordan, Weiss 2001]. A cut into k clusters uses the first k columns. The eigenvectors of
+    each connected component are computed separately: all have the eigenvalue 1, and Lanczos' method
+    would find only one of its eigenvectors.
     """
     degree = np.asarray(graph.sum(axis=1)).ravel()
     scale = sp.diags(1 / np.sqrt(np.maximum(degree, np.finfo(float).tiny)))
@@ -61,19 +61,21 @@ def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
     pairs = []
     for part in range(parts):
         rows = np.flatnonzero(part_of == part)
-        for value, own in _leading(normalised[rows][:, rows], components, seed):
+        for value, own in _leading_eigenpairs(normalised[rows][:, rows], components, seed):
             pairs.append((value, rows, own))
     vectors = np.zeros((len(degree), components))
     for column, (_, rows, own) in enumerate(sorted(pairs, key=lambda p: -p[0])[:components]):
         vectors[rows, column] = own
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(components)])
-    vectors = vectors * np.where(signs == 0, 1, signs)  # eigenvectors have no sign of their own
+    vectors = vectors * np.where(signs == 0, 1, signs)  # the sign of an eigenvector is arbitrary
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, np.finfo(float).tiny))
 
 
-def _leading(matrix: sp.csr_matrix, most: int, seed: int) -> Iterator[tuple[float, np.ndarray]]:
-    """The largest eigenvalues of a symmetric matrix, at most so many, and their vectors."""
+def _leading_eigenpairs(
+    matrix: sp.csr_matrix, most: int, seed: int
+) -> Iterator[tuple[float, np.ndarray]]:
+    """At most `most` largest eigenvalues of a symmetric matrix, and their eigenvectors."""
     m = matrix.shape[0]
     if m <= max(DENSE_ROWS, most):
         values, vectors = np.linalg.eigh(matrix.toarray())
@@ -85,12 +87,12 @@ def _leading(matrix: sp.csr_matrix, most: int, seed: int) -> Iterator[tuple[floa
 
 
 def over_segment(vectors: np.ndarray, groups: int, seed: int) -> np.ndarray:
-    """k-means of the spectral embedding into many small groups: (m,) numbers in [0, groups)."""
+    """k-means of the spectral embedding (m, c) into small groups: labels (m,) in [0, groups)."""
     return kmeans(vectors, groups, 1, seed, iterations=50)
 
 
 def kmeans(rows: np.ndarray, k: int, restarts: int, seed: int, iterations: int = 300) -> np.ndarray:
-    """Labels (m,) of k-means of rows (m, d), the best of some restarts; fewer if rows coincide."""
+    """k-means labels (m,) of rows (m, d), the best of `restarts`; fewer than k if rows coincide."""
     with warnings.catch_warnings():  # of rows that coincide
         warnings.simplefilter("ignore", ConvergenceWarning)
         fit = KMeans(n_clusters=k, n_init=restarts, max_iter=iterations, random_state=seed)
@@ -100,11 +102,11 @@ def kmeans(rows: np.ndarray, k: int, restarts: int, seed: int, iterations: int =
 def information(labels: np.ndarray, index: Tensor) -> float:
     """I(cluster of a sample; cluster of its neighbour), nats: how well labels follow the graph.
 
-    labels (m,) from 0, index (m, q) of `neighbours`. 0 for labels that ignore the graph, the
-    entropy of the labels where no neighbours are parted: it asks for even clusters and for pure
-    neighbourhoods at once, and for no ground truth. What neighbour-pair clustering maximises:
-    Adaloglou et al., "Exploring the limits of deep image clustering using pretrained models"
-    (TEMI), BMVC 2023.
+    labels (m,) from 0, index (m, q) from `neighbours`. It is 0 for labels that ignore the graph,
+    and the entropy of the labels if all neighbours share their cluster. So it rewards even clusters
+    and pure neighbourhoods, without ground truth. Neighbour-pair clustering maximises it: Adaloglou
+    et al., "Exploring the limits of deep image clustering using pretrained models" (TEMI), BMVC
+    2023.
     """
     k = int(labels.max()) + 1
     own = np.repeat(labels.astype(np.int64), index.shape[1])
@@ -115,10 +117,10 @@ def information(labels: np.ndarray, index: Tensor) -> float:
     return float((joint[found] * np.log(joint[found] / np.outer(marginal, marginal)[found])).sum())
 
 
-def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
-    """Features drawn towards their neighbours', centred, of unit length: (m, d).
+def smooth(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
+    """Features Z (m, d) smoothed along the graph, centred, with unit rows: (m, d).
 
-    SMOOTHING steps half-way to the weighted mean of the neighbours, a low-pass filter on the graph.
+    Each of SMOOTHING steps moves a row half-way to the weighted mean of its neighbours.
     """
     degree = np.asarray(graph.sum(axis=1)).ravel()
     walk = sp.diags(1 / np.maximum(degree, np.finfo(float).tiny)) @ graph
@@ -132,10 +134,10 @@ def smoothed(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
 def partition(
     rows: np.ndarray, index: Tensor, k: int, seed: int, begin: np.ndarray | None = None
 ) -> np.ndarray:
-    """k clusters of rows (m, c), features `smoothed` or an `embedding`: numbers (m,) from 0.
+    """k clusters of rows (m, c), from `smooth` or `embedding`: labels (m,) from 0.
 
-    RESTARTS of k-means, and one more from the means of the clusters `begin` (m,); the one whose
-    labels follow the graph best. index (m, q) of `neighbours`.
+    Of RESTARTS runs of k-means, and one from the means of the clusters `begin` (m,), the run of
+    most `information`. index (m, q) is from `neighbours`.
     """
     rows = rows.astype(np.float32)
     fits = [kmeans(rows, k, 1, seed + restart) for restart in range(RESTARTS)]
@@ -146,10 +148,10 @@ def partition(
     return np.unique(best, return_inverse=True)[1].ravel()  # fewer where rows coincide
 
 
-def parted(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """Clusters of Z (m, d) in parts by k-means, about `each` per cluster on average.
+def split_clusters(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """Split the clusters of Z (m, d) by k-means into about `each` parts on average.
 
-    Larger clusters have more. Numbers (m,), ascending from cluster to cluster.
+    Larger clusters get more. Returns part numbers (m,), ascending from cluster to cluster.
     """
     sizes = np.bincount(labels)
     found, first = np.empty_like(labels), 0

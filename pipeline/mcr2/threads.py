@@ -1,4 +1,4 @@
-"""One thread for what must come out the same on any machine."""
+"""One thread for results that must be the same on any machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 def one_thread() -> Iterator[None]:
     """Linear algebra on one thread of BLAS, OpenMP and torch.
 
-    Eigenvectors and k-means differ in their last bits with the number of threads, and a cut made
-    from them may differ in more than that.
+    The last bits of eigenvectors and of k-means depend on the number of threads. Clusters made from
+    them may then differ in more than the last bits.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""From many small groups to one: merge, again and again, the pair that saves most bits.
+"""From many small groups to one: merge, step by step, the pair that saves most bits.
 
-k groups, d dimensions. Groups are known by their additive statistics only, so that the cost does
-not depend on how many samples they hold. Source: the pairwise steepest descent of Ma, Derksen,
-Hong, Wright, TPAMI 2007, started from an over-segmentation instead of from single samples.
+k groups, d dimensions. Only the additive statistics of the groups are used, so the cost does not
+depend on the number of samples. Source: the pairwise steepest descent of Ma, Derksen, Hong, Wright,
+TPAMI 2007, started from an over-segmentation instead of from single samples.
 """
 
 import heapq
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pipeline.mcr2 import coding_rate
 
-BLOCK = 32  # pairs whose determinants are taken at once: what a cache holds
+BLOCK = 32  # pairs whose determinants are computed together: they fit a cache
 
 
 @dataclass(frozen=True)
 class Merge:
-    """One step: group `merged` becomes part of group `kept`; positive savings mean fewer bits."""
+    """One step: group `merged` becomes part of group `kept`, which saves `bits_saved`."""
 
     kept: int
     merged: int
@@ -26,11 +26,11 @@ class Merge:
 
 
 def grow(count: Tensor, total: Tensor, gram: Tensor, eps_sq: float, near: int = 32) -> list[Merge]:
-    """All k − 1 merges of k groups, best first at every step.
+    """All k − 1 merges of k groups, each the best of its step.
 
-    count (k,), total (k, d) sums of members, gram (k, d, d), all float64. Pairs are considered
-    among each group's `near` nearest by direction of the mean, renewed as groups merge; when those
-    run out, among all. The number of the smaller-numbered group is kept.
+    count (k,), total (k, d) sums of members, gram (k, d, d), all float64; `eps_sq` is ε².
+    Candidates are the pairs of each group with its `near` nearest groups by mean direction, updated
+    as groups merge, and all pairs once none is left. The smaller of the two numbers is kept.
     """
     state = _Groups(count.clone(), total.clone(), gram.clone(), eps_sq)
     merges: list[Merge] = []
@@ -52,7 +52,7 @@ Offer = tuple[float, int, int, int, int]  # bits lost, a < b, and the versions o
 
 
 class _Groups:
-    """The groups that are still apart. A merged or changed group has a new version."""
+    """The groups that are not merged yet. A changed group gets a new version."""
 
     def __init__(self, count: Tensor, total: Tensor, gram: Tensor, eps_sq: float) -> None:
         self.count, self.total, self.gram, self.eps_sq = count, total, gram, eps_sq
@@ -67,14 +67,14 @@ class _Groups:
         heap = []
         for start in range(0, len(pairs), BLOCK):
             a, b = torch.tensor(pairs[start : start + BLOCK]).T
-            lost = self._lost(a, b)
+            lost = self._bits_lost(a, b)
             for loss, i, j in zip(lost.tolist(), a.tolist(), b.tolist(), strict=True):
                 heap.append((loss, i, j, self.version[i], self.version[j]))
         heapq.heapify(heap)
         return heap
 
     def merge(self, a: int, b: int) -> None:
-        """Group b into group a."""
+        """Merge group b into group a."""
         self.count[a] += self.count[b]
         self.total[a] += self.total[b]
         self.gram[a] += self.gram[b]
@@ -91,8 +91,8 @@ class _Groups:
         closest = (means[others] @ means[a]).topk(near).indices
         return list(others[closest].tolist())
 
-    def _lost(self, a: Tensor, b: Tensor) -> Tensor:
-        """Bits lost by merging a with b: codes of the members and their names."""
+    def _bits_lost(self, a: Tensor, b: Tensor) -> Tensor:
+        """Bits lost by merging a with b, for the codes of the members and for their names."""
         n_a, n_b = self.count[a], self.count[b]
         gram = self.gram[a].add_(self.gram[b])  # of a copy
         codes = coding_rate.length_bits(n_a + n_b, gram, self.eps_sq)
@@ -100,25 +100,11 @@ class _Groups:
         return codes - self.bits[a] - self.bits[b] + names[0] - names[1] - names[2]
 
 
-def cut(merges: list[Merge], leaves: int, k: int) -> list[int]:
-    """Cluster of each leaf when k clusters are left: (leaves,) numbers in [0, k), by first leaf.
-
-    Cuts of one tree are nested: every cluster of a smaller k is a union of clusters of a larger.
-    """
-    parent = list(range(leaves))
-    for merge in merges[: leaves - k]:
-        parent[merge.merged] = merge.kept
-    for leaf in range(leaves):  # kept < merged, so a parent is final before its children
-        parent[leaf] = parent[parent[leaf]]
-    names = {group: name for name, group in enumerate(sorted(set(parent)))}
-    return [names[group] for group in parent]
-
-
 def lengths_bits(merges: list[Merge], count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:
-    """L(X, cut) of every cut of a grown tree, (leaves,): entry i is the cut into i + 1 clusters.
+    """L(X, cut) in bits of every cut of a tree, (leaves,): entry i is the cut into i + 1 clusters.
 
-    count (leaves,) and gram (leaves, d, d) may be those that the tree was grown from or others of
-    the same leaves, such as a resample's. One determinant per node, in blocks.
+    count (leaves,) and gram (leaves, d, d) are of the leaves that `grow` had, of all samples or of
+    a resample. One determinant per node, in blocks.
     """
     count, gram = count.clone(), gram.clone()
     samples = count.sum()

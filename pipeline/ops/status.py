@@ -89,7 +89,7 @@ def _row(
         return None
     try:
         if len(made) < len(rows):
-            raise UserError("what the stage before it leaves is not known")
+            raise UserError("the result of the stage before it is not known")
         want = stage.settings.expected(settings, made, paths)
     except UserError as error:
         begun = before or rows[0].state != "not begun"
@@ -132,7 +132,7 @@ def embed_row(
         shards = [Shard(**s["shard"]) for s in manifest["shards"]]
     if shards is None:
         state = "partly" if parts else "not begun"
-        rerun = "the shards that have no part; --shards tells which" if parts else "all of it"
+        rerun = "the shards without a part; give --shards to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
     if whole := survey.finished(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
@@ -162,8 +162,8 @@ def _embedding(found: survey.Survey, total: int) -> str:
     text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
     if not found.todo:
         text = f"none of {total} shards, the manifest alone"
-    if found.vanished:
-        text += f"; {len(found.vanished)} vanished, the first {found.vanished[0]}: left out"
+    if found.unlisted:
+        text += f"; {len(found.unlisted)} no longer listed, the first {found.unlisted[0]}"
     return text
 
 
@@ -236,7 +236,7 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> st
         left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         lines.append("  ".join([*left, *right]).rstrip())
-    lines += ["", "The same command again would do:"]
+    lines += ["", "Running the same command again would do:"]
     for row in rows:
         lines += _filled(f"  {row.stage.ljust(widths[0])}  {row.rerun}")
     return "\n".join(lines)
@@ -252,7 +252,7 @@ def _held(owner: dict[str, Any] | None) -> str:
         return "free"
     who = lock.describe(owner)
     if owner["lives"] is False:
-        return f"left by {who}, which is dead: the next command takes over"
+        return f"left by {who}, whose process has ended; the next command takes over the lock"
     return f"held by {who}; last heartbeat {owner.get('at', 'not yet')}"
 
 

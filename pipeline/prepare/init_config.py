@@ -63,9 +63,8 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
     count = captions = 0
     for sample in samples:
         count += 1
-        text = sample.json_text()
-        captions += bool(sample.caption() or columns.parse(text).get("caption"))
-        columns.merge(kinds, columns.kinds([text]))
+        captions += bool(sample.caption())
+        columns.merge(kinds, columns.kinds(sample.values))
         try:
             image = sample.image()
         except MissingImage as missing:

@@ -1,8 +1,7 @@
-"""Stage 0, shards: a folder of images, or CIFAR, packed as img2dataset would have packed it.
+"""Command shards: a folder of images, packed as img2dataset would have packed it.
 
-reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name;
-        or torchvision's CIFAR-10 / CIFAR-100
-writes  {shard:05d}.tar          {key}.jpg (the file's own bytes; CIFAR: PNG), .txt, .json
+reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name
+writes  {shard:05d}.tar          {key}.jpg (the file's own bytes), .json, .txt
         {shard:05d}.parquet      RECORD, the same facts as the json members
         {shard:05d}_stats.json   counts; written last, so a shard that has it is done
 
@@ -21,24 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import webdataset as wds
 from PIL import Image
 
-from pipeline.prepare import cifar
 from pipeline.prepare.settings import Config
 from pipeline.runtime import console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
-from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 RECORD = pa.schema(
     [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
     + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
-    + [(name, pa.string()) for name in ("label", "source", "superlabel")]
+    + [(name, pa.string()) for name in ("label", "source")]
 )
 
 
@@ -46,10 +43,9 @@ RECORD = pa.schema(
 class Picture:
     """One image to be packed."""
 
-    source: str  # its path below FOLDER, or its place in CIFAR
+    source: str  # its path below FOLDER
     label: str | None  # the class folder; None directly below FOLDER
-    content: Path | np.ndarray  # a file, or (height, width, 3) uint8
-    superlabel: str | None = None  # CIFAR-100 only
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,8 @@ def folder_pictures(folder: str) -> tuple[list[Picture], int]:
     root = Path(folder).resolve()
     if not root.is_dir():
         raise UserError(
-            f"--from {folder}: no such folder; name a folder of images, {' or '.join(cifar.NAMES)}"
+            f"--from {folder}: no such folder; name a folder of images (for CIFAR: python -m "
+            "benchmarks.cifar in a clone of the repository)"
         )
     found, left_out = [], 0
     for place, _, names in os.walk(root):
@@ -113,28 +110,25 @@ def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
 def pack_shard(shard: ShardPlan, out: str) -> int:
     """Write the three files of a shard, the stats last; returns how many images it holds."""
     records = []
-    with storage.commit(f"{out}/{shard.stem}.tar") as file, ShardWriter(file) as writer:
+    with (
+        storage.commit(f"{out}/{shard.stem}.tar") as file,
+        wds.TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as writer,
+    ):
         for place, picture in enumerate(shard.pictures):
             record, members = sample(picture, f"{shard.stem}{place:04d}")
             records.append(record)
-            for suffix, data in members:
-                writer.add(f"{record['key']}.{suffix}", data)
-    schema = pa.schema([RECORD.field(name) for name in records[0]])
+            writer.write({"__key__": record["key"], **members})
     with storage.commit(f"{out}/{shard.stem}.parquet") as file:
-        pq.write_table(pa.Table.from_pylist(records, schema), file)
+        pq.write_table(pa.Table.from_pylist(records, RECORD), file)
     count = len(records)
     stats = {"count": count, "successes": count, "failed_to_download": 0, "failed_to_resize": 0}
     storage.write_bytes(f"{out}/{shard.stem}_stats.json", json.dumps(stats).encode())
     return count
 
 
-def sample(picture: Picture, key: str) -> tuple[dict[str, Any], list[tuple[str, bytes]]]:
-    """The facts of a picture, and its members as suffix and bytes."""
-    if isinstance(picture.content, Path):
-        suffix, data = picture.content.suffix[1:].lower(), picture.content.read_bytes()
-        caption = _caption(picture.content, picture.source)
-    else:
-        suffix, data, caption = "png", _png(picture.content), None
+def sample(picture: Picture, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The facts of a picture, and its members by suffix."""
+    data, caption = picture.path.read_bytes(), _caption(picture.path, picture.source)
     width, height = dimensions(data)
     record = {
         "key": key,
@@ -147,25 +141,19 @@ def sample(picture: Picture, key: str) -> tuple[dict[str, Any], list[tuple[str, 
         "label": picture.label,
         "source": picture.source,
     }
-    if picture.superlabel is not None:
-        record["superlabel"] = picture.superlabel
-    text = [("txt", caption.encode())] if caption is not None else []
-    return record, [(suffix, data), *text, ("json", json.dumps(record).encode())]
+    members = {picture.path.suffix[1:].lower(): data, "json": json.dumps(record).encode()}
+    if caption is not None:
+        members["txt"] = caption.encode()
+    return record, members
 
 
 def _caption(image: Path, source: str) -> str | None:
-    """What the .txt beside an image says; None where there is none, or nothing in it."""
+    """The text of the .txt next to an image; None where it is absent or empty."""
     path = image.with_suffix(".txt")
     root = image.parents[source.count("/")]
     if not _inside(path, root):
         return None
     return path.read_bytes().decode("utf-8", "replace").replace("\0", "").strip() or None
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def dimensions(data: bytes) -> tuple[int | None, int | None]:
@@ -179,7 +167,7 @@ def dimensions(data: bytes) -> tuple[int | None, int | None]:
         return None, None
 
 
-def made(shards: Sequence[ShardPlan], out: str) -> set[str]:
+def find_done(shards: Sequence[ShardPlan], out: str) -> set[str]:
     """Stems of the shards that are already there; UserError if `out` has others."""
     names = storage.Folder(out).names()
     stems = {shard.stem for shard in shards}
@@ -203,20 +191,13 @@ def _sources(shard: ShardPlan, out: str) -> list[str] | None:
         return None
 
 
-def run(cfg: Config, source: str, out: str, data_dir: str | None) -> dict[str, int]:
-    """Pack a folder, cifar10 or cifar100 into shards below `out`, one Ray task for each shard.
-
-    `data_dir` is where an extracted CIFAR lies; without it, CIFAR is downloaded, once.
-    """
+def run(cfg: Config, source: str, out: str) -> dict[str, int]:
+    """Pack a folder of images into shards below `out`, one Ray task for each shard."""
     started = time.perf_counter()
     out = storage.absolute(out)
-    if source in cifar.NAMES:
-        rows = cifar.load(source, cfg.split, data_dir)
-        pictures, left_out = [Picture(*row) for row in rows], 0
-    else:
-        pictures, left_out = folder_pictures(source)
+    pictures, left_out = folder_pictures(source)
     shards = plan(pictures, cfg)
-    there = made(shards, out)
+    there = find_done(shards, out)
     missing = [shard for shard in shards if shard.stem not in there]
     log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
     packed = sum(tasks.results(pack_shard, missing, out))

@@ -10,10 +10,9 @@ MAX_PER_SHARD = 10_000  # a key is five digits of the shard and four of the plac
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the stage."""
+    """How a folder of images is packed into shards."""
 
     samples_per_shard: int = setting(1000, "images in each shard; the last one may have fewer")
-    split: str = setting("train", "part of CIFAR to pack: train or test")
     shuffle_seed: int = setting(0, "seed of the order that mixes the classes in each shard")
 
     def __post_init__(self) -> None:
@@ -21,5 +20,3 @@ class Config:
             raise UserError(
                 f"shards.samples_per_shard = {self.samples_per_shard}: choose 1 to {MAX_PER_SHARD}"
             )
-        if self.split not in ("train", "test"):
-            raise UserError(f"shards.split = {self.split!r}: choose train or test")

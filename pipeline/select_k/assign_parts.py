@@ -1,7 +1,4 @@
-"""Every sample of a part to its cluster, and samples that show what each cluster is.
-
-reads   network/…, embeddings/{stem}.parquet
-writes  assignments/{stem}.parquet       ASSIGNMENTS
+"""Assign the samples of a part to clusters; pick samples that show what each cluster is.
 
 d dimensions, k clusters.
 """
@@ -23,7 +20,7 @@ from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
 
 KEPT = {"typical": 24, "borderline": 12, "odd": 12}  # exemplars of each kind and cluster
-BY = {  # what the exemplars of a kind are ranked by, first
+BY = {  # the score by which the exemplars of each kind are ranked
     "typical": ("outlier_score", "ascending"),
     "borderline": ("margin", "ascending"),
     "odd": ("outlier_score", "descending"),
@@ -55,7 +52,7 @@ def part_features(
 
 @dataclass(frozen=True)
 class Assigner:
-    """All that assigning a sample takes."""
+    """What tasks need to assign samples."""
 
     network: Network
     prototypes: assignment.Prototypes
@@ -68,20 +65,18 @@ class Assigner:
 
 
 def assign_part(
-    source: str, target: str, assigner: Assigner
-) -> tuple[coding_rate.Statistics, pa.Table]:
-    """Commit one part of the assignments; returns the clusters' statistics, and exemplars."""
-    total = coding_rate.no_statistics(*assigner.shape)
+    source: str, target: str, assigner: Assigner, total: coding_rate.Statistics
+) -> pa.Table:
+    """Commit one part of the assignments, add to the clusters' statistics; returns EXEMPLARS."""
     found, members = [], []
-    wanted = [*MEMBER, "embedding"]
-    for rows, z in part_features(source, assigner.network, wanted):
+    for rows, z in part_features(source, assigner.network, [*MEMBER, "embedding"]):
         a = assignment.assign(z, assigner.prototypes, schemas.TOP)
         coding_rate.accumulate(total, z, a.cluster)
         found.append(_assignment_rows(rows, a))
         members.append(rows.select(MEMBER))
     table = pa.concat_tables([schemas.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
-    return total, _exemplars(table, members)
+    return _exemplars(table, members)
 
 
 def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
@@ -100,23 +95,23 @@ def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
 
 
 def _exemplars(table: pa.Table, members: list[pa.Table]) -> pa.Table:
-    """EXEMPLARS of one part, every kind from all of its rows."""
+    """EXEMPLARS of one part: each kind is chosen from all of its rows."""
     if not members:
         return schemas.EXEMPLARS.empty_table()
     scored = pa.concat_tables(members)
     for name in ("cluster_id", "outlier_score", "margin"):
         scored = scored.append_column(name, table[name])
-    return pa.concat_tables([ranked(scored, kind) for kind in schemas.KINDS])
+    return pa.concat_tables([rank_members(scored, kind) for kind in schemas.KINDS])
 
 
-def joined(exemplars: list[pa.Table]) -> pa.Table:
-    """EXEMPLARS of several parts, from those of each."""
+def merge_exemplars(exemplars: list[pa.Table]) -> pa.Table:
+    """EXEMPLARS of several parts, from the EXEMPLARS of each."""
     whole = pa.concat_tables(exemplars)
     kinds = [whole.filter(pc.equal(whole["kind"], kind)) for kind in schemas.KINDS]
-    return pa.concat_tables(map(ranked, kinds, schemas.KINDS))
+    return pa.concat_tables(map(rank_members, kinds, schemas.KINDS))
 
 
-def ranked(scored: pa.Table, kind: str) -> pa.Table:
+def rank_members(scored: pa.Table, kind: str) -> pa.Table:
     """EXEMPLARS of one kind: the first KEPT rows of each cluster; ties by sample_id."""
     ascending = [(name, "ascending") for name in ("cluster_id", "sample_id")]
     scored = scored.sort_by([ascending[0], BY[kind], ascending[1]])
@@ -128,23 +123,21 @@ def ranked(scored: pa.Table, kind: str) -> pa.Table:
     return pa.table(columns, schema=schemas.EXEMPLARS).filter(rank < KEPT[kind])
 
 
-Sums = tuple[np.ndarray, ...]  # Statistics on their way: Ray copies a tensor, maps an array
+Sums = tuple[np.ndarray, ...]  # Statistics as arrays, which Ray shares without copying
 
 
 def assign_parts(
     stems: list[str], paths: layout.RunPaths, assigner: Assigner
 ) -> tuple[Sums, pa.Table]:
-    """`assign_part` of several shards: summed statistics, the exemplars of all of them."""
+    """`assign_part` of several shards: the summed statistics, and EXEMPLARS of all."""
     total = coding_rate.no_statistics(*assigner.shape)
     best = schemas.EXEMPLARS.empty_table()
     for name in (f"{stem}.parquet" for stem in stems):
         source, target = paths.embeddings.file(name), paths.assignments.file(name)
-        more, exemplars = assign_part(source, target, assigner)
-        coding_rate.add(total, more)
-        best = joined([best, exemplars])
-    return arrays(total), best
+        best = merge_exemplars([best, assign_part(source, target, assigner, total)])
+    return to_arrays(total), best
 
 
-def arrays(total: coding_rate.Statistics) -> Sums:
-    """The same numbers in the same memory."""
+def to_arrays(total: coding_rate.Statistics) -> Sums:
+    """Statistics as arrays on the same memory."""
     return tuple(sums.numpy() for sums in total)

@@ -1,8 +1,4 @@
-"""Two passes over all parts of the embeddings, each resumed where it was interrupted.
-
-reads   embeddings/{stem}.parquet
-writes  assignments/{stem}.parquet, clusters/exemplars.parquet: the second pass
-        clusters/unfinished-….safetensors: the sums so far, until the stage is done
+"""The two passes over all parts of the embeddings; an interrupted pass resumes.
 
 N samples, d dimensions, p leaves.
 """
@@ -23,21 +19,21 @@ from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import (
     Assigner,
     Sums,
-    arrays,
     assign_parts,
-    joined,
+    merge_exemplars,
     part_features,
+    to_arrays,
 )
 from pipeline.store import tables
 from pipeline.store.partial_sums import Arrays, ResumableSum
 
-MOST_TASKS = 128  # each sends p·d² numbers
+MOST_TASKS = 128  # each returns p·d² numbers
 SUMS = ("count", "sum", "gram")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is passed over, and for whom."""
+    """The parts that both passes read."""
 
     paths: layout.RunPaths
     stems: list[str]
@@ -50,81 +46,81 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
     for url in urls:
         for _, z in part_features(url, network, ["embedding"]):
             coding_rate.accumulate(total, z, assignment.nearest(z, table))
-    return arrays(total)
+    return to_arrays(total)
 
 
 def _add(total: coding_rate.Statistics, more: Sums) -> None:
-    """`coding_rate.add` of arrays that Ray lends for reading alone, which torch would not take."""
-    for sums, summand in zip(arrays(total), more, strict=True):
+    """Add in place. The arrays that Ray returns are read-only, which torch does not accept."""
+    for sums, summand in zip(to_arrays(total), more, strict=True):
         np.add(sums, summand, out=sums)
 
 
 def all_statistics(
     parts: Parts, network: Network, begin: Callable[[], Tensor], progress: StageProgress
 ) -> tuple[Tensor, coding_rate.Statistics]:
-    """First pass: the leaves, which `begin` makes, and their statistics over all parts."""
+    """First pass: the leaves (p, d) that `begin` computes, and their statistics over all parts."""
     urls = [parts.paths.embeddings.file(f"{stem}.parquet") for stem in parts.stems]
     chunks = tasks.chunks(urls, MOST_TASKS)
     running = ResumableSum(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
     table = torch.from_numpy(running.restored["table"]) if running.done else begin()
-    total = _sums(running, *table.shape)
+    total = _restore_sums(running, *table.shape)
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     for chunk, more in zip(left, tasks.results(statistics, left, network, table), strict=True):
         _add(total, more)
-        running.advance(lambda: {"table": table.numpy(), **_named(total)})
+        running.advance(lambda: {"table": table.numpy(), **_by_name(total)})
         progress.advance(len(chunk), int(more[0].sum()))
     return table, total
 
 
 def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> coding_rate.Statistics:
-    """Second pass: all assignments, and the exemplars; returns the clusters' statistics."""
+    """Second pass: write assignments and exemplars; returns the clusters' statistics."""
     paths, chunks = parts.paths, tasks.chunks(parts.stems, MOST_TASKS)
     running = ResumableSum(paths.clusters, "assigned", parts.made_of, len(chunks))
-    _only_if_there(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
-    total = _sums(running, *assigner.shape)
+    _forget_lost_parts(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
+    total = _restore_sums(running, *assigner.shape)
     best = schemas.EXEMPLARS.empty_table()
     if running.done:
-        best = _read(running.restored["exemplars"])
+        best = _from_bytes(running.restored["exemplars"])
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     found = tasks.results(assign_parts, left, paths, assigner)
     for chunk, (more, exemplars) in zip(left, found, strict=True):
         _add(total, more)
-        best = joined([best, exemplars])
-        running.advance(lambda best=best: {**_named(total), "exemplars": _written(best)})  # type: ignore[misc]
+        best = merge_exemplars([best, exemplars])
+        running.advance(lambda best=best: {**_by_name(total), "exemplars": _to_bytes(best)})  # type: ignore[misc]
         progress.advance(len(chunk), int(more[0].sum()))
     tables.write(paths.clusters.file("exemplars.parquet"), best)
     return total
 
 
-def _only_if_there(running: ResumableSum, parts: Parts, summed: list[str]) -> None:
-    """A sum counts if every part that is in it lies there; else all are made again."""
+def _forget_lost_parts(running: ResumableSum, parts: Parts, summed: list[str]) -> None:
+    """Forget a sum if one of the parts that it includes is missing: then all are made again."""
     folder = parts.paths.assignments
     there = outputs.part_facts(folder, summed)
     if any(there.get(stem, {}).get("made_of") != parts.made_of for stem in summed):
         running.forget()
     if not running.done:
-        folder.clear()  # of what another fingerprint made; after the sum that speaks of it
+        folder.clear()  # parts of another fingerprint; only after the sum that includes them
 
 
-def _sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:
+def _restore_sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:
     if not running.done:
         return coding_rate.no_statistics(groups, dim)
     count, total, gram = (torch.from_numpy(running.restored[name]) for name in SUMS)
     return count, total, gram
 
 
-def _named(total: coding_rate.Statistics) -> Arrays:
-    return dict(zip(SUMS, arrays(total), strict=True))
+def _by_name(total: coding_rate.Statistics) -> Arrays:
+    return dict(zip(SUMS, to_arrays(total), strict=True))
 
 
-def _written(table: pa.Table) -> np.ndarray:
+def _to_bytes(table: pa.Table) -> np.ndarray:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return np.frombuffer(sink.getvalue(), np.uint8)
 
 
-def _read(data: np.ndarray) -> pa.Table:
+def _from_bytes(data: np.ndarray) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(data.tobytes())).read_all()

@@ -10,12 +10,12 @@ from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-DRIVER_TIMES = 4  # the sum, what is added, and what the tree changes: measured
+DRIVER_TIMES = 4  # copies of the statistics in the driver: the sum, a summand, the tree's; measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How k is chosen and samples are assigned. 0 where it says "fit" is chosen from the data."""
+    """How k is chosen and samples are assigned. 0 means a fitted value if the help says "fit"."""
 
     k: int = setting(0, "clusters; 0: chosen by coding length")
     k_min: int = setting(2, "smallest number of clusters to choose from")
@@ -23,7 +23,7 @@ class Config:
     leaves: int = setting(0, "small groups that clusters are merged from; 0: fit, 2 × k_max")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     statistics_bytes: int = setting(
-        2**30, "of the leaves' statistics, dimensions² × 8 each: bounds the leaves that fit"
+        2**30, "most memory of the leaves' statistics, in bytes: dimensions² × 8 per leaf"
     )
     seed: int = setting(0, "of the over-segmentation and the resamples")
 
@@ -38,15 +38,15 @@ class Config:
             raise UserError(f"select_k.k_max = {self.k_max} is below select_k.k_min = {self.k_min}")
 
 
-def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
-    """The settings that say "fit", chosen for N samples and m landmarks of `dim` features.
+def fit_settings(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
+    """The settings for N samples and m landmarks of `dim` dimensions.
 
-    UserError where what is given would take more memory than `cfg.statistics_bytes`.
+    UserError if explicit values would take more memory than `cfg.statistics_bytes`.
     """
     if cfg.k > landmarks:
         raise UserError(
             f"select_k.k = {cfg.k} is more than the {landmarks} samples it is chosen from: give a "
-            "smaller k, or raise train.landmarks where there are more samples"
+            "smaller k, or raise train.landmarks if there are more samples"
         )
     k_max = min(cfg.k_max or min(1000, math.ceil(2 * math.sqrt(samples))), landmarks)
     k_min = min(cfg.k_min, k_max)
@@ -57,14 +57,14 @@ def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
         need = 8 * leaves * dim**2
         raise UserError(
             f"select_k: the statistics of {leaves:,} leaves of {dim:,} dimensions take "
-            f"{need / 2**30:.1f} GiB in every task, {DRIVER_TIMES} times that where they are "
-            f"summed up: lower select_k.leaves (k, k_min) or train.feature_dim, or set "
-            f"select_k.statistics_bytes = {need} where there is so much memory"
+            f"{need / 2**30:.1f} GiB in every task and {DRIVER_TIMES} times that in the driver: "
+            f"lower select_k.leaves (k, k_min) or train.feature_dim, or set "
+            f"select_k.statistics_bytes = {need} if there is enough memory"
         )
     if not cfg.leaves and leaves < free:
         log.warning(
-            "select_k: %d leaves, and k no larger, instead of %d: of %d dimensions more would "
-            "take over select_k.statistics_bytes = %d",
+            "select_k: %d leaves instead of %d, and k at most as many: with %d dimensions, more "
+            "would exceed select_k.statistics_bytes = %d",
             *(leaves, free, dim, cfg.statistics_bytes),
         )
     return replace(cfg, k_max=k_max, k_min=k_min, leaves=leaves)
@@ -73,7 +73,7 @@ def fitted(cfg: Config, samples: int, landmarks: int, dim: int) -> Config:
 def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
 ) -> outputs.ExpectedOutputs:
-    """What clustering with this network is to leave."""
+    """The outputs of clustering with this network."""
     made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
     parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
     files = {paths.clusters: stages.named("select_k").files, paths.assignments: parts}

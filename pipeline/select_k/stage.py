@@ -1,20 +1,16 @@
-"""Stage 3, select_k: the number of clusters that codes all features in few bits.
+"""Stage 3, select_k: choose the number of clusters by coding length, assign every sample.
 
-reads   network/…                        network and landmarks, from train
-        embeddings/{stem}.parquet        all of them, twice
-writes  clusters/curve.parquet           CURVE       bits for every k, with a band
-        clusters/tree.parquet            TREE        every merge of the clusters, k to one
-        clusters/prototypes.parquet      prototypes_schema
-        clusters/exemplars.parquet       EXEMPLARS   typical, borderline and odd members
-        assignments/{stem}.parquet       ASSIGNMENTS one row per embedded sample
-        clusters/manifest.json           names k
+reads   network/       the network, and the features of the landmarks
+        embeddings/    all parts, twice
+writes  clusters/      curve, tree, prototypes and exemplars (.parquet); manifest.json, last
+        assignments/   a part per shard
 
-Landmarks are over-segmented once (spectral embedding of their neighbour graph); one pass over all
-parts gives each small group's additive statistics; merging them by coding length gives the bits of
-every k. The landmarks are then cut into the chosen k (`spectral.partition`), and a second pass
-assigns every sample to the nearest cluster. N samples, m landmarks, d dimensions, p leaves.
-Core: `over_segment`, `chosen`, `cut`, `assigning` (no Ray). Shell: `passes`, `run`. What an
-interrupted run has chosen and summed lies in clusters/unfinished-… until the stage is done.
+1. The landmarks are over-segmented into small groups, the leaves (`choose_k.over_segment`).
+2. A pass over all parts sums the statistics of each leaf. Merging the leaves by coding length gives
+   the bits of every k (`choose_k.choose_k`).
+3. The landmarks are cut into k clusters (`choose_k.cut`). A second pass assigns all samples.
+
+clusters/unfinished-* keeps what an interrupted run has decided and summed, until the stage is done.
 """
 
 import logging
@@ -34,9 +30,9 @@ from pipeline.mcr2.threads import one_thread
 from pipeline.runtime import config, console
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import Assigner, load_network
-from pipeline.select_k.choose_k import Choice, chosen, cut, over_segment
+from pipeline.select_k.choose_k import Choice, choose_k, cut, over_segment
 from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
-from pipeline.select_k.settings import Config, expected, fitted
+from pipeline.select_k.settings import Config, expected, fit_settings
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
 
@@ -46,9 +42,9 @@ log = logging.getLogger(__name__)
 def _choose(
     z: Tensor, fit: Config, parts: Parts, network: Network, progress: StageProgress
 ) -> Choice:
-    """First pass; its statistics are forgotten before the second."""
+    """Steps 1 and 2; the statistics are freed before the second pass."""
     leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
-    return chosen(z, leaves, stats, fit)
+    return choose_k(z, leaves, stats, fit)
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     paths.clusters.remove({*want.files[paths.clusters], "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
-    fit = fitted(cfg, embedded["embedded"], *z.shape)
+    fit = fit_settings(cfg, embedded["embedded"], *z.shape)
     network = load_network(paths)
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
@@ -81,10 +77,10 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     if sizes.sum() != embedded["embedded"]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
     if want.parts(paths.assignments) != set(stems):
-        raise RuntimeError("select_k: parts of assignments/ were changed meanwhile: run again")
+        raise RuntimeError("select_k: assignments/ changed during the run: run again")
     if prototypes.k < choice.k:
         log.warning(
-            "select_k: %d clusters instead of %d: the others would be of samples all alike",
+            "select_k: only %d of %d requested clusters: the rest would contain identical samples",
             *(prototypes.k, choice.k),
         )
     merges = tree.grow(count, total, gram, fit.eps_sq)
@@ -117,7 +113,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
 
 
 def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:
-    """What the second pass and the tables are made of."""
+    """The choice and the prototypes as arrays, for `PartialResult`."""
     facts = {name: np.int64(value) for name, value in vars(choice).items() if name != "curve"}
     curve = {f"curve.{name}": choice.curve[name].to_numpy() for name in schemas.CURVE.names}
     where = {"table": prototypes.table.numpy(), "cluster_of": prototypes.cluster_of.numpy()}

@@ -25,18 +25,19 @@ MAX_COLUMNS = 1000  # of a run; a shard of random keys must not make a table of 
 MAX_NAME = 256  # characters; what has a longer name is no column, but stays in the json
 
 
-def kinds(texts: Iterable[str | None]) -> dict[str, str]:
-    """Column -> kind over the json texts of many samples, the first MAX_COLUMNS by name."""
-    return survey(texts)[0]
+def kinds(values: dict[str, Any] | None) -> dict[str, str]:
+    """Column -> kind of one sample's json."""
+    return {name: _kind(raw) for name, raw in (values or {}).items() if len(name) <= MAX_NAME}
 
 
-def survey(texts: Iterable[str | None]) -> tuple[dict[str, str], set[str]]:
-    """`kinds`, and those among them whose types clash between samples."""
+def survey(samples: Iterable[dict[str, str]]) -> tuple[dict[str, str], set[str]]:
+    """Column -> kind over the `kinds` of many samples, the first MAX_COLUMNS by name; and those
+    among them whose types clash between samples.
+    """
     found: dict[str, str] = {}
     clashes: set[str] = set()
-    for text in texts:
-        values = {name: value for name, value in parse(text).items() if len(name) <= MAX_NAME}
-        clashes |= merge(found, {name: _kind(value) for name, value in values.items()})
+    for sample in samples:
+        clashes |= merge(found, sample)
     kept = dict(islice(sorted(found.items()), MAX_COLUMNS))
     return kept, clashes & kept.keys()
 
@@ -61,12 +62,16 @@ def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
 
 
 def parse(text: str | None) -> dict[str, Any]:
-    """The object in a sample's json text; names without NUL, which Parquet tools do not like.
+    """The object in the json text that embed stored; empty without one."""
+    return storable_object(json.loads(text), text) if text else {}
 
-    Half a surrogate pair, as where a title was cut, becomes U+FFFD: no table can hold it.
+
+def storable_object(values: dict[str, Any], text: str) -> dict[str, Any]:
+    """The object of a json text as tables can hold it.
+
+    Half a surrogate pair, as where a title was cut, becomes U+FFFD. Names lose their NUL.
     """
-    values = json.loads(text) if text else {}
-    if text and "\\u" in text:
+    if "\\u" in text:
         values = _storable(values)
     return {str(name).replace("\0", ""): value for name, value in values.items()}
 

@@ -80,6 +80,10 @@ def _is_glob(pattern: str) -> bool:
 
 
 def _expand(pattern: str) -> list[str]:
+    """Braces as webdataset expands them, by the same package.
+
+    Not its `expand_urls`: that cuts fsspec's chained URLs at "::", and takes ${NAME} for itself.
+    """
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:

@@ -196,7 +196,9 @@ def _acquire(root: str) -> Owner:
             if left.get("owner") != facts.get("owner"):  # it ended just then
                 _folder(root).remove({f"{number + 1:08d}.json"})
                 continue
-            log.warning("%s: taken over from %s, which is dead", root, describe(facts))
+            log.warning(
+                "%s: took over the lock of %s, whose process has ended", root, describe(facts)
+            )
         return owner
 
 

@@ -63,6 +63,6 @@ def _exhausted(url: str, error: Exception, seconds: float) -> ExhaustedError:
         redacted(
             f"{said if url in said else f'{url}: {said}'} (tried {ATTEMPTS} times, {seconds:.0f} "
             "s). Run the same command again when the store answers: what is done stays done. If it "
-            "asks for fewer requests, lower embed.readers, or have fewer workers"
+            "limits requests, lower embed.decode_cpus or embed.actors, or use fewer nodes"
         )
     )

@@ -1,7 +1,7 @@
-"""webdataset shards: reading. Nothing is decoded, unpickled or unpacked to disk.
+"""Reads webdataset shards: tars whose neighbouring members with the same key are one sample.
 
-A shard is a tar. Neighbouring members are one sample where their paths agree up to the first dot
-of the file name: `a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`.
+`a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`. Not webdataset's own
+reader: it tells no offsets, unpickles, and stops at damage, which here becomes a row.
 """
 
 import json
@@ -9,9 +9,11 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import IO
+from functools import cached_property
+from typing import IO, Any
 
 from pipeline.runtime.reject_reasons import Reason, printable
+from pipeline.store import columns
 from pipeline.store.tar_stream import BoundedHeader, TarStream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -74,14 +76,19 @@ class Sample:
         return dotted[0]
 
     def caption(self) -> str | None:
-        """The text of the txt member; bytes that are not UTF-8 become U+FFFD, NUL is dropped."""
+        """The text of the txt member, else the `caption` of the json, else None.
+
+        In a txt, bytes that are not UTF-8 become U+FFFD, and NUL is dropped.
+        """
         member = self._first("txt")
         if member is None:
-            return None
+            text = (self.values or {}).get("caption")
+            return text if isinstance(text, str) else None
         return member.data[:MAX_TEXT_BYTES].decode("utf-8", "replace").replace("\0", "")
 
-    def json_text(self) -> str | None:
-        """The json member as it stands, if it is UTF-8 and one object, neither long nor deep."""
+    @cached_property
+    def values(self) -> dict[str, Any] | None:
+        """The object in the json member; None without one, or if it is no UTF-8, long or deep."""
         member = self._first("json")
         if member is None or member.size > MAX_TEXT_BYTES:
             return None
@@ -90,11 +97,18 @@ class Sample:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        return text if isinstance(value, dict) and _is_shallow(value) else None
+        if not isinstance(value, dict) or not _is_shallow(value):
+            return None
+        return columns.storable_object(value, text)
+
+    def json_text(self) -> str | None:
+        """The unchanged text of the json member; None where `values` is."""
+        member = self._first("json")
+        return None if member is None or self.values is None else member.data.decode()
 
     def has_bad_json(self) -> bool:
-        """Whether there is a json member of which nothing can be made."""
-        return self._first("json") is not None and self.json_text() is None
+        """Whether there is a json member that cannot be used."""
+        return self._first("json") is not None and self.values is None
 
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
@@ -246,7 +260,12 @@ class ShardReader:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and suffix; None for what webdataset skips: no dot, hidden files, `__meta__`."""
+    """Key and suffix, by webdataset's rule (`tariterators.base_plus_ext`); None for what it skips.
+
+    It skips names without a dot, hidden files and `__meta__`. Different from webdataset, a hidden
+    file in a folder is skipped too: the tar of macOS adds a `d/._7.jpg` for every `d/7.jpg`. The
+    rule is repeated here because webdataset imports torch, which takes a second in every process.
+    """
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     if not (stem and dot) or re.match(r"__[^/]*__($|/)", name):

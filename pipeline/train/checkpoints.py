@@ -1,4 +1,4 @@
-"""The last state of an unfinished training, in network/ while it trains."""
+"""Checkpoints: the last state of an unfinished training, in network/."""
 
 import json
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ if TYPE_CHECKING:  # importing it imports torch, which `status` does without
 
 
 class Checkpoints:
-    """The last state of an unfinished training, in network/; rank 0 writes, all read."""
+    """The checkpoint of a training with fingerprint `made_of`; rank 0 writes, all read."""
 
     def __init__(self, paths: layout.RunPaths, made_of: str) -> None:
         self.folder, self.made_of = paths.network, made_of
 
     def save(self, state: "State") -> None:
-        """Commit the weights, then the json that makes them count, then drop older ones."""
+        """Commit the weights, then the json that makes them valid; then remove older ones."""
         from safetensors.torch import save as save_tensors
 
         name = f"checkpoint-{state.step}"
@@ -28,7 +28,7 @@ class Checkpoints:
         self.folder.remove({n for n in self._names() if n.rpartition(".")[0] != name})
 
     def restore(self, state: "State") -> None:
-        """The newest whole checkpoint of this very training, if there is one."""
+        """Load the newest complete checkpoint of this training into `state`, if there is one."""
         from safetensors.torch import load as load_tensors
 
         for name, facts in self._newest_first():
@@ -39,7 +39,7 @@ class Checkpoints:
                 return
 
     def reached(self) -> int:
-        """The step of the newest one, whatever the size of its batches; 0 without one."""
+        """The step of the newest checkpoint, for any batch size; 0 without one."""
         mine = (f["step"] for _, f in self._newest_first() if f["made_of"].startswith(self.made_of))
         return next(mine, 0)
 
@@ -49,7 +49,7 @@ class Checkpoints:
             yield name, json.loads(storage.read_bytes(self.folder.file(name)))
 
     def drop(self) -> None:
-        """Training is over."""
+        """Remove all checkpoints."""
         self.folder.remove(self._names())
 
     def _names(self) -> set[str]:

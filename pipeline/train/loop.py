@@ -1,7 +1,7 @@
 """The training loop: tensors in, a trained network out. No Ray, no files.
 
-N training samples, m that all workers see, D input dimensions, V words, d feature dimensions, n
-samples in a global batch, W workers.
+N training samples, m of them that all workers have, D input dimensions, V words, d feature
+dimensions, n samples in a global batch, W workers.
 """
 
 import logging
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pipeline.mcr2 import coding_rate, objective
 from pipeline.mcr2.collectives import Collectives
-from pipeline.mcr2.model_selection import Judge, look_steps
+from pipeline.mcr2.model_selection import Validator, validation_steps
 from pipeline.mcr2.network import Network, Words
 from pipeline.train.sampling import Share
-from pipeline.train.settings import SEEN, Config, _all_see
+from pipeline.train.settings import SEEN, Config, shared_samples
 from pipeline.train.state import State
 
 log = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ SMALLER = 0.1  # factor of the learning rate after a failed step
 def batch_rows(cfg: Config, samples: int, step: int, rank: int, workers: int) -> Tensor:
     """This worker's rows of the global batch of a step, (n/W,).
 
-    An order per epoch, seeded by (seed, epoch), whose last, incomplete batch is dropped: the same
-    global batch for any W, and after any restart. Where all workers see all, it is a permutation;
-    else the sample is cut into n runs and a batch has one row of each, so that a worker's are among
-    the N/W that it holds.
+    The global batch depends on (seed, epoch) alone: it is the same for any W and after any restart.
+    The incomplete last batch of an epoch is dropped. If all workers have all rows, the order is a
+    permutation. Otherwise the sample is cut into n runs and a batch has one row of each, so that a
+    worker needs only its own N/W rows.
     """
     per_epoch = samples // cfg.batch_size
     epoch, position = divmod(step, per_epoch)
     generator = _generator(cfg.seed, 1, epoch)
-    if samples <= _all_see(cfg):
+    if samples <= shared_samples(cfg):
         order = torch.randperm(samples, generator=generator)
         rows = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
         return rows.chunk(workers)[rank]
@@ -60,21 +60,21 @@ def _generator(*seeds: int) -> torch.Generator:
 
 
 def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
-    """The network before training, for the samples x (N, D); the same for the same seed.
+    """The network before training on the samples x (N, D); the same for the same seed.
 
-    Of the words (V, D), unit rows, `cfg.words` are kept: those that the encoder with its logit
-    `scale` finds likeliest in the sample.
+    It keeps `cfg.words` of the words (V, D), unit rows: those of largest mean probability in the
+    sample, by the encoder's logit `scale`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         if len(words) > cfg.words:
-            words = words[_likeliest(x, words, scale, cfg.words)]
+            words = words[_likeliest_words(x, words, scale, cfg.words)]
         network = Network(x.shape[1], min(MOST_HIDDEN, 4 * x.shape[1]), cfg.feature_dim, len(words))
         network.start(x, words, scale)
     return network
 
 
-def _likeliest(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
+def _likeliest_words(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
     """Indices of the words of largest mean probability, in their order."""
     every = Words(*words.shape)
     every.begin(words, scale)
@@ -91,16 +91,16 @@ def new_state(cfg: Config, network: Network) -> State:
 
 
 def seen_rows(cfg: Config, samples: int) -> Tensor:
-    """The rows that all workers see, (m,) ascending; the landmarks are among them."""
-    return _drawn(cfg, samples)[: _all_see(cfg)].sort().values
+    """The rows that all workers have, (m,) ascending; the landmarks are among them."""
+    return _shuffle(cfg, samples)[: shared_samples(cfg)].sort().values
 
 
 def landmark_rows(cfg: Config, samples: int) -> Tensor:
     """The rows whose features are kept, ascending."""
-    return _drawn(cfg, samples)[: cfg.landmarks].sort().values
+    return _shuffle(cfg, samples)[: cfg.landmarks].sort().values
 
 
-def _drawn(cfg: Config, samples: int) -> Tensor:
+def _shuffle(cfg: Config, samples: int) -> Tensor:
     return torch.randperm(samples, generator=_generator(cfg.seed, 3))
 
 
@@ -109,23 +109,22 @@ def fit(
 ) -> Iterator[State]:
     """Train to the last step, yielding the state after each; `state.best` is the network to keep.
 
-    x (N, D) is the whole training sample or this worker's share of it, seen (m, D) what all workers
-    see of it, where that is not x; `cfg` is `fitted`. A step that fails is reported with its
-    condition number, and training goes on from the last look (or from where it was resumed) with a
-    smaller step, once. Raises RuntimeError the second time.
+    x (N, D) is the training sample or this worker's share of it. seen (m, D) are the rows that all
+    workers have; None: all of x. `cfg` comes from `fit_settings`. After the first step that fails,
+    training resumes from the last validation (or from where it was resumed) with a smaller learning
+    rate. RuntimeError at the second one.
     """
     network = state.network.train()
     network.gather_with(workers.gather)
     if seen is None:
         assert isinstance(x, Tensor)
         seen = x
-    judge = Judge.of(network, seen, cfg.seed) if workers.rank == 0 else None
-    looks = look_steps(cfg.steps)
-    good = state.saved()
+    validator = Validator.of(network, seen, cfg.seed) if workers.rank == 0 else None
+    good = state.snapshot()
     while True:
-        if state.step in looks and not state.looked():
-            state.note(judge.look(network) if judge else 0.0)
-            good = state.saved()
+        if state.step in validation_steps(cfg.steps) and not state.validated():
+            state.record_validation(validator.score(network) if validator else 0.0)
+            good = state.snapshot()
         if state.step >= cfg.steps:
             return
         failure = _step(cfg, x, state, workers)
@@ -137,16 +136,16 @@ def fit(
             state.restore(*good)
             state.slow_down(SMALLER)
             log.warning(
-                "train: %s; going on from step %d with learning rate %g",
+                "train: %s; resuming from step %d with learning rate %g",
                 *(failure, state.step, cfg.learning_rate * SMALLER),
             )
-            good = state.saved()
+            good = state.snapshot()
             continue
         yield state
 
 
 def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) -> str:
-    """One step of all workers; returns what went wrong with any of them, if anything did."""
+    """One step of all workers; returns what failed in any of them, "" if nothing did."""
     started = time.perf_counter()
     device = next(state.network.parameters()).device
     rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
@@ -159,14 +158,14 @@ def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) ->
     except torch.linalg.LinAlgError:  # of a determinant
         sound = torch.zeros((), dtype=torch.bool, device=device)
     if workers.mean(sound.float()) < 1:  # before the backward pass, which waits for all
-        return _failure(cfg, Z, state.step, "loss")
+        return _describe_failure(cfg, Z, state.step, "loss")
     terms.loss.backward()
     norm = workers.average_gradients(state.network)
     if not math.isfinite(norm):
-        return _failure(cfg, Z, state.step, "gradient")
+        return _describe_failure(cfg, Z, state.step, "gradient")
     state.optimizer.step()
     if not all(parameter.isfinite().all() for parameter in state.network.parameters()):
-        return _failure(cfg, Z, state.step, "new weight")
+        return _describe_failure(cfg, Z, state.step, "new weight")
     compression = workers.mean(terms.compression).item()
     state.history.append(
         {
@@ -183,6 +182,6 @@ def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) ->
     return ""
 
 
-def _failure(cfg: Config, z: Tensor, step: int, what: str) -> str:
+def _describe_failure(cfg: Config, z: Tensor, step: int, what: str) -> str:
     condition = coding_rate.condition(z.detach(), cfg.eps_sq)
     return f"step {step}: the {what} is not finite, condition number {condition:.3g}"

@@ -1,4 +1,4 @@
-"""Which rows of which parts the network is trained on; reading them, each worker its share.
+"""The training sample: which rows of which parts; reading them, each worker its share.
 
 N training samples, m of them, D input dimensions, W workers.
 """
@@ -18,8 +18,8 @@ from pipeline.artifacts import layout
 from pipeline.mcr2.collectives import Collectives
 from pipeline.store import tables
 
-OVERREAD = 4  # rows read for each row kept, where not all are: spreads the sample over more blocks
-SPREAD = 200  # blocks that the sample comes from at least, where there are so many
+OVERREAD = 4  # rows read for each row kept of a large collection: spreads the sample
+SPREAD = 200  # least blocks that the sample comes from, if there are so many
 READERS = 8  # threads
 
 
@@ -48,8 +48,8 @@ class SamplePlan:
     def __len__(self) -> int:
         return sum(block.take for block in self.blocks)
 
-    def taken(self, index: int) -> np.ndarray:
-        """The rows that a block gives, counted from its start."""
+    def rows_taken(self, index: int) -> np.ndarray:
+        """The rows that the sample takes from a block, counted from its start."""
         block = self.blocks[index]
         rows = np.arange(block.stop - block.start)
         if block.take == len(rows):
@@ -59,10 +59,10 @@ class SamplePlan:
 
 
 def plan(shards: list[dict[str, Any]], paths: layout.RunPaths, most: int, seed: int) -> SamplePlan:
-    """All rows where there are no more than `most`; else `most`, of row groups all over the parts.
+    """All rows if there are no more than `most`; else `most` rows from row groups of all parts.
 
-    Of every so many row groups one is drawn, and some of its rows: where shards are sorted by what
-    they show, few rows of many groups are a better sample than whole groups or whole parts.
+    One row group in every `step` is drawn, and some of its rows. If shards are sorted by content, a
+    few rows of many groups represent the collection better than whole groups or parts.
     """
     embedded = [s for s in shards if s["embedded"]]
     urls = [paths.embeddings.file(f"{s['shard']['stem']}.parquet") for s in embedded]
@@ -88,13 +88,13 @@ def plan(shards: list[dict[str, Any]], paths: layout.RunPaths, most: int, seed: 
 
 
 def shares(rows: int, workers: int) -> list[range]:
-    """The rows of the sample that each worker holds, in runs."""
+    """The consecutive rows of the sample that each worker holds."""
     bounds = [rows * rank // workers for rank in range(workers + 1)]
     return [range(*bound) for bound in pairwise(bounds)]
 
 
 def read_embeddings(source: SamplePlan, rows: range) -> np.ndarray:
-    """(n, D) float16: a run of the rows of the sample."""
+    """Embeddings (n, D) float16 of consecutive rows of the sample."""
     x = np.empty((0, 0), np.float16)
     for first, column in _read(source, "embedding", np.arange(rows.start, rows.stop)):
         found = tables.to_matrix(column)
@@ -105,7 +105,7 @@ def read_embeddings(source: SamplePlan, rows: range) -> np.ndarray:
 
 
 def read_ids(source: SamplePlan, rows: np.ndarray) -> list[str]:
-    """The sample ids of some rows of the sample, in ascending order of the rows."""
+    """The sample ids of ascending rows of the sample."""
     return [i for _, column in _read(source, "sample_id", rows) for i in column.to_pylist()]
 
 
@@ -118,7 +118,7 @@ def _read(source: SamplePlan, name: str, rows: np.ndarray) -> Iterator[tuple[int
         block, ours = source.blocks[index], rows[edges[index] : edges[index + 1]]
         column = tables.read_rows(block.url, [name], range(block.start, block.stop))[name]
         first = ends[index] - block.take
-        return int(edges[index]), column.take(source.taken(index)[ours - first])
+        return int(edges[index]), column.take(source.rows_taken(index)[ours - first])
 
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(read, np.flatnonzero(np.diff(edges)).tolist())
@@ -126,7 +126,7 @@ def _read(source: SamplePlan, name: str, rows: np.ndarray) -> Iterator[tuple[int
 
 @dataclass(frozen=True)
 class Share:
-    """Those of the N training samples that one worker holds, by their numbers among all."""
+    """The training samples that one worker holds, indexed by their numbers among all N."""
 
     held: Tensor  # (n, D)
     first: int  # number of the first
@@ -134,7 +134,7 @@ class Share:
 
     @classmethod
     def read(cls, source: SamplePlan, rows: range) -> "Share":
-        """From the parts."""
+        """Read them from the parts of the embeddings."""
         return cls(torch.from_numpy(read_embeddings(source, rows)), rows.start, len(source))
 
     def __len__(self) -> int:
@@ -144,8 +144,8 @@ class Share:
         return self.held[rows - self.first]
 
 
-def gathered(share: Share, rows: Tensor, workers: Collectives, device: torch.device) -> Tensor:
-    """Ascending rows of the sample (m,), from the shares of all workers: (m, D), on the CPU."""
+def gather_rows(share: Share, rows: Tensor, workers: Collectives, device: torch.device) -> Tensor:
+    """Ascending rows (m,) of the sample from the shares of all workers: (m, D), on the CPU."""
     bounds = [held.start for held in shares(len(share), workers.size)] + [len(share)]
     edges = torch.searchsorted(rows, torch.tensor(bounds))
     counts = edges.diff().tolist()

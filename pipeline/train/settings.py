@@ -9,26 +9,28 @@ from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
 from pipeline.vision import vocabulary
 
-SEEN = 16_384  # samples that all workers see, at least: where there are no more, all see all
+SEEN = 16_384  # least number of samples that all workers have; smaller samples they have whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How the network is trained. 0 where it says "fit" is chosen from the number of samples."""
+    """How the network is trained. 0 means a fitted value where the help says "fit"."""
 
-    words: int = setting(4096, "words beside each image: those likeliest in the sample; 0: none")
+    words: int = setting(
+        4096, "words compared with each image: the most probable ones of the sample; 0: none"
+    )
     vocabulary: tuple[str, ...] = setting(
         (), "imagenet, wordnet, pico-clip or files of one word per line; none: fit to the model"
     )
     feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
-    steps: int = setting(240, "to train for; the best network on the way is kept")
+    steps: int = setting(240, "of training; the best of the validated networks is kept")
     learning_rate: float = setting(3e-4, "of Adam")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
     columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
     max_samples: int = setting(
-        500_000, "training samples at most, spread over the parts; fewer if steps need no more"
+        500_000, "most training samples, from all parts; fewer if the steps need fewer"
     )
     landmarks: int = setting(15_000, "samples whose features are kept for select_k and report")
     seed: int = setting(0, "of the weights, the order of samples and the sampled columns")
@@ -47,20 +49,23 @@ class Config:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 
 
-def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
-    """The settings that say "fit", chosen for N samples; the batch a multiple of the workers."""
+def fit_settings(cfg: Config, samples: int) -> Config:
+    """The settings for N samples; the batch becomes a multiple of the workers.
+
+    UserError if there are fewer samples than training needs.
+    """
     if samples < max(2, cfg.workers):
         raise UserError(
-            f"{samples} embedded samples are too few: training needs 2 at least, and one for each "
+            f"{samples} embedded samples are too few: training needs at least 2, and one for each "
             f"of train.workers = {cfg.workers}"
         )
     if cfg.batch_size < cfg.workers:
         raise UserError(
             f"train.batch_size = {cfg.batch_size} is less than one sample for each of "
-            f"train.workers = {cfg.workers}: raise the one or lower the other"
+            f"train.workers = {cfg.workers}: use a larger batch or fewer workers"
         )
     batch = min(cfg.batch_size, samples) // cfg.workers * cfg.workers
-    fit_dim = 2 ** int(math.log2(samples) / 2)  # so that a cluster has more members than that
+    fit_dim = 2 ** int(math.log2(samples) / 2)  # a cluster should have more members than this
     return replace(
         cfg,
         batch_size=batch,
@@ -69,30 +74,30 @@ def fitted(cfg: Config, samples: int, input_dim: int) -> Config:
     )
 
 
-def wanted_samples(cfg: Config) -> int:
-    """N at most: what the steps see once, and no fewer than what all workers see."""
-    return min(cfg.max_samples, max(cfg.steps * cfg.batch_size, _all_see(cfg)))
+def samples_to_read(cfg: Config) -> int:
+    """The most samples N to read: those of one epoch of the steps, at least `shared_samples`."""
+    return min(cfg.max_samples, max(cfg.steps * cfg.batch_size, shared_samples(cfg)))
 
 
-def _all_see(cfg: Config) -> int:
-    """m at most."""
+def shared_samples(cfg: Config) -> int:
+    """The most samples m that all workers have."""
     return max(SEEN, cfg.landmarks)
 
 
 def check(sections: Sections) -> None:
-    """UserError where the list of words is missing or empty."""
+    """UserError if the list of words is missing or empty."""
     read_words(sections["train"], sections["embed"].model)
 
 
 def read_words(cfg: Config, model: str) -> list[str]:
     """The words that the network sees next to each image; UserError as `vocabulary.load`."""
-    return vocabulary.chosen(cfg.vocabulary, model) if cfg.words else []
+    return vocabulary.load_or_default(cfg.vocabulary, model) if cfg.words else []
 
 
 def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
 ) -> outputs.ExpectedOutputs:
-    """What training on these embeddings is to leave."""
+    """The outputs of training on these embeddings."""
     embedded = made["embeddings"]
     words = read_words(cfg, embedded["config"]["model"])
     made_of = config.fingerprint(cfg, embedded["fingerprint"], words)

@@ -1,4 +1,4 @@
-"""All that an unfinished training resumes from, in memory."""
+"""The state of a training: all that it resumes from, and the best network so far."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,39 +12,39 @@ from pipeline.mcr2.network import Network
 
 @dataclass
 class State:
-    """All that training goes on from, and the best network on the way."""
+    """What a training resumes from, and the weights of the best network so far."""
 
     network: Network
     optimizer: torch.optim.Adam
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    looks: list[dict[str, Any]] = field(default_factory=list)  # step, information
-    kept: dict[str, Tensor] = field(default_factory=dict)  # weights at the best look
-    rescued: bool = False  # training has failed and gone on with a smaller step
+    validations: list[dict[str, Any]] = field(default_factory=list)  # step, information in nats
+    kept: dict[str, Tensor] = field(default_factory=dict)  # weights at the best validation
+    rescued: bool = False  # a step has failed, and the learning rate is smaller since
 
-    def looked(self) -> bool:
-        """Whether this step was looked at already."""
-        return bool(self.looks) and bool(self.looks[-1]["step"] >= self.step)
+    def validated(self) -> bool:
+        """Whether the network of this step has been validated."""
+        return bool(self.validations) and bool(self.validations[-1]["step"] >= self.step)
 
-    def note(self, information: float) -> None:
-        """A look at the network as it is now; the first of the best is kept."""
-        if all(information > look["information"] for look in self.looks):
+    def record_validation(self, information: float) -> None:
+        """Record a validation of the network as it is now; of equally good ones keep the first."""
+        if all(information > earlier["information"] for earlier in self.validations):
             self.kept = {name: t.clone() for name, t in self.network.state_dict().items()}
-        self.looks.append({"step": self.step, "information": information})
+        self.validations.append({"step": self.step, "information": information})
 
     def best(self) -> Network:
-        """The network of the best look."""
+        """The network with the weights of the best validation."""
         self.network.load_state_dict(self.kept)
         return self.network
 
     def slow_down(self, factor: float) -> None:
-        """Smaller steps from now on."""
+        """Multiply the learning rate by `factor`."""
         self.rescued = True
         for group in self.optimizer.param_groups:
             group["lr"] *= factor
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, the best weights and the optimizer's moments by name."""
+        """The weights, the best weights and the moments of the optimizer, by name."""
         found = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         found |= {f"kept.{name}": t for name, t in self.kept.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
@@ -54,16 +54,17 @@ class State:
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON values."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        names = ("step", "history", "looks", "rescued")
-        return {"learning_rates": rates, **{name: getattr(self, name) for name in names}}
+        names = ("step", "history", "rescued")
+        found = {"learning_rates": rates, "looks": self.validations}
+        return found | {name: getattr(self, name) for name in names}
 
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A copy, for `restore`."""
         tensors = {name: tensor.clone() for name, tensor in self.tensors().items()}
         return tensors, copy.deepcopy(self.facts())
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Go on from what `tensors` and `facts` recorded."""
+        """Take the state that `tensors` and `facts` recorded."""
         self.network.load_state_dict(_below("network.", tensors))
         self.kept = _below("kept.", tensors)
         saved = self.optimizer.state_dict()
@@ -75,7 +76,7 @@ class State:
             group["lr"] = rate
         self.optimizer.load_state_dict(saved)
         self.step, self.rescued = facts["step"], facts["rescued"]
-        self.history, self.looks = list(facts["history"]), list(facts["looks"])
+        self.history, self.validations = list(facts["history"]), list(facts["looks"])
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

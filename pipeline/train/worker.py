@@ -1,4 +1,4 @@
-"""The processes of Ray Train: each reads its share and trains; rank 0 writes the network."""
+"""The workers of Ray Train: each reads its share and trains; rank 0 writes the network."""
 
 import json
 import signal
@@ -25,8 +25,8 @@ from pipeline.mcr2.threads import one_thread
 from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.loop import fit, landmark_rows, new_network, new_state, seen_rows
-from pipeline.train.sampling import SamplePlan, Share, gathered, read_ids, shares
-from pipeline.train.settings import Config, _all_see, fitted
+from pipeline.train.sampling import SamplePlan, Share, gather_rows, read_ids, shares
+from pipeline.train.settings import Config, fit_settings, shared_samples
 from pipeline.train.state import State
 
 RESTARTS = 2  # of the workers of one training
@@ -46,37 +46,37 @@ class WorkerJob:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressActor:
-    """How far the workers are, for the driver to show."""
+    """The number of steps done, from the workers to the driver."""
 
     def __init__(self) -> None:
         self.step, self.steps, self.samples = 0, 0, 0
 
     def note(self, step: int, steps: int, samples: int) -> None:
-        """Rank 0 reports the steps done, of how many, and their samples."""
+        """Record the steps done, all steps, and the samples trained on; rank 0 calls it."""
         self.step, self.steps, self.samples = step, steps, samples
 
     def read(self) -> tuple[int, int, int]:
-        """The last note."""
+        """What was recorded last."""
         return self.step, self.steps, self.samples
 
 
 def worker(job: WorkerJob) -> None:
-    """One process of Ray Train: read the sample, train, and on rank 0 write what came of it."""
+    """One process of Ray Train: read the share, train; rank 0 writes the network."""
     context = ray.train.get_context()
     workers = Collectives.join(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     samples = len(job.source)
-    shared = samples > _all_see(job.cfg)
+    shared = samples > shared_samples(job.cfg)
     mine = shares(samples, workers.size)[workers.rank] if shared else range(samples)
     share = Share.read(job.source, mine)
-    cfg = fitted(job.cfg, samples, share.held.shape[1])
+    cfg = fit_settings(job.cfg, samples)
     rows = seen_rows(cfg, samples)
-    seen = gathered(share, rows, workers, device) if shared else share.held
+    seen = gather_rows(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)
     with one_thread():
         network = new_network(cfg, seen, torch.tensor(words), scale)
     state = new_state(cfg, network.to(device))
-    checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # it sets the steps
+    checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # which sets the steps
     checkpoints.restore(state)
     with one_thread():
         for _ in fit(cfg, share, state, workers, seen):
@@ -95,11 +95,11 @@ def worker(job: WorkerJob) -> None:
 def write_network(
     cfg: Config, state: State, ids: list[str], x: Tensor, paths: layout.RunPaths
 ) -> None:
-    """Commit what training has found; x (m, D) are the landmarks and `ids` theirs."""
+    """Commit the best network, the history, and the landmarks x (m, D) with their `ids`."""
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
-    facts = {"shape": network.shape, "config": asdict(cfg), "looks": state.looks}
+    facts = {"shape": network.shape, "config": asdict(cfg), "looks": state.validations}
     text = json.dumps(facts, indent=1, sort_keys=True)
     storage.write_bytes(paths.network.file("network.json"), text.encode())
     history = pa.Table.from_pylist(state.history, schema=schemas.HISTORY)
@@ -116,8 +116,8 @@ def write_network(
     tables.write(paths.network.file("sample.parquet"), sample)
 
 
-def _train(job: WorkerJob) -> None:
-    """Ray Train around `worker`; a worker that dies is started again, from the last checkpoint."""
+def train_workers(job: WorkerJob) -> None:
+    """Run `worker` in Ray Train; workers that fail restart from the last checkpoint."""
     cfg = job.cfg
     gpu = ray.cluster_resources().get("GPU", 0) >= cfg.workers
     with tempfile.TemporaryDirectory(prefix="ratecluster-train-") as scratch:
@@ -130,14 +130,13 @@ def _train(job: WorkerJob) -> None:
                 storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)
             ),
         )
-        with _own_interrupt():
+        with _keep_interrupt_handler():
             trainer.fit()
 
 
 @contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Ctrl-C as it was before: Ray Train ends the process on it without a word, and leaves a
-    handler behind that swallows it."""
+def _keep_interrupt_handler() -> Iterator[None]:
+    """Handle Ctrl-C as before: Ray Train exits without a message, and its handler stays."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -130,7 +130,6 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    compiled: bool = False,
 ) -> Encoder:
     """The model on its device, weights cast to its precision. Raises UserError.
 
@@ -138,7 +137,6 @@ def load(
     device      auto is cuda where there is one, else cpu
     precision   auto is decided by `choose_precision`
     threads     of torch on the CPU, for the whole process; None leaves it as it is
-    compiled    the image side, by torch.compile: slow to begin, other last bits
     """
     check(model, pretrained)
     device = _choose_device(device)
@@ -161,8 +159,6 @@ def load(
             "check that they belong together, and the network where they must be downloaded"
         ) from error
     log.info("clip: %s, weights %s, %s, %s", model, pretrained or "default", device, precision)
-    if compiled:
-        net.visual.compile()
     return Encoder(model, net, preprocess, tokenizer, device, precision)
 
 

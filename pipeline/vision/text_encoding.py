@@ -34,12 +34,12 @@ class TextEncoder:
 
 
 def encode(
-    words: Sequence[str], templates: Sequence[str], model: str, pretrained: str, actors: int = 0
+    words: Sequence[str], templates: Sequence[str], model: str, pretrained: str
 ) -> tuple[np.ndarray, float]:
     """All words through a pool of text encoders: (V, D) float32 unit rows, and the logit scale.
 
     `templates` as in `clip.templates`, averaged.
-    `actors` processes; 0: one per GPU, or one.
+    One process per GPU, or one.
     """
     starts = range(0, len(words), TEXTS_PER_CALL)
     items = [{"index": start, "words": words[start : start + TEXTS_PER_CALL]} for start in starts]
@@ -51,7 +51,7 @@ def encode(
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         ray_remote_args_fn=cluster.actor_limits,
-        compute=ActorPoolStrategy(size=min(actors or max(1, gpus), len(items))),
+        compute=ActorPoolStrategy(size=min(max(1, gpus), len(items))),
     )
     found: dict[int, dict[str, Any]] = {}
     waiting = {start: f"words {start} to {start + TEXTS_PER_CALL - 1}" for start in starts}

@@ -21,7 +21,7 @@ def default(model: str) -> tuple[str, ...]:
     return ("pico-clip",) if model == "pico-clip" else ("imagenet", "wordnet")
 
 
-def chosen(names: Sequence[str], model: str) -> list[str]:
+def load_or_default(names: Sequence[str], model: str) -> list[str]:
     """The words of `names`, or of `default(model)` if there are none; raises as `load` does."""
     return load(names or default(model))
 

@@ -1,4 +1,4 @@
-"""Stage 5, write: what users read.
+"""Stage 5, write: the labels.
 
 reads   embeddings/, rejects/, assignments/, captions/, and the input shards again
 writes  labels/{stem}.parquet   labels_schema  one row per input sample, failures included
@@ -16,9 +16,7 @@ Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
 
 import json
 import logging
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import zip_longest
 from typing import IO, Any
 
@@ -26,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs, schemas
-from pipeline.artifacts.stages import chain
+from pipeline.artifacts.joins import read_joined
+from pipeline.artifacts.stages import chain_to
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
@@ -39,12 +38,11 @@ from pipeline.write.settings import Config, digests, expected
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
 TYPICAL = 5  # members named for each cluster
-MADE_WITH = ("ratecluster", "ray", "torch", "open_clip_torch", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What every task gets beside its shards."""
+    """What every task gets in addition to its shards."""
 
     paths: layout.RunPaths
     kinds: dict[str, str]  # of the run's json columns
@@ -57,16 +55,15 @@ class WriteJob:
 
 def label_rows(stem: str, job: WriteJob) -> pa.Table:
     """One row per input sample of a shard, in the order of the tar."""
-    wanted = [name for name in schemas.embeddings_schema(1).names if name != "embedding"]
-    embedded = tables.read(job.paths.embeddings.file(f"{stem}.parquet"), wanted)
-    assigned = tables.read(job.paths.assignments.file(f"{stem}.parquet"))
+    other = ("sample_id", "embedding")
+    wanted = [name for name in schemas.embeddings_schema(1).names if name not in other]
+    ours = [name for name in schemas.ASSIGNMENTS.names if name != "sample_id"]
+    assigned = read_joined(stem, job.paths, wanted, ours)
     rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
     rejected = rejected.filter(pc.is_valid(rejected["sample_id"]))
-    if not embedded["sample_id"].equals(assigned["sample_id"]):
-        raise RuntimeError(f"write: {stem}: embeddings and assignments hold different samples")
     rows = [
-        {**row, **label, "status": "success", "cluster_caption": job.captions[label["cluster_id"]]}
-        for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
+        {**row, "status": "success", "cluster_caption": job.captions[row["cluster_id"]]}
+        for row in assigned.to_pylist()
     ]
     for row in rejected.to_pylist():
         known = {"image_member": row["member"], "error_message": row["reason"]}
@@ -80,8 +77,6 @@ def label_rows(stem: str, job: WriteJob) -> pa.Table:
         originals = columns.parse(row["json"])
         for name, own in names.items():
             row[own] = columns.value(originals.get(name), job.kinds[name])
-        if row["caption"] is None and isinstance(originals.get("caption"), str):
-            row["caption"] = originals["caption"]
     return pa.Table.from_pylist(rows, schema=schemas.labels_schema(job.kinds))
 
 
@@ -186,17 +181,11 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """What made this run: versions, and of each stage its settings, counts and fingerprint."""
     facts = {}
-    for stage in chain():
-        if manifest := paths.folder(stage.folder).peek():
-            facts[stage.name] = manifest
+    for stage in chain_to("write"):
+        facts[stage.name] = paths.folder(stage.folder).manifest()
     urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
     shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
-    return {"versions": versions(), "shards": shards, "stages": facts}
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that results depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
+    return {"versions": outputs.versions(), "shards": shards, "stages": facts}
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
@@ -214,7 +203,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
-    listed = exclude_lists.run(cfg.exclude, digests(cfg), made, paths)
+    lists = digests(cfg)
+    listed = exclude_lists.run(cfg.exclude, lists, made, paths)
     known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
     job = WriteJob(paths, *known)
     chunks = tasks.chunks(todo, max(1, len(todo)))
@@ -238,7 +228,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         config=config.facts(cfg),
         labels=embedded["samples"],
         excluded=excluded,
-        exclude=digests(cfg),
+        exclude=lists,
         clusters=len(clustered["sizes"]),
         seconds=round(progress.seconds, 2),
         samples_per_s=progress.samples_per_s,

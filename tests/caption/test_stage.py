@@ -54,7 +54,7 @@ def test_votes_are_those_of_the_members_of_all_parts(paths):
 def test_votes_of_other_samples_are_refused(paths):
     url = paths.assignments.file("00001.parquet")
     tables.write(url, tables.read(url).slice(1))
-    with pytest.raises(RuntimeError, match=r"caption: 00001: .*different samples"):
+    with pytest.raises(RuntimeError, match=r"00001: .*different samples"):
         caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), 3, 0.1)
 
 
@@ -120,7 +120,7 @@ def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
     assert "SECRET" not in str(rows) and "secret" not in str(rows)
     sources = {row["caption"]: row["source"] for row in rows if row["cluster_id"] == 1}
     assert sources["zorgmobile"] == "alt text" and manifest["from_alt_texts"] == 1
-    assert set(sources) - {"zorgmobile"} <= set(vocabulary.chosen((), "pico-clip"))
+    assert set(sources) - {"zorgmobile"} <= set(vocabulary.load_or_default((), "pico-clip"))
     found = candidates.read(paths, 3)
     assert len(found.names) == manifest["candidates"] and found.names[-1] == "zorgmobile"
     assert found.by_texts.toarray()[:, -1].tolist() == [0, pytest.approx(0.8, abs=0.2), 0]

@@ -157,7 +157,7 @@ def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, 
     before = tables.read(paths.labels.file("held-out.parquet"))
     with caplog.at_level("INFO"):
         assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
-    assert "assign: clusters: made again, what it reads has changed" in caplog.text
+    assert "assign: clusters: runs again: its input has changed" in caplog.text
     assert sum(paths.clusters.manifest()["sizes"]) == TINY + COPIES
     after = tables.read(paths.labels.file("held-out.parquet"))
     assert before.select(after.column_names).equals(after)  # fewer json columns

@@ -67,7 +67,7 @@ def texts(data: bytes) -> None:
     member = Member("0.json", "json", 0, len(data), data)
     sample = Sample("0", "0", 0, (member,), None)
     text = sample.json_text()
-    kinds = columns.kinds([text])
+    kinds = columns.kinds(columns.parse(text))
     values = columns.parse(text)
     for name, kind in kinds.items():
         pa.array([columns.value(values.get(name), kind)], columns.TYPES[kind])

@@ -28,7 +28,7 @@ def one_each(table, eta=ETA):
 
 
 def test_directions_are_means():
-    table = assignment.directions(at(0, 20, 90), torch.tensor([1, 1, 0]), 2)
+    table = assignment.mean_directions(at(0, 20, 90), torch.tensor([1, 1, 0]), 2)
     torch.testing.assert_close(table, at(90, 10))
 
 
@@ -95,14 +95,14 @@ def test_a_single_cluster_takes_all():
 @pytest.mark.parametrize("agreement", [0.3, 0.6, 0.9])
 def test_calibrated_confidence_is_the_agreement_of_neighbours(agreement):
     Z, table = unit(500, 6), unit(10, 6, seed=1)
-    eta = assignment.calibrated(Z @ table.T, agreement)
+    eta = assignment.calibrate_eta(Z @ table.T, agreement)
     mean = assignment.assign(Z, one_each(table, eta), 1).confidence.mean().item()
     assert mean == pytest.approx(agreement, abs=1e-3)
 
 
 @pytest.mark.parametrize(("agreement", "eta"), [(0.0, "ETA_MOST"), (1.0, "ETA_LEAST")])
 def test_an_agreement_out_of_reach_gives_the_nearest_eta(agreement, eta):
-    found = assignment.calibrated(unit(50, 6) @ unit(10, 6, seed=1).T, agreement)
+    found = assignment.calibrate_eta(unit(50, 6) @ unit(10, 6, seed=1).T, agreement)
     assert found == pytest.approx(getattr(assignment, eta), rel=0.5)
 
 

@@ -34,7 +34,7 @@ def unit(rows, seed):
 
 
 def network_of(cfg):
-    """Off its start, where the residual is nought and most gradients with it."""
+    """Off its start, where the residual is zero and most gradients with it."""
     network = loop.new_network(cfg, unit(SAMPLES, 0), unit(WORDS, 1), 10.0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def network_of(cfg):
 
 def gradients(columns, dtype, workers):
     """Of the objective at one step, by parameter; its terms; the running statistics."""
-    cfg = train_settings.fitted(replace(CFG, columns=columns), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, columns=columns), SAMPLES)
     network = network_of(cfg).to(dtype).train()
     network.gather_with(workers.gather)
     rows = loop.batch_rows(cfg, SAMPLES, 1, workers.rank, workers.size)
@@ -106,7 +106,7 @@ def failing_worker(rank, size, store, failing, out):
     workers = join(rank, size, store)
     if rank == size - 1:
         coding_rate.compression = compression_failing_at(failing)
-    cfg = train_settings.fitted(replace(CFG, workers=size), SAMPLES, INPUT_DIM)
+    cfg = train_settings.fit_settings(replace(CFG, workers=size), SAMPLES)
     state = loop.new_state(cfg, network_of(cfg))
     said = ""
     try:
@@ -155,8 +155,8 @@ def test_a_failure_of_one_worker_is_a_failure_of_all_and_rescued_once(tmp_path, 
         assert said == "" and found["rescued"] and found["step"] == CFG.steps
         assert [row["step"] for row in found["history"]] == list(range(CFG.steps))
         assert found["learning_rates"] == [pytest.approx(CFG.learning_rate / 10)]
-    assert [look["step"] for look in facts["looks"]] == [0, 10, 12]
-    assert [look["step"] for look in others["looks"]] == [0, 10, 12]
+    assert [found["step"] for found in facts["looks"]] == [0, 10, 12]
+    assert [found["step"] for found in others["looks"]] == [0, 10, 12]
     for name, tensor in left.items():
         assert name.startswith("kept.") or torch.equal(tensor, right[name]), name
 

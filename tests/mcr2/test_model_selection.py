@@ -1,4 +1,4 @@
-"""The judge: high where clusters follow the neighbours, nought where they do not."""
+"""The validator: high if clusters follow the neighbours, zero if they do not."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pipeline.mcr2 import model_selection
-from pipeline.mcr2.model_selection import Judge, look_steps
+from pipeline.mcr2.model_selection import Validator, validation_steps
 from pipeline.mcr2.network import Network
 
 
@@ -37,40 +37,40 @@ def started(x):
         (320, {0, 10, 20, 40, 80, 160, 320}),
     ],
 )
-def test_looks_are_twice_as_far_apart_each_time_with_the_first_and_the_last(steps, expected):
-    assert look_steps(steps) == expected
+def test_validations_are_twice_as_far_apart_each_time_with_the_first_and_the_last(steps, expected):
+    assert validation_steps(steps) == expected
 
 
-def test_a_look_at_separated_blobs_tells_at_least_which_blob():
+def test_the_score_of_separated_blobs_is_at_least_the_information_of_the_blob():
     x = blobs()
-    found = Judge.of(started(x), x, 0).look(started(x))
+    found = Validator.of(started(x), x, 0).score(started(x))
     assert math.log(4) - 1e-6 <= found <= math.log(8)  # of 8 clusters, 12 would fit
 
 
-def test_a_look_at_clusters_that_ignore_the_neighbours_is_near_nought():
+def test_the_score_of_clusters_that_ignore_the_neighbours_is_near_zero():
     x = blobs()
     network = started(x)
-    neighbours = Judge.of(network, x, 0).neighbours
+    neighbours = Validator.of(network, x, 0).neighbours
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    assert 0 <= Judge(x[order], neighbours, 0).look(network) < 0.05
+    assert 0 <= Validator(x[order], neighbours, 0).score(network) < 0.05
     with torch.no_grad():
         network.project.weight.zero_()  # all features alike
-    assert Judge.of(started(x), x, 0).look(network) == pytest.approx(0, abs=1e-12)
+    assert Validator.of(started(x), x, 0).score(network) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_better_network_is_told_from_a_worse():
+def test_a_better_network_scores_more_than_a_worse():
     x = blobs()
     network, worse = started(x), started(x)
     with torch.no_grad():
         worse.project.weight[:3] = 0  # the directions of the blobs: noise is left
-    found = Judge.of(network, x, 0)
-    assert found.look(worse) < found.look(network) / 2
+    found = Validator.of(network, x, 0)
+    assert found.score(worse) < found.score(network) / 2
 
 
 def test_neighbours_are_those_of_the_views():
     x = blobs(each=10)
     network = started(x)
-    found = Judge.of(network, x, 0)
+    found = Validator.of(network, x, 0)
     views = network.views(x).double().numpy()
     cosines = views @ views.T
     np.fill_diagonal(cosines, -np.inf)
@@ -80,21 +80,21 @@ def test_neighbours_are_those_of_the_views():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_look_leaves_the_network_as_it_was(training):
+def test_a_validation_leaves_the_network_as_it_was(training):
     x = blobs()
     network = started(x).train(training)
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    found = Judge.of(network, x.half(), 0)
-    assert found.look(network) == found.look(network)
+    found = Validator.of(network, x.half(), 0)
+    assert found.score(network) == found.score(network)
     assert network.training is training
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
-def test_no_more_than_so_many_samples_are_looked_at(monkeypatch):
+def test_no_more_than_so_many_samples_are_used(monkeypatch):
     monkeypatch.setattr(model_selection, "SAMPLES", 50)
     x = blobs()
     network = started(x)
-    a, b, c = (Judge.of(network, x, seed) for seed in (0, 0, 1))
+    a, b, c = (Validator.of(network, x, seed) for seed in (0, 0, 1))
     assert len(a.x) == len(a.x.unique(dim=0)) == 50
     assert torch.equal(a.x, b.x) and not torch.equal(a.x, c.x)
     assert a.neighbours.shape == (50, model_selection.NEIGHBOURS) and a.neighbours.max() < 50
@@ -102,8 +102,8 @@ def test_no_more_than_so_many_samples_are_looked_at(monkeypatch):
 
 @pytest.mark.parametrize("samples", [2, 3, 21, 30])
 @pytest.mark.parametrize("alike", [False, True])
-def test_few_samples_can_be_looked_at(samples, alike):
+def test_few_samples_can_be_validated(samples, alike):
     x = blobs()[:1].repeat(samples, 1) if alike else blobs()[:samples]
-    found = Judge.of(started(x), x, 0).look(started(x))
+    found = Validator.of(started(x), x, 0).score(started(x))
     assert 0 <= found <= math.log(2) + 1e-6
     assert not alike or found == pytest.approx(0, abs=1e-12)

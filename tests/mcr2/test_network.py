@@ -32,7 +32,7 @@ def started(x, words=0, feature_dim=4, seed=0):
 
 
 def moved(net, seed=0):
-    """Off its start, where the residual is nought."""
+    """Off its start, where the residual is zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -90,7 +90,7 @@ def test_both_views_count_alike():
 
 
 @pytest.mark.parametrize("words", [0, 30])
-def test_more_features_than_inputs_leave_the_last_at_nought(words):
+def test_more_features_than_inputs_leave_the_last_at_zero(words):
     width = 12 if words else 6
     net = started(cone(), words, feature_dim=width + 3)
     assert not net.project.weight[width:].any()

@@ -109,5 +109,5 @@ def test_everything_is_made_where_the_features_are():
         Z = network.train()(torch.zeros(N, 12, device="cuda"))
         columns = torch.zeros(4, dtype=torch.long, device="cuda")
         found = objective.rate_reduction(Z, columns, EPS_SQ, ETA, alone)
-    told = (found.loss, found.expansion, found.compression, found.residual)
-    assert {tensor.device.type for tensor in told} == {"cuda"}
+    scores = (found.loss, found.expansion, found.compression, found.residual)
+    assert {tensor.device.type for tensor in scores} == {"cuda"}

@@ -135,7 +135,7 @@ def test_smoothing_draws_neighbours_together_and_centres():
     Z = normalize(
         Z + 0.15 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(3)), dim=1
     )
-    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-9)
 
     def within(x):
@@ -145,16 +145,16 @@ def test_smoothing_draws_neighbours_together_and_centres():
     assert within(rows) < within(Z.double().numpy()) / 2
 
 
-def test_smoothing_of_equal_rows_is_nought():
+def test_smoothing_of_equal_rows_is_zero():
     Z = torch.eye(3)[0].repeat(12, 1)
-    np.testing.assert_array_equal(spectral.smoothed(Z, spectral.affinity(Z, 4, 0.1)), 0)
+    np.testing.assert_array_equal(spectral.smooth(Z, spectral.affinity(Z, 4, 0.1)), 0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 200])
 def test_partition_follows_the_blobs(k):
     Z, truth = blobs(5, 40)
     _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
     labels = spectral.partition(rows, index, k, 0)
     assert labels.shape == (200,) and set(labels) == set(range(labels.max() + 1))
     assert labels.max() + 1 == min(k, 200)
@@ -166,7 +166,7 @@ def test_partition_follows_the_blobs(k):
 def test_partition_keeps_the_restart_of_most_information(monkeypatch):
     Z = unit(300, 4)
     _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
     kept = spectral.information(spectral.partition(rows, index, 7, 0), index)
     monkeypatch.setattr(spectral, "RESTARTS", 1)
     alone = [spectral.partition(rows, index, 7, seed) for seed in range(10)]
@@ -191,16 +191,16 @@ def test_every_connected_component_has_its_eigenvectors(monkeypatch, dense_rows)
 def test_parts_are_of_one_cluster_each_and_more_in_the_larger():
     Z, truth = blobs(4, 40)
     labels = np.where(truth < 3, 0, 1)  # 120 and 40
-    parts = spectral.parted(Z, labels, 4, 0)
+    parts = spectral.split_clusters(Z, labels, 4, 0)
     pairs = sorted(set(zip(labels.tolist(), parts.tolist(), strict=True)))
     assert pairs == [(0, part) for part in range(6)] + [(1, 6), (1, 7)]
-    np.testing.assert_array_equal(parts, spectral.parted(Z, labels, 4, 0))
+    np.testing.assert_array_equal(parts, spectral.split_clusters(Z, labels, 4, 0))
 
 
 def test_partition_may_begin_at_clusters_that_are_given(monkeypatch):
     Z = unit(300, 4)
     _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smoothed(Z, spectral.affinity(Z, 8, 0.1))
+    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
     good = spectral.partition(rows, index, 7, 0)
     monkeypatch.setattr(spectral, "RESTARTS", 1)
     alone = spectral.partition(rows, index, 7, 0)

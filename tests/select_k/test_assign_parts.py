@@ -54,9 +54,7 @@ def test_part_features_in_batches_are_those_of_the_whole(run, monkeypatch):
 
 def test_a_part_of_assignments(run):
     paths, x, ids, assigner = run
-    stats, typical = assign_parts.assign_part(
-        paths.embeddings.file("00000.parquet"), paths.assignments.file("00000.parquet"), assigner
-    )
+    stats, typical = assign_parts.assign_parts(["00000"], paths, assigner)
     table = tables.read(paths.assignments.file("00000.parquet"))
     assert table.schema.equals(schemas.ASSIGNMENTS)
     assert tables.facts(paths.assignments.file("00000.parquet")) == {"made_of": "abc", "rows": 70}
@@ -126,7 +124,9 @@ def scored(rows):
 
 
 def exemplars(rows):
-    return pa.concat_tables([assign_parts.ranked(scored(rows), kind) for kind in schemas.KINDS])
+    return pa.concat_tables(
+        [assign_parts.rank_members(scored(rows), kind) for kind in schemas.KINDS]
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def exemplars(rows):
 def test_each_kind_goes_by_its_score_then_by_name(monkeypatch, kind, expected):
     monkeypatch.setitem(assign_parts.KEPT, kind, 2)
     rows = [(1, 0.5, 0, "a"), (0, 0.2, 0.1, "c"), (0, 0.2, 0.9, "b"), (0, 0.1, 0.3, "d")]
-    best = assign_parts.ranked(scored([*rows, (2, 0.9, 1, "e")]), kind)
+    best = assign_parts.rank_members(scored([*rows, (2, 0.9, 1, "e")]), kind)
     assert best.schema.equals(schemas.EXEMPLARS)
     assert set(best["kind"].to_pylist()) == {kind}
     found = zip(*(best[n].to_pylist() for n in ("cluster_id", "rank", "sample_id")), strict=True)
@@ -161,5 +161,5 @@ def test_chunks_do_not_change_the_exemplars(monkeypatch, cuts):
     best = schemas.EXEMPLARS.empty_table()
     for piece in reversed(np.split(np.arange(200), cuts)):
         more = exemplars([rows[i] for i in piece])
-        best = assign_parts.joined([best, more])
+        best = assign_parts.merge_exemplars([best, more])
     assert best.equals(whole)

@@ -31,47 +31,47 @@ DIM = 128  # of features
 
 
 def test_fitted_keeps_what_is_given_where_there_are_samples_enough():
-    assert select_k_settings.fitted(CFG, 10_000, 1000, DIM) == CFG
+    assert select_k_settings.fit_settings(CFG, 10_000, 1000, DIM) == CFG
 
 
 @pytest.mark.parametrize(("samples", "landmarks"), [(2, 2), (3, 3), (10, 10), (5000, 200)])
 def test_fitted_fits_even_the_smallest_data(samples, landmarks):
     for cfg in (replace(CFG, k_max=0, leaves=0), replace(CFG, k_max=0, leaves=0, k_min=50)):
-        fit = select_k_settings.fitted(cfg, samples, landmarks, DIM)
+        fit = select_k_settings.fit_settings(cfg, samples, landmarks, DIM)
         assert 1 <= fit.k_min <= fit.k_max <= landmarks
         assert fit.k_min <= fit.leaves <= landmarks
 
 
 def test_fitted_of_large_data_is_bounded():
-    fit = select_k_settings.fitted(replace(CFG, k_max=0, leaves=0), 10**9, 15_000, DIM)
+    fit = select_k_settings.fit_settings(replace(CFG, k_max=0, leaves=0), 10**9, 15_000, DIM)
     assert (fit.k_max, fit.leaves) == (1000, 2000)
 
 
 def test_a_given_k_has_leaves_enough():
-    assert select_k_settings.fitted(replace(CFG, k=300), 10_000, 1000, DIM).leaves == 300
+    assert select_k_settings.fit_settings(replace(CFG, k=300), 10_000, 1000, DIM).leaves == 300
     with pytest.raises(UserError, match=r"select_k.k = 300 is more than the 200 samples"):
-        select_k_settings.fitted(replace(CFG, k=300), 10_000, 200, DIM)
+        select_k_settings.fit_settings(replace(CFG, k=300), 10_000, 200, DIM)
 
 
 def test_leaves_that_fit_are_bounded_by_their_memory(caplog):
     free = replace(CFG, k_max=0, leaves=0)
     assert (
-        select_k_settings.fitted(free, 10**9, 15_000, 512).leaves == 512
+        select_k_settings.fit_settings(free, 10**9, 15_000, 512).leaves == 512
         and len(caplog.messages) == 1
     )
-    assert "512 leaves, and k no larger, instead of 2000" in caplog.text
-    assert select_k_settings.fitted(free, 10**9, 15_000, 1024).leaves == 128
+    assert "512 leaves instead of 2000, and k at most as many" in caplog.text
+    assert select_k_settings.fit_settings(free, 10**9, 15_000, 1024).leaves == 128
     more = replace(free, statistics_bytes=2**34)
-    assert select_k_settings.fitted(more, 10**9, 15_000, 1024).leaves == 2000
+    assert select_k_settings.fit_settings(more, 10**9, 15_000, 1024).leaves == 2000
 
 
 @pytest.mark.parametrize("change", [{"leaves": 2000}, {"k": 2000}, {"k_min": 2000, "k_max": 2000}])
 def test_what_is_given_and_takes_too_much_memory_is_refused_with_how_much(change):
     cfg = replace(CFG, **{"leaves": 0, "k_max": 0, **change})
     with pytest.raises(UserError, match=r"2,000 leaves of 1,024 dim.* 15.6 GiB .*= 16777216000 "):
-        select_k_settings.fitted(cfg, 10**7, 15_000, 1024)
+        select_k_settings.fit_settings(cfg, 10**7, 15_000, 1024)
     more = replace(cfg, statistics_bytes=16_777_216_000)
-    assert select_k_settings.fitted(more, 10**7, 15_000, 1024).leaves >= 2000
+    assert select_k_settings.fit_settings(more, 10**7, 15_000, 1024).leaves >= 2000
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_config_refuses_nonsense(change):
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_over_segment_of_very_few_landmarks(samples):
     z = torch.from_numpy(subspaces.union(1, 4, samples)[0]).float()
-    table = choose_k.over_segment(z, select_k_settings.fitted(CFG, samples, samples, DIM))
+    table = choose_k.over_segment(z, select_k_settings.fit_settings(CFG, samples, samples, DIM))
     assert 1 <= len(table) <= samples
     torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
 
@@ -94,7 +94,7 @@ def test_over_segment_of_very_few_landmarks(samples):
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_over_segment_of_equal_landmarks_gives_groups_with_members():
     z = torch.eye(4)[0].repeat(30, 1)
-    table = choose_k.over_segment(z, select_k_settings.fitted(CFG, 30, 30, DIM))
+    table = choose_k.over_segment(z, select_k_settings.fit_settings(CFG, 30, 30, DIM))
     torch.testing.assert_close(table, z[: len(table)])
 
 
@@ -111,7 +111,7 @@ CURVE = curve_of(1000, 700, 500, 417, 415, 440, 480)  # fewest at 5; FLAT of 585
 
 
 def test_choose_takes_the_smallest_k_that_is_as_good_as_the_fewest_bits():
-    choice = choose_k.choose(CURVE, shaken(CURVE), CFG)
+    choice = choose_k.choose_from_curve(CURVE, shaken(CURVE), CFG)
     assert (choice.k, choice.k_best, choice.k_low, choice.k_high) == (4, 5, 5, 5)
     assert (choice.flat_from, choice.flat_to) == (4, 5)
     assert choice.curve.schema.equals(schemas.CURVE)
@@ -121,37 +121,43 @@ def test_choose_takes_the_smallest_k_that_is_as_good_as_the_fewest_bits():
 
 
 @pytest.mark.parametrize(("k_min", "k_max", "best"), [(2, 4, 4), (6, 7, 6), (1, 1, 1), (2, 99, 5)])
-def test_choose_looks_between_k_min_and_k_max_only(k_min, k_max, best):
-    choice = choose_k.choose(CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max))
+def test_choose_searches_between_k_min_and_k_max_only(k_min, k_max, best):
+    choice = choose_k.choose_from_curve(
+        CURVE, shaken(CURVE), replace(CFG, k_min=k_min, k_max=k_max)
+    )
     assert choice.k_best == best
     assert k_min <= choice.k == choice.flat_from <= best <= choice.flat_to <= k_max
 
 
-def test_a_given_k_overrides_and_the_best_is_still_told():
-    choice = choose_k.choose(CURVE, shaken(CURVE), replace(CFG, k=2))
+def test_a_given_k_overrides_and_the_best_is_still_reported():
+    choice = choose_k.choose_from_curve(CURVE, shaken(CURVE), replace(CFG, k=2))
     assert (choice.k, choice.k_best) == (2, 5)
 
 
 @pytest.mark.parametrize("bits", [(9.0,), (9.0, 8.0)])
 def test_choose_of_fewer_leaves_than_k_min(bits):
-    choice = choose_k.choose(curve_of(*bits), shaken(curve_of(*bits)), replace(CFG, k_min=4))
+    choice = choose_k.choose_from_curve(
+        curve_of(*bits), shaken(curve_of(*bits)), replace(CFG, k_min=4)
+    )
     assert choice.k == len(bits)
 
 
 def test_of_two_ks_of_equal_bits_the_smaller():
     flat = curve_of(9, 5, 5, 5, 8)
-    choice = choose_k.choose(flat, shaken(flat), CFG)
+    choice = choose_k.choose_from_curve(flat, shaken(flat), CFG)
     assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 4)
 
 
 def test_where_clustering_saves_nothing_only_the_best_is_flat():
     rising = curve_of(100, 110, 120, 130)
-    choice = choose_k.choose(rising, shaken(rising), CFG)
+    choice = choose_k.choose_from_curve(rising, shaken(rising), CFG)
     assert (choice.k, choice.flat_from, choice.flat_to) == (2, 2, 2)
 
 
 def test_the_bands_widen_with_the_resamples():
-    calm, wild = (choose_k.choose(CURVE, shaken(CURVE, size=size), CFG) for size in (1, 30))
+    calm, wild = (
+        choose_k.choose_from_curve(CURVE, shaken(CURVE, size=size), CFG) for size in (1, 30)
+    )
     for choice in (calm, wild):
         low, bits, high = (choice.curve[n].to_numpy() for n in ("low", "bits", "high"))
         assert (low < bits).all() and (bits < high).all()
@@ -165,7 +171,7 @@ def test_cut_finds_the_subspaces_and_numbers_them_by_size():
     x, truth = subspaces.union(4, 3, 60)
     kept = (truth > 0) | (np.arange(len(x)) % 2 == 0)  # cluster 0 of the truth is half as large
     z = torch.from_numpy(x[kept]).float()
-    prototypes = choose_k.cut(z, 4, select_k_settings.fitted(CFG, len(z), *z.shape))
+    prototypes = choose_k.cut(z, 4, select_k_settings.fit_settings(CFG, len(z), *z.shape))
     labels = prototypes.nearest(z)
     assert adjusted_rand_score(truth[kept], labels) == 1
     sizes = torch.bincount(labels)
@@ -181,7 +187,7 @@ def test_subspaces_that_no_prototype_can_hold_are_cut_along_the_graph():
     x += 0.1 * rng.normal(size=x.shape)
     z = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
     truth = np.repeat(np.arange(4), 250)
-    prototypes = choose_k.cut(z, 4, select_k_settings.fitted(CFG, len(z), *z.shape))
+    prototypes = choose_k.cut(z, 4, select_k_settings.fit_settings(CFG, len(z), *z.shape))
     assert prototypes.k == 4 and len(prototypes.table) == 4 * choose_k.PARTS
     assert (prototypes.cluster_of.diff() >= 0).all()
     assert adjusted_rand_score(truth, prototypes.nearest(z)) > 0.9
@@ -192,16 +198,19 @@ def test_subspaces_that_no_prototype_can_hold_are_cut_along_the_graph():
 @pytest.mark.parametrize("k", [1, 2, 30])
 def test_cut_of_any_k(k):
     z = torch.from_numpy(subspaces.union(3, 4, 10)[0]).float()
-    prototypes = choose_k.cut(z, k, select_k_settings.fitted(replace(CFG, k=k), 30, 30, DIM))
+    prototypes = choose_k.cut(z, k, select_k_settings.fit_settings(replace(CFG, k=k), 30, 30, DIM))
     assert prototypes.k == k
     assert len(prototypes.nearest(z).unique()) == k
 
 
 def test_cut_of_equal_samples_into_more_is_refused():
     z = torch.eye(4)[0].repeat(30, 1)
-    assert choose_k.cut(z, 1, select_k_settings.fitted(CFG, 30, 30, DIM)).table.shape == (1, 4)
+    assert choose_k.cut(z, 1, select_k_settings.fit_settings(CFG, 30, 30, DIM)).table.shape == (
+        1,
+        4,
+    )
     with pytest.raises(UserError, match=r"select_k.k = 3.* 1 different"):
-        choose_k.cut(z, 3, select_k_settings.fitted(CFG, 30, 30, DIM))
+        choose_k.cut(z, 3, select_k_settings.fit_settings(CFG, 30, 30, DIM))
 
 
 def test_resamples_are_of_the_size_of_all_and_the_same_every_time():
@@ -344,7 +353,7 @@ def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("results", range(8))  # 4 chunks in each of two passes
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(
     selected, fresh, monkeypatch, results
 ):
     with monkeypatch.context() as patch:
@@ -394,7 +403,9 @@ def test_of_samples_nearly_all_alike_no_cluster_is_empty(k):
         [np.repeat(rng.normal(size=(1, 12)), 400, axis=0), rng.normal(size=(40, 12))]
     )
     z = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
-    prototypes = choose_k.cut(z, k, select_k_settings.fitted(replace(CFG, k=k), len(z), *z.shape))
+    prototypes = choose_k.cut(
+        z, k, select_k_settings.fit_settings(replace(CFG, k=k), len(z), *z.shape)
+    )
     sizes = torch.bincount(prototypes.nearest(z), minlength=prototypes.k)
     assert 1 < prototypes.k <= k and (sizes > 0).all()
     assert (sizes[:-1] >= sizes[1:]).all()

@@ -12,6 +12,14 @@ from pipeline.store import columns
 KINDS = ["bool", "int", "float", "str", "null", "json"]
 
 
+def survey(texts):
+    return columns.survey(columns.kinds(columns.parse(text)) for text in texts)
+
+
+def kinds(texts):
+    return survey(texts)[0]
+
+
 def merged(*kinds: str) -> tuple[str, set[str]]:
     found: dict[str, str] = {}
     clashes: set[str] = set()
@@ -44,32 +52,32 @@ def test_kinds_of_texts():
         '{"i": 1, "f": 1, "s": "a", "b": true, "n": null, "l": [1], "o": {}, "clash": 1}',
         None, "{}", '{"i": 2, "f": 0.5, "n": null, "clash": "x", "late": 3}',
     ]  # fmt: skip
-    assert columns.kinds(texts) == {
+    assert kinds(texts) == {
         "i": "int", "f": "float", "s": "str", "b": "bool", "n": "null", "l": "json", "o": "json",
         "clash": "json", "late": "int",
     }  # fmt: skip
-    assert list(columns.kinds(texts)) == sorted(columns.kinds(texts))
+    assert list(kinds(texts)) == sorted(kinds(texts))
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
 def test_numbers_beyond_64_bits_are_kept_as_text(number):
-    assert columns.kinds([json.dumps({"n": number})]) == {"n": "json"}
+    assert kinds([json.dumps({"n": number})]) == {"n": "json"}
     assert columns.value(number, "json") == str(number)
     assert merged("int", "json")[0] == "json"
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
 def test_the_largest_that_fit(number):
-    assert columns.kinds([json.dumps({"n": number})]) == {"n": "long"}
+    assert kinds([json.dumps({"n": number})]) == {"n": "long"}
     assert pa.array([columns.value(number, "long")], columns.TYPES["long"]).to_pylist() == [number]
 
 
 def test_ids_that_a_float_cannot_hold_are_never_made_one():
     exact = 2**53
     assert merged("int", "float")[0] == "float"
-    assert columns.kinds([json.dumps({"n": n}) for n in (1, exact)]) == {"n": "int"}
-    assert columns.kinds([json.dumps({"n": n}) for n in (1, exact + 1)]) == {"n": "long"}
-    clash = columns.kinds([json.dumps({"n": n}) for n in (exact + 1, 0.5)])
+    assert kinds([json.dumps({"n": n}) for n in (1, exact)]) == {"n": "int"}
+    assert kinds([json.dumps({"n": n}) for n in (1, exact + 1)]) == {"n": "long"}
+    clash = kinds([json.dumps({"n": n}) for n in (exact + 1, 0.5)])
     assert clash == {"n": "json"}
     assert columns.value(exact + 1, "json") == "9007199254740993"
 
@@ -83,7 +91,7 @@ def test_half_a_surrogate_pair_can_be_stored():
 
 def test_nan_and_infinity_are_floats():
     text = '{"a": NaN, "b": -Infinity}'
-    assert columns.kinds([text]) == {"a": "float", "b": "float"}
+    assert kinds([text]) == {"a": "float", "b": "float"}
     raw = columns.parse(text)
     assert math.isnan(columns.value(raw["a"], "float"))
     assert columns.value(raw["b"], "float") == -math.inf
@@ -106,7 +114,7 @@ def test_whatever_came_every_value_fits_its_column():
     raws = [None, 1, 2**70, 0.5, "é", True, [1, {"a": None}], {"z": "\ud83d\ude00"}]
     for pair in itertools.product(raws, repeat=2):
         texts = [json.dumps({"c": raw}) for raw in pair]
-        kind = columns.kinds(texts)["c"]
+        kind = kinds(texts)["c"]
         values = [columns.value(columns.parse(text)["c"], kind) for text in texts]
         back = pa.array(values, columns.TYPES[kind]).to_pylist()
         assert [v is None for v in back] == [raw is None for raw in pair]
@@ -114,20 +122,20 @@ def test_whatever_came_every_value_fits_its_column():
 
 def test_a_clash_between_two_samples_of_one_shard_is_told():
     texts = ['{"a": 1, "b": [1], "c": null}', '{"a": "x", "b": {}, "c": 2}']
-    assert columns.survey(texts) == ({"a": "json", "b": "json", "c": "int"}, {"a"})
+    assert survey(texts) == ({"a": "json", "b": "json", "c": "int"}, {"a"})
 
 
 def test_a_name_as_long_as_a_book_is_no_column():
-    assert columns.kinds([json.dumps({"n" * 257: 1, "n" * 256: 1})]) == {"n" * 256: "int"}
+    assert kinds([json.dumps({"n" * 257: 1, "n" * 256: 1})]) == {"n" * 256: "int"}
 
 
 def test_names_without_nul_and_not_in_ascii():
-    assert columns.kinds(['{"a\\u0000b": 1, "größe": 2, "日本": "x"}']) == {
+    assert kinds(['{"a\\u0000b": 1, "größe": 2, "日本": "x"}']) == {
         "ab": "int", "größe": "int", "日本": "str",
     }  # fmt: skip
 
 
 def test_a_shard_of_random_keys_does_not_make_a_million_columns():
     texts = [json.dumps({f"{i:06d}": 1 for i in range(n, n + 900)}) for n in (0, 900, 1800)]
-    found = columns.kinds(texts)
+    found = kinds(texts)
     assert list(found) == [f"{i:06d}" for i in range(columns.MAX_COLUMNS)]

@@ -105,7 +105,7 @@ def test_a_dead_process_is_taken_over_at_once(root, ended, monkeypatch, caplog):
     monkeypatch.setattr(lock, "_changes", lambda *_: pytest.fail("waited"))
     storage.write_bytes(lock._url(root, 1), lock._json(ended))
     with held(root):
-        assert lock.read(root)[0] == 2 and "which is dead" in caplog.text
+        assert lock.read(root)[0] == 2 and "whose process has ended" in caplog.text
     assert files(root) == []
 
 

@@ -137,7 +137,7 @@ def test_a_store_that_goes_on_refusing_is_named_with_the_remedy(slow_s3, folder,
     said = str(caught.value)
     assert said.startswith(folder.url)  # an answer to HEAD has no text of its own
     assert "reduce your request rate" in said or "Service Unavailable" in said
-    assert "tried 4 times" in said and "embed.readers" in said and said.count("s3://") == 1
+    assert "tried 4 times" in said and "embed.decode_cpus" in said and said.count("s3://") == 1
     assert slow_s3.asked.total() == 4 and impatient == [1, 2, 4]
 
 

@@ -100,6 +100,14 @@ def test_hidden_files_in_folders_are_skipped():
     assert [(s.key, len(s.members)) for s in samples] == [("d/0", 1)]
 
 
+def test_the_caption_is_the_txt_else_that_of_the_json():
+    assert sample_of(txt=b"a cat", json=b'{"caption": "a dog"}').caption() == "a cat"
+    assert sample_of(txt=b"", json=b'{"caption": "a dog"}').caption() == ""
+    assert sample_of(json=b'{"caption": "a \\ud83d dog"}').caption() == "a \ufffd dog"
+    for text in (b'{"caption": 3}', b'{"caption": null}', b"{}", b"[]", b"{"):
+        assert sample_of(json=text).caption() is None
+
+
 # ---- damage
 
 

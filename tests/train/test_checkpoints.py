@@ -34,16 +34,16 @@ def paths(tmp_path):
     return layout.RunPaths(str(tmp_path))
 
 
-def test_what_is_saved_comes_back_weights_moments_looks_and_history(paths):
+def test_what_is_saved_comes_back_weights_moments_validations_and_history(paths):
     saved = state(7)
-    saved.note(0.25)
+    saved.record_validation(0.25)
     step_once(saved)
     saved.slow_down(0.5)
     Checkpoints(paths, "abc").save(saved)
     back = state(seed=1)
     Checkpoints(paths, "abc").restore(back)
     assert (back.step, back.history, back.rescued) == (8, saved.history, True)
-    assert back.looks == [{"step": 7, "information": 0.25}]
+    assert back.validations == [{"step": 7, "information": 0.25}]
     assert back.optimizer.param_groups[0]["lr"] == 0.05
     names = set(saved.tensors())
     assert {"optimizer.0.exp_avg", "optimizer.0.exp_avg_sq", "optimizer.0.step"} <= names
@@ -58,25 +58,25 @@ def test_what_is_saved_comes_back_weights_moments_looks_and_history(paths):
 def test_a_copy_is_not_changed_by_what_comes_after_and_serves_more_than_once():
     s = state(3)
     step_once(s)
-    s.note(0.5)
-    copy, twin = s.saved(), state(3)
+    s.record_validation(0.5)
+    copy, twin = s.snapshot(), state(3)
     step_once(twin)
-    twin.note(0.5)
+    twin.record_validation(0.5)
     for _ in range(2):
         step_once(s)
         s.history.append({"step": 99})
-        s.note(0.75)
+        s.record_validation(0.75)
         s.slow_down(0.1)
         s.restore(*copy)
         assert same(s, twin)
-        assert (s.step, s.looks, s.rescued) == (4, [{"step": 4, "information": 0.5}], False)
+        assert (s.step, s.validations, s.rescued) == (4, [{"step": 4, "information": 0.5}], False)
         assert [row["step"] for row in s.history] == [0, 1, 2]
         assert s.optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_a_copy_from_before_the_first_step_has_no_moments():
     s = state()
-    copy = s.saved()
+    copy = s.snapshot()
     step_once(s)
     s.restore(*copy)
     assert not s.optimizer.state_dict()["state"]
@@ -89,16 +89,16 @@ def test_a_copy_from_before_the_first_step_has_no_moments():
 @pytest.mark.parametrize(
     ("informations", "best"), [([0.1, 0.3, 0.2], 1), ([0.3, 0.3, 0.1], 0), ([0.0, 0.0, 0.1], 2)]
 )
-def test_the_best_is_of_the_first_of_the_best_looks(informations, best):
+def test_the_best_is_of_the_first_of_the_best_validations(informations, best):
     s = state()
     seen = []
     for information in informations:
-        assert not s.looked()
-        s.note(information)
-        assert s.looked()
+        assert not s.validated()
+        s.record_validation(information)
+        assert s.validated()
         seen.append({name: t.clone() for name, t in s.network.state_dict().items()})
         step_once(s)
-    assert [look["step"] for look in s.looks] == [0, 1, 2]
+    assert [found["step"] for found in s.validations] == [0, 1, 2]
     found = s.best().state_dict()
     assert all(torch.equal(found[name], seen[best][name]) for name in found)
     assert not torch.equal(seen[best]["project.weight"], seen[best - 1]["project.weight"])

@@ -1,4 +1,4 @@
-"""Training: the order of samples, looks, rescues, restarts that change nothing, many workers."""
+"""Training: order of samples, validations, rescues, restarts that change nothing, workers."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.collectives import Collectives
-from pipeline.mcr2.model_selection import Judge
+from pipeline.mcr2.model_selection import Validator
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
@@ -41,7 +41,7 @@ TOY = train_settings.Config(
     max_samples=1000,
     landmarks=50,
     seed=0,
-)  # looks at 0, 10, 12
+)  # validated at 0, 10, 12
 
 
 def toy(each=25):
@@ -63,7 +63,7 @@ def without_speed(history):
 
 
 def assert_same(a, b):
-    names = ("step", "looks", "rescued")
+    names = ("step", "validations", "rescued")
     assert all(getattr(a, name) == getattr(b, name) for name in names)
     assert a.facts()["learning_rates"] == b.facts()["learning_rates"]
     assert without_speed(a.history) == without_speed(b.history)
@@ -80,18 +80,18 @@ def assert_same(a, b):
     [(1000, 1, 32, 16), (1000, 3, 30, 15), (20, 1, 20, 16), (7, 4, 4, 4), (2, 1, 2, 2)],
 )
 def test_fitted_batch_and_columns_are_multiples_of_the_workers(samples, workers, batch, columns):
-    cfg = train_settings.fitted(replace(TOY, workers=workers), samples, 12)
+    cfg = train_settings.fit_settings(replace(TOY, workers=workers), samples)
     assert (cfg.batch_size, cfg.columns) == (batch, columns)
 
 
 def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
-    assert train_settings.fitted(TOY, 1000, 12) == TOY
+    assert train_settings.fit_settings(TOY, 1000) == TOY
     free = replace(TOY, feature_dim=0, columns=0)
-    cfg = train_settings.fitted(free, 5000, 512)
+    cfg = train_settings.fit_settings(free, 5000)
     assert cfg.feature_dim == 64
     assert cfg.columns == cfg.batch_size == 32
-    assert train_settings.fitted(free, 100, 4000).feature_dim == 32
-    assert train_settings.fitted(free, 100_000, 4000).feature_dim == 128
+    assert train_settings.fit_settings(free, 100).feature_dim == 32
+    assert train_settings.fit_settings(free, 100_000).feature_dim == 128
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_fitted_chooses_what_is_left_open_and_keeps_what_is_not():
 )
 def test_fitted_refuses_too_little(samples, batch, workers, named):
     with pytest.raises(UserError, match=named):
-        train_settings.fitted(replace(TOY, batch_size=batch, workers=workers), samples, 12)
+        train_settings.fit_settings(replace(TOY, batch_size=batch, workers=workers), samples)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_every_row_of_a_large_sample_has_the_same_chance():
 )
 def test_no_more_is_read_than_the_steps_see(steps, most, expected):
     cfg = train_settings.Config(steps=steps, max_samples=most)
-    assert train_settings.wanted_samples(cfg) == expected
+    assert train_settings.samples_to_read(cfg) == expected
 
 
 def test_landmarks_are_among_the_rows_that_all_see():
@@ -212,15 +212,15 @@ def sharing_worker(rank, size, store, out):
     x = toy()
     mine = sampling.shares(len(x), size)[rank]
     share = sampling.Share(x[mine.start : mine.stop], mine.start, len(x))
-    seen = sampling.gathered(share, loop.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
+    seen = sampling.gather_rows(share, loop.seen_rows(TOY, len(x)), workers, torch.device("cpu"))
     state = start(TOY, seen)
     for _ in loop.fit(TOY, share, state, workers, seen):
         pass
-    finish_worker((seen, state.history, state.looks), rank, out)
+    finish_worker((seen, state.history, state.validations), rank, out)
 
 
 def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypatch):
-    (seen, history, looks), (other, _, _) = spawn(
+    (seen, history, validations), (other, _, _) = spawn(
         sharing_worker, 2, tmp_path, monkeypatch=monkeypatch
     )
     monkeypatch.setattr(train_settings, "SEEN", 50)
@@ -232,7 +232,9 @@ def test_workers_that_hold_shares_train_as_one_that_holds_all(tmp_path, monkeypa
     for name in ("loss", "expansion", "compression", "gradient_norm"):
         two, one = ([row[name] for row in rows] for rows in (history, state.history))
         np.testing.assert_allclose(two, one, rtol=1e-3)
-    assert [look["step"] for look in looks] == [look["step"] for look in state.looks]
+    assert [found["step"] for found in validations] == [
+        found["step"] for found in state.validations
+    ]
 
 
 def test_sampled_columns_are_distinct_and_change_from_step_to_step():
@@ -254,7 +256,7 @@ def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
     assert sorted(shares.topk(4).indices.tolist()) == [1, 3, 5, 6]
 
 
-def test_no_more_words_than_asked_keep_all_and_the_samples_looked_at_are_limited(monkeypatch):
+def test_no_more_words_than_asked_keep_all_and_the_samples_used_are_limited(monkeypatch):
     x, words = toy(), torch.eye(12)
     for limit in (7, 8):
         network = loop.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
@@ -277,9 +279,7 @@ def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_pa
     with pytest.raises(UserError, match=said):
         train.run(cfg, paths)
     assert not paths.network.names()
-    assert (
-        train_settings.read_words(replace(cfg, words=0), "pico-clip") == []
-    )  # then it is not read
+    assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # not read
 
 
 def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
@@ -330,41 +330,41 @@ def test_the_first_step_is_of_the_network_at_its_start():
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, [0]), (7, [0, 7]), (25, [0, 10, 20, 25])])
-def test_looks_are_the_judges_and_the_best_network_is_kept(steps, expected):
+def test_validations_are_the_scores_of_the_validator_and_the_best_network_is_kept(steps, expected):
     cfg, x = replace(TOY, steps=steps), toy()
     state = start(cfg, x)
-    judge = Judge.of(state.network, x, cfg.seed)
-    seen = {0: judge.look(state.network)}
+    validator = Validator.of(state.network, x, cfg.seed)
+    seen = {0: validator.score(state.network)}
     weights = {0: {n: t.clone() for n, t in state.network.state_dict().items()}}
     for _ in loop.fit(cfg, x, state, ALONE):
-        seen[state.step] = judge.look(state.network)
+        seen[state.step] = validator.score(state.network)
         weights[state.step] = {n: t.clone() for n, t in state.network.state_dict().items()}
     assert state.step == steps
-    assert state.looks == [{"step": s, "information": seen[s]} for s in expected]
+    assert state.validations == [{"step": s, "information": seen[s]} for s in expected]
     best = max(expected, key=lambda s: (seen[s], -s))
     found = state.best().state_dict()
     assert all(torch.equal(found[name], weights[best][name]) for name in found)
 
 
-def test_the_first_of_equal_looks_is_kept(monkeypatch):
-    told = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr(Judge, "look", lambda judge, network: next(told))
+def test_the_first_of_equal_validations_is_kept(monkeypatch):
+    scores = iter([0.2, 0.5, 0.5, 0.1])
+    monkeypatch.setattr(Validator, "score", lambda validator, network: next(scores))
     cfg, x = replace(TOY, steps=25), toy()
     state = start(cfg, x)
-    *_, ten = (state.saved()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
-    told = iter([0.2, 0.5, 0.5, 0.1])
+    *_, ten = (state.snapshot()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
+    scores = iter([0.2, 0.5, 0.5, 0.1])
     state = finish(cfg, x, start(cfg, x))
-    assert [look["information"] for look in state.looks] == [0.2, 0.5, 0.5, 0.1]
+    assert [found["information"] for found in state.validations] == [0.2, 0.5, 0.5, 0.1]
     found = state.best().state_dict()
     assert all(torch.equal(found[name], ten[f"network.{name}"]) for name in found)
 
 
 @pytest.mark.parametrize("stop", [1, 9, 10, 11, 12])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
-    """Looks are at 10 and 12, the last; a checkpoint at one of these is from before the look."""
+def test_a_stopped_training_resumes_bit_for_bit(tmp_path, stop):
+    """Steps 10 and 12, the last, are validated after their checkpoint is written."""
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
-    assert [look["step"] for look in whole.looks] == [0, 10, 12]
+    assert [found["step"] for found in whole.validations] == [0, 10, 12]
     paths = layout.RunPaths(str(tmp_path))
     for state in islice(loop.fit(TOY, x, start(TOY, x), ALONE), stop):
         Checkpoints(paths, "abc").save(state)
@@ -374,20 +374,19 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, stop):
     assert_same(finish(TOY, x, again), whole)
 
 
-def test_a_training_stopped_right_after_a_look_does_not_look_again(tmp_path, monkeypatch):
+def test_a_training_stopped_right_after_a_validation_does_not_repeat_it(tmp_path, monkeypatch):
     x = toy()
     whole = finish(TOY, x, start(TOY, x))
     paths = layout.RunPaths(str(tmp_path))
     Checkpoints(paths, "abc").save(whole)
     again = start(TOY, x)
     Checkpoints(paths, "abc").restore(again)
-    monkeypatch.delattr(Judge, "look")
+    monkeypatch.delattr(Validator, "score")
     assert_same(finish(TOY, x, again), whole)
 
 
 def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
     """Lines in general position: PCA alone cannot part what is not orthogonal."""
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     lines = rng.normal(size=(4, 12)) + 1.0
     labels = np.repeat(np.arange(4), 40)
@@ -422,34 +421,36 @@ def poisoned(cfg, x, state, steps):
 
 
 def rescued_at(cfg, x, step):
-    """What a rescue at a look must come to: that state, with a smaller step."""
+    """The result of a rescue: the state at that validation, with a smaller learning rate."""
     state = start(cfg, x)
     fitting = loop.fit(cfg, x, state, ALONE)
-    list(islice(fitting, step + 1))  # past the look
-    at_look = start(cfg, x)
-    for _ in islice(loop.fit(cfg, x, at_look, ALONE), step):
+    list(islice(fitting, step + 1))  # past the validation
+    validated = start(cfg, x)
+    for _ in islice(loop.fit(cfg, x, validated, ALONE), step):
         pass
     if step:
-        at_look.note(state.looks[-1]["information"])
-    at_look.slow_down(loop.SMALLER)
-    return finish(cfg, x, at_look)
+        validated.record_validation(state.validations[-1]["information"])
+    validated.slow_down(loop.SMALLER)
+    return finish(cfg, x, validated)
 
 
-@pytest.mark.parametrize(("poison", "look"), [(1, 0), (9, 0), (11, 10)])
-def test_the_first_failure_goes_back_to_the_last_look_with_a_smaller_step(poison, look, caplog):
+@pytest.mark.parametrize(("poison", "resumed"), [(1, 0), (9, 0), (11, 10)])
+def test_the_first_failure_goes_back_to_the_last_validation_with_a_smaller_step(
+    poison, resumed, caplog
+):
     x = toy()
     found = poisoned(TOY, x, start(TOY, x), [poison])
     assert found.rescued and found.step == 12
     assert [row["step"] for row in found.history] == list(range(12))
     assert all(math.isfinite(v) for row in found.history for v in row.values())
-    assert_same(found, rescued_at(TOY, x, look))
+    assert_same(found, rescued_at(TOY, x, resumed))
     assert not torch.equal(
         found.network.project.weight, finish(TOY, x, start(TOY, x)).network.project.weight
     )
     (said,) = caplog.messages
     assert said == (
         f"train: step {poison}: the loss is not finite, condition number nan; "
-        f"going on from step {look} with learning rate 0.002"
+        f"resuming from step {resumed} with learning rate 0.002"
     )
 
 
@@ -571,8 +572,8 @@ def test_run_leaves_network_history_and_landmarks(trained):
     expected = finish(TOY, x, start(TOY, x))  # inside Ray as outside
     assert without_speed(history.to_pylist()) == without_speed(expected.history)
     network, facts = read_network(paths)
-    assert manifest["looks"] == facts["looks"] == expected.looks
-    best = max(expected.looks, key=lambda look: (look["information"], -look["step"]))
+    assert manifest["looks"] == facts["looks"] == expected.validations
+    best = max(expected.validations, key=lambda found: (found["information"], -found["step"]))
     assert (manifest["steps"], manifest["kept_step"]) == (12, best["step"])
     kept = expected.best().state_dict()
     assert all(torch.equal(kept[name], t) for name, t in network.state_dict().items())
@@ -602,7 +603,6 @@ def test_a_run_with_words_has_those_of_the_encoder(ray_session, tmp_path):
     """The embeddings are word vectors, so each one's own word is its likeliest."""
     names = ["dog", "car", "pizza", "tree"]
     vectors, scale = text_encoding.encode(names, (), "pico-clip", "")
-    rng = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     x = np.repeat(vectors, 10, axis=0) + 0.01 * rng.normal(size=(40, vectors.shape[1]))
     paths = layout.RunPaths(str(tmp_path / "run"))
@@ -636,7 +636,7 @@ def test_two_workers_give_the_history_of_one(trained, unfinished):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_after_a_kill_the_rerun_goes_on_from_the_checkpoint(trained, unfinished):
+def test_after_a_kill_the_rerun_resumes_from_the_checkpoint(trained, unfinished):
     """The folder as a driver killed after step 8 leaves it: a checkpoint and no manifest."""
     finished, row_of = trained
     x = torch.from_numpy(np.stack(list(row_of.values())))

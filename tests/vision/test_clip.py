@@ -331,15 +331,6 @@ def test_pictures_go_to_the_device_of_the_model_in_its_precision(precision):
     assert encoder._model.encode_image(pixels).is_meta
 
 
-@pytest.mark.slow
-def test_a_compiled_encoder_says_the_same(pico):
-    compiled = clip.load("pico-clip", "", device="cpu", compiled=True)
-    pictures = [picture for picture, _ in samples(EMOJI / "00000.tar", 5)]
-    found, expected = embed(compiled, pictures), embed(pico, pictures)
-    np.testing.assert_allclose((found * expected).sum(1), 1, atol=1e-4)
-    assert not isinstance(compiled._model.visual._compiled_call_impl, type(None))
-
-
 def test_templates_are_prompts_or_sets_of_them():
     assert prompts.templates("pico-clip") == ("{}",)
     assert prompts.templates("ViT-B-32") == ("a photo of a {}.",)

@@ -21,10 +21,10 @@ def test_templates_are_averaged(encoder, ray_session):
 
 
 @pytest.mark.ray
-def test_words_keep_their_order_over_calls_and_actors(encoder, ray_session, monkeypatch):
+def test_words_keep_their_order_over_calls(encoder, ray_session, monkeypatch):
     monkeypatch.setattr(text_encoding, "TEXTS_PER_CALL", 2)
     words = ["dog", "car", "pizza", "tree", "house"]
-    found, scale = text_encoding.encode(words, (), "pico-clip", "", actors=2)
+    found, scale = text_encoding.encode(words, (), "pico-clip", "")
     bare = encoder.encode_texts(words, 2)  # pico-clip's own template is the word alone
     assert found == pytest.approx(bare, abs=1e-5)
     assert found.dtype == np.float32 and scale == pytest.approx(encoder.logit_scale)

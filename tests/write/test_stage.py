@@ -102,7 +102,7 @@ def test_all_parts_have_one_schema(paths):
 def test_embeddings_and_assignments_of_other_samples_are_refused(paths):
     url = paths.assignments.file("00000.parquet")
     tables.write(url, tables.read(url).slice(1))
-    with pytest.raises(RuntimeError, match=r"write: 00000: .*different samples"):
+    with pytest.raises(RuntimeError, match=r"00000: .*different samples"):
         write.label_rows("00000", job_of(paths))
 
 
@@ -250,7 +250,7 @@ def test_without_shards(root, paths, finished):
 def test_counts_that_do_not_add_up_are_refused(root, paths, ray_session):
     url = paths.rejects.file("00000.parquet")
     tables.write(url, tables.read(url).slice(1))
-    with pytest.raises(RuntimeError, match=r"write: 00000: labels are .*'rows': 4.*'rows': 5"):
+    with pytest.raises(RuntimeError, match=r"00000: labels are .*'rows': 4.*'rows': 5"):
         write.run(write_settings.Config(shards=False), paths)
     assert paths.labels.peek() is None
 

@@ -59,7 +59,8 @@ def open_run(paths: layout.RunPaths) -> ExportedRun:
     labels = paths.labels.manifest()
     if labels["upstream"] != made["captions"]["fingerprint"]:
         raise UserError(
-            f"{paths.root}: the labels are older than the captions; run `ratecluster write` again"
+            f"{paths.root}: the input of the labels has changed since; run "
+            "`ratecluster write` again first"
         )
     embedded = made["embeddings"]
     return ExportedRun(

@@ -24,7 +24,7 @@ from pipeline.explore.search.open_index import open_index
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
-from pipeline.store import columns, tables
+from pipeline.store import tables
 from pipeline.store.storage import Folder
 from pipeline.vision import clip, images
 from pipeline.vision.thumbnails import Place
@@ -32,7 +32,7 @@ from pipeline.vision.thumbnails import Place
 CANDIDATES = 10  # for each result, if the index is compressed
 LEAST_CANDIDATES = 100
 READERS = 16  # shards read at once
-SHOWN = ["sample_id", "caption", "json", "tar_offset", "tar_size"]
+SHOWN = ["sample_id", "caption", "tar_offset", "tar_size"]
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,11 @@ class Search:
         return [self._hit(row, score, cluster) for row, score, cluster in found]
 
     def _hit(self, row: dict[str, Any], score: float, cluster: int) -> Hit:
-        caption = row["caption"]
-        if caption is None:
-            caption = columns.parse(row.get("json")).get("caption")
         return Hit(
             sample_id=row["sample_id"],
             score=round(score, 6),
             cluster_id=cluster,
             cluster_caption=self.captions[cluster] or "",
-            caption=caption if isinstance(caption, str) else "",
+            caption=row["caption"] or "",
             place=Place(self.urls[row["shard"]], row["tar_offset"], row["tar_size"]),
         )

@@ -294,10 +294,7 @@ def expected(
         originals = {
             own[name]: columns.value(json_of.get(name), kind) for name, kind in run.columns.items()
         }
-        caption = row["caption"]
-        if caption is None and isinstance(json_of.get("caption"), str):
-            caption = json_of["caption"]
-        yield {**row, **originals, "caption": caption}
+        yield {**row, **originals}
 
 
 def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
-from pipeline.artifacts.stages import chain
+from pipeline.artifacts.stages import chain, chain_to
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
 from pipeline.ops.verify.violations import Findings, open_part, read_part
@@ -312,5 +312,5 @@ def _written(paths: layout.RunPaths, made: Manifests, found: Findings) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found.add("run.json", f"cannot be read: {error}")
         return
-    if said != {manifest["fingerprint"] for manifest in made.values()}:
+    if said != {made[stage.folder]["fingerprint"] for stage in chain_to("write")}:
         found.add("run.json", "names other fingerprints than the manifests")

@@ -184,7 +184,7 @@ def test_embeddings_made_again_put_it_out_of_date(small):
     del embedded["fingerprint"]
     small.embeddings.finish("e2", **embedded)
     small.network.finish("n1", upstream="e2")
-    with pytest.raises(UserError, match="out of date, what it reads has changed: run `ratecluster"):
+    with pytest.raises(UserError, match="out of date, its input has changed: run `ratecluster"):
         Search(small, [Space.CLIP])
     before = files(small)
     index.run(Config(), small, Space.CLIP)

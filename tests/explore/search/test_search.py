@@ -87,12 +87,10 @@ def test_one_cluster_alone(rows, asked):
     assert len(found) == 9 and found[0]["cluster_caption"] == fake_run.SCRIPT
 
 
-def test_a_sample_without_a_text_takes_its_jsons_caption(searchable):
+def test_a_sample_without_a_caption_has_an_empty_one(searchable):
     search = Search(searchable, [Space.CLIP])
     row = {"sample_id": "s", "shard": "00000", "tar_offset": 1, "tar_size": 2, "caption": None}
-    texts = ['{"caption": "in json"}', '{"caption": 7}', None]
-    found = [search._hit({**row, "json": text}, 0.5, 1).caption for text in texts]
-    assert found == ["in json", "", ""]
+    assert search._hit(row, 0.5, 1).caption == ""
 
 
 @pytest.mark.parametrize(

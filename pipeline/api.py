@@ -1,0 +1,138 @@
+"""The Python API: run the pipeline, read a finished run.
+
+from pipeline import open_run
+labels = open_run("my-run").labels().to_table(columns=["sample_id", "cluster_id"])
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from PIL import Image
+
+from pipeline.artifacts import outputs
+from pipeline.artifacts.layout import RunPaths
+from pipeline.runtime.errors import UserError
+from pipeline.store import storage, tables
+from pipeline.store.listing import current, list_shards
+from pipeline.store.storage import Folder
+
+
+class Run:
+    """A finished run, on any store that fsspec opens. Reads only what is asked for."""
+
+    def __init__(self, root: str) -> None:
+        self.paths = RunPaths(storage.absolute(root))
+        self.manifests = outputs.upstream(self.paths, "labels")
+
+    @property
+    def root(self) -> str:
+        """URL, or absolute path, of the run's folder."""
+        return self.paths.root
+
+    def labels(self) -> ds.Dataset:
+        """One row per input sample, failures included: `labels/`, lazily, in the order of shards.
+
+        Columns as in docs/results.md: sample_id, shard, key, status, caption, cluster_id,
+        cluster_caption, confidence (0 to 1), outlier_score (0 to 2), the samples' own json fields.
+        """
+        return self._dataset(self.paths.labels)
+
+    def embeddings(self) -> ds.Dataset:
+        """One row per readable sample: `embeddings/`, lazily, in the order of shards.
+
+        `embedding` is a fixed-size list of D float16, a vector of unit length.
+        """
+        return self._dataset(self.paths.embeddings)
+
+    def clusters(self) -> pa.Table:
+        """One row per cluster, k in all: cluster_id, size (samples), cluster_caption, captions,
+        bits_per_sample, nearest_clusters, typical_samples. Cluster 0 is the largest.
+        """
+        return tables.read(self.paths.clusters_table)
+
+    def members(self, cluster: int) -> pa.Table:
+        """The labels of one cluster's samples, the most typical first (least outlier_score).
+
+        Raises UserError where the run has no such cluster.
+        """
+        k = len(self.manifests["clusters"]["sizes"])
+        if not 0 <= cluster < k:
+            raise UserError(f"cluster {cluster}: the run has clusters 0 to {k - 1}")
+        found = self.labels().to_table(filter=pc.field("cluster_id") == cluster)
+        return found.sort_by([("outlier_score", "ascending"), ("sample_id", "ascending")])
+
+    def image(self, sample_id: str) -> Image.Image:
+        """The picture of a sample, upright, mode RGB; reads only its bytes from the input shard.
+
+        Raises UserError for an unknown id, a rejected sample, and a shard that is gone or was
+        changed after it was embedded.
+        """
+        from pipeline.vision import images
+
+        shard = self._shard(sample_id)
+        columns = ["sample_id", "error_message", "tar_offset", "tar_size"]
+        part = tables.read(self.paths.labels.file(f"{shard['stem']}.parquet"), columns)
+        rows = part.filter(pc.equal(part["sample_id"], sample_id)).to_pylist()
+        if not rows:
+            raise UserError(f"sample {sample_id!r} is not in the run {self.root}")
+        if rows[0]["tar_offset"] is None:
+            raise UserError(f"sample {sample_id!r} has no picture: {rows[0]['error_message']}")
+        try:
+            changed = current(shard["url"]) != (shard["size"], shard["version"])
+        except FileNotFoundError:
+            raise UserError(f"sample {sample_id!r}: its shard {shard['url']} is gone") from None
+        if changed:
+            raise UserError(
+                f"sample {sample_id!r}: its shard {shard['url']} was changed after it was "
+                "embedded; run `ratecluster run` again"
+            )
+        data = storage.read_range(shard["url"], rows[0]["tar_offset"], rows[0]["tar_size"])
+        return images.decode(data, self.manifests["embeddings"]["config"]["max_image_pixels"])
+
+    def _shard(self, sample_id: str) -> dict[str, Any]:
+        stem = sample_id.partition("/")[0]
+        for facts in self.manifests["embeddings"]["shards"]:
+            if facts["shard"]["stem"] == stem:
+                return dict(facts["shard"])
+        raise UserError(
+            f"sample {sample_id!r}: the run has no shard {stem!r}; a sample_id is "
+            "SHARD/KEY, such as 00000/000000012"
+        )
+
+    def _dataset(self, folder: Folder) -> ds.Dataset:
+        fs, path = storage.locate(folder.url)
+        shards = self.manifests["embeddings"]["shards"]
+        urls = [f"{path}/{facts['shard']['stem']}.parquet" for facts in shards]
+        return ds.dataset(urls, format="parquet", filesystem=fs)
+
+
+def open_run(root: str) -> Run:
+    """Open a finished run: `root` is a local path, s3://, gs:// or any other URL of fsspec.
+
+    Raises UserError, naming the command to run, where a stage up to `write` has not finished.
+    """
+    return Run(root)
+
+
+def run(shards: str, root: str, overwrite: bool = False, **settings: dict[str, Any]) -> Run:
+    """Run all stages, as `ratecluster run` does, and open the result. Finished work is skipped.
+
+    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars. Settings are
+    one dict per stage: run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
+    Raises UserError for a mistake in the arguments, RuntimeError where a stage fails.
+    """
+    from pipeline.cli import options, run_command
+    from pipeline.runtime import cluster
+
+    sets = [
+        f"{section}.{key}={json.dumps(value, ensure_ascii=False)}"
+        for section, values in settings.items()
+        for key, value in values.items()
+    ]
+    sections, paths = options.begin(root, None, sets, None)
+    with cluster.session():
+        run_command.run_all(sections, paths, list_shards(shards), overwrite)
+    return open_run(root)
