@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 
 from pipeline.embed import settings as embed_settings
 from pipeline.prepare import pack
+from pipeline.runtime import templates
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
@@ -91,12 +91,8 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
 
 def toml(seen: Seen, shards: str, out: str) -> str:
     """The configuration; all that stands in it is made fit for one line."""
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: printable(redacted(str(value))),
+    environment = templates.environment(
+        lambda value: printable(redacted(str(value))), autoescape=False
     )
     template = environment.from_string(
         resources.files("pipeline.prepare").joinpath("init.toml").read_text()
