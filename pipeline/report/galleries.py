@@ -62,7 +62,7 @@ def add(
                     f"galleries/{name}" if name else thumbnails.data_uri("image/webp", image)
                 )
                 member |= {"picture": uri, "tile": tile if name else None}
-    return reader.tell_missing(), strips
+    return reader.warn_missing(), strips
 
 
 def _add_members(shown: list[Facts], cfg: Config, paths: layout.RunPaths) -> None:

@@ -56,7 +56,7 @@ class Reader:
             self._gone[place.url] = f"{type(error).__name__}: {error}"
         return None
 
-    def tell_missing(self) -> int:
+    def warn_missing(self) -> int:
         """How many could not be read: in one warning, if any."""
         if self.missing:
             url, why = min(self._gone.items())
@@ -73,7 +73,7 @@ def thumbnails(
     """Each picture made small, as a data: URI; None where it cannot be read any more."""
     reader = Reader(max_pixels, side, kind)
     found = reader.images(places)
-    reader.tell_missing()
+    reader.warn_missing()
     return [data_uri(f"image/{kind.lower()}", image) if image else None for image in found]
 
 
