@@ -1,10 +1,10 @@
-"""Command init: a commented configuration for somebody's shards, after looking at one of them.
+"""Command init: writes a commented configuration for the user's shards.
 
-reads   the list of shards, and the whole of the first one; this machine's cores and GPUs
-writes  a TOML file, never over another
+reads   the list of shards, and the whole first shard; this machine's cores and GPUs
+writes  a new TOML file
 
-What the shard holds comes from the web: in the file it stands in comments, one line each, in
-printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
+The content of the shard is untrusted: the file shows it in comments of one line each, in printable
+characters.
 """
 
 import os
@@ -29,22 +29,22 @@ from pipeline.store import columns, storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import MissingImage, Sample, ShardReader
 
-SHOWN = 40  # json columns that are named
-SMALL_SIDE = 96  # pixels: of such pictures pico-clip, which sees 64, loses little
-MANY = 10_000_000  # samples, from which on a batch is large
+SHOWN = 40  # json columns in the file
+SMALL_SIDE = 96  # pixels; pico-clip, which sees 64, loses little of such images
+MANY = 10_000_000  # samples, above which [train] gets a large batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What there is: the shards, the first of them, the machine."""
+    """Facts of the shards, the first shard and the machine."""
 
     shards: int
-    shard_bytes: int  # of all; 0 where the store does not tell
+    shard_bytes: int  # of all; 0 if unknown
     first: str
     end: str  # of the first shard: complete, or what is wrong
     samples: int  # of the first shard, as all that follow
     suffixes: dict[str, int]  # of images
-    reasons: dict[str, int]  # why samples have no image that can be read
+    reasons: dict[str, int]  # why samples have no readable image
     image_bytes: int  # median
     sides: tuple[int, int]  # median width and height
     captions: int
@@ -53,11 +53,8 @@ class Seen:
     gpus: int
 
 
-# core
-
-
 def look(samples: Iterable[Sample]) -> dict[str, Any]:
-    """What a shard's samples have, from the headers of their images."""
+    """Facts of the samples of a shard; of the images only headers are read."""
     suffixes, reasons = Counter[str](), Counter[str]()
     sizes, sides, kinds = [], [], dict[str, str]()
     count = captions = 0
@@ -90,7 +87,7 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
 
 
 def toml(seen: Seen, shards: str, out: str) -> str:
-    """The configuration; all that stands in it is made fit for one line."""
+    """The configuration; every value in it is redacted and printable."""
     environment = templates.environment(
         lambda value: printable(redacted(str(value))), autoescape=False
     )
@@ -122,14 +119,11 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-# shell
-
-
 def run(shards: str, out: str) -> Seen:
-    """Look, and write the configuration; UserError if the file is there."""
+    """Write the configuration; UserError if the file exists or the first shard has no sample."""
     path = Path(out)
     if path.exists():
-        raise UserError(f"--out {out} is there already: name another file, or delete it")
+        raise UserError(f"--out {out} exists already: choose another file, or delete it")
     found = list_shards(shards)
     seen = _seen(found)
     if not seen.samples:
@@ -155,12 +149,12 @@ def _seen(found: list[Shard]) -> Seen:
 
 
 def facts(seen: Seen) -> dict[str, Any]:
-    """What was seen, as JSON values."""
+    """The facts as JSON values."""
     return vars(seen)
 
 
 def summary(seen: Seen, shards: str, out: str) -> str:
-    """What to do next."""
+    """The message to the user."""
     return (
         f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
         f"ratecluster run --shards {printable(shlex.quote(shards))} --root my-run "

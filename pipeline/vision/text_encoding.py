@@ -1,4 +1,4 @@
-"""Words to vectors: a vocabulary through the text side of the encoder, on the Ray cluster.
+"""Encodes a vocabulary by the text encoder, on the Ray cluster.
 
 V words, D dimensions.
 """
@@ -13,11 +13,11 @@ from ray.data import ActorPoolStrategy
 from pipeline.runtime import cluster, progress
 from pipeline.vision import clip, prompts
 
-TEXTS_PER_CALL = 4096  # words that one call of a text encoder does
+TEXTS_PER_CALL = 4096  # words in one call of a text encoder
 
 
 class TextEncoder:
-    """An actor: the model is loaded once; each call encodes a run of words."""
+    """An actor that loads the model once; each call encodes some words."""
 
     def __init__(self, model: str, pretrained: str, templates: Sequence[str]) -> None:
         self.encoder = clip.load(model, pretrained)
