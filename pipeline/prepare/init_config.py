@@ -1,10 +1,10 @@
-"""Command init: a commented configuration for somebody's shards, after looking at one of them.
+"""Command init: writes a commented configuration for shards, after reading the first of them.
 
 reads   the list of shards, and the whole of the first one; this machine's cores and GPUs
-writes  a TOML file, never over another
+writes  a TOML file; an existing file is never overwritten
 
-What the shard holds comes from the web: in the file it stands in comments, one line each, in
-printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
+The content of a shard is untrusted: texts from it appear only in comments of the file, one line
+each, in printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
 """
 
 import os
@@ -29,22 +29,22 @@ from pipeline.store import columns, storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import MissingImage, Sample, ShardReader
 
-SHOWN = 40  # json columns that are named
-SMALL_SIDE = 96  # pixels: of such pictures pico-clip, which sees 64, loses little
-MANY = 10_000_000  # samples, from which on a batch is large
+SHOWN = 40  # json columns that are listed
+SMALL_SIDE = 96  # pixels; pico-clip sees 64 pixels, so it loses little of such images
+MANY = 10_000_000  # samples; with more of them, a batch is large
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What there is: the shards, the first of them, the machine."""
+    """Facts on the shards, on the first of them, and on this machine."""
 
     shards: int
-    shard_bytes: int  # of all; 0 where the store does not tell
+    shard_bytes: int  # of all; 0 if the store gives no sizes
     first: str
-    end: str  # of the first shard: complete, or what is wrong
-    samples: int  # of the first shard, as all that follow
+    end: str  # of the first shard: complete, or its damage
+    samples: int  # of the first shard, as all fields below
     suffixes: dict[str, int]  # of images
-    reasons: dict[str, int]  # why samples have no image that can be read
+    reasons: dict[str, int]  # why samples have no usable image
     image_bytes: int  # median
     sides: tuple[int, int]  # median width and height
     captions: int
@@ -57,7 +57,7 @@ class Seen:
 
 
 def look(samples: Iterable[Sample]) -> dict[str, Any]:
-    """What a shard's samples have, from the headers of their images."""
+    """Counts, image sizes and json columns of a shard's samples; reads image headers only."""
     suffixes, reasons = Counter[str](), Counter[str]()
     sizes, sides, kinds = [], [], dict[str, str]()
     count = captions = 0
@@ -90,7 +90,7 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
 
 
 def toml(seen: Seen, shards: str, out: str) -> str:
-    """The configuration; all that stands in it is made fit for one line."""
+    """The text of the configuration; every value is printable and on one line."""
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -130,7 +130,7 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def run(shards: str, out: str) -> Seen:
-    """Look, and write the configuration; UserError if the file is there."""
+    """Read the first shard and write the configuration; UserError if the file exists."""
     path = Path(out)
     if path.exists():
         raise UserError(f"--out {out} is there already: name another file, or delete it")
@@ -159,12 +159,12 @@ def _seen(found: list[Shard]) -> Seen:
 
 
 def facts(seen: Seen) -> dict[str, Any]:
-    """What was seen, as JSON values."""
+    """The facts as JSON values."""
     return vars(seen)
 
 
 def summary(seen: Seen, shards: str, out: str) -> str:
-    """What to do next."""
+    """The next steps, for the terminal."""
     return (
         f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
         f"ratecluster run --shards {printable(shlex.quote(shards))} --root my-run "

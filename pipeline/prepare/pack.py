@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard will hold, in order."""
+    """The pictures of one shard, in order."""
 
     number: int
     pictures: tuple[Picture, ...]
@@ -61,10 +61,10 @@ class ShardPlan:
 
 
 def folder_pictures(folder: str) -> tuple[list[Picture], int]:
-    """The images below a folder, sorted by path, and how many other files were left out.
+    """The images below a folder, sorted by path, and the number of other files.
 
-    Folders that are links are not entered, files that are links are taken if they lead to a place
-    inside the folder, hidden files are left out.
+    Links to folders are not followed. Links to files are followed if their target is inside the
+    folder. Hidden files are ignored. Raises UserError without a folder or images.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -99,7 +99,7 @@ def _file_picture(path: Path, root: Path) -> Picture:
 
 
 def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
-    """Which picture goes where: shuffled by the seed, then cut; the same on every run."""
+    """The pictures of each shard: shuffled by the seed, then cut; the same on every run."""
     order = list(pictures)
     random.Random(cfg.shuffle_seed).shuffle(order)
     cuts = range(0, len(order), cfg.samples_per_shard)
@@ -108,7 +108,7 @@ def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
 
 
 def pack_shard(shard: ShardPlan, out: str) -> int:
-    """Write the three files of a shard, the stats last; returns how many images it holds."""
+    """Write the three files of a shard, the stats last; returns the number of its images."""
     records = []
     with (
         storage.commit(f"{out}/{shard.stem}.tar") as file,
@@ -163,7 +163,7 @@ def dimensions(data: bytes) -> tuple[int | None, int | None]:
             return image.size
     except MemoryError:
         raise
-    except Exception:  # what Pillow raises for a broken header depends on the format
+    except Exception:  # Pillow's error for a broken header depends on the format
         return None, None
 
 
@@ -183,7 +183,7 @@ def find_done(shards: Sequence[ShardPlan], out: str) -> set[str]:
 
 
 def _sources(shard: ShardPlan, out: str) -> list[str] | None:
-    """What a shard that is there was made from; None if that is not ours."""
+    """The sources of an existing shard; None if another tool wrote it."""
     try:
         data = storage.read_bytes(f"{out}/{shard.stem}.parquet")
         return pq.read_table(io.BytesIO(data), columns=["source"])["source"].to_pylist()

@@ -1,4 +1,4 @@
-"""Batch normalisation put into the convolution before it: the same function in fewer passes."""
+"""Merges batch normalisation into the convolution before it: same function, fewer passes."""
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval

@@ -1,10 +1,10 @@
-"""Pictures and words → unit vectors, by any model of open_clip.
+"""Encodes images and texts as unit vectors, with any model of open_clip.
 
-The bundled `pico-clip` goes the same way as every other model: its folder is given to open_clip as
-a model config, its weights as a local path. Weights are read as tensors only, whatever the file
-holds: no code in a checkpoint is ever run.
+The bundled `pico-clip` is loaded like every other model: open_clip gets its folder as a model
+config and its weights as a local path. Weights are read as tensors only: code in a checkpoint is
+never run.
 
-n pictures or texts, h × w the encoder's picture size, dim the length of a vector.
+n images or texts, h × w the encoder's image size, dim the length of a vector.
 """
 
 import logging
@@ -33,9 +33,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Prepare:
-    """RGB picture of any size → uint8 (h, w, 3): resized and cropped as open_clip does it.
+    """RGB image of any size → uint8 (h, w, 3): resized and cropped as open_clip does it.
 
-    Apart from the model, so that it can go where pictures are decoded and the model is not.
+    Separate from the model, so that processes can decode images without loading the model.
     """
 
     geometry: Callable[[Image.Image], Image.Image]
@@ -47,8 +47,8 @@ class Prepare:
 class Encoder:
     """A loaded model. `prepare` may be called from many threads, the others from one at a time.
 
-    The same call gives the same bytes on the same machine. In fp32 a row may differ in its last
-    bits when its batch has another size, so a batch should be cut the same way each time.
+    The same call gives the same bytes on the same machine. In fp32 the last bits of a row may
+    depend on the size of its batch, so cut batches the same way each time.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Encoder:
         self.model_name = model_name
         self.device = device
         self.precision = precision
-        # Convolutions are faster so (pico-clip 519 → 822 pictures/s on 2 CPU threads), and a
-        # batch of (n, h, w, 3) pixels is in this order already. Transformers do not mind.
+        # channels_last makes convolutions faster (pico-clip 519 → 822 images/s on 2 CPU threads),
+        # and a batch of (n, h, w, 3) pixels has this order already. No effect on transformers.
         net: Any = model.eval()
-        if precision == "fp32":  # else scales of norms would be rounded into the weights
+        if precision == "fp32":  # else the merged weights would be rounded
             batch_norm.fold(net.visual)
         net = net.to(device)
         self._model = net.to(memory_format=torch.channels_last)
@@ -83,7 +83,7 @@ class Encoder:
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, 3) from `prepare` → float32 (n, dim), rows of unit length.
 
-        A row is not finite where the model's own output is not, as in fp16 beyond 65,504.
+        A row is not finite if the model's output is not, for example in fp16 beyond 65,504.
         """
         assert pixels.dtype == np.uint8 and pixels.shape[1:] == (*self.image_size, 3), pixels.shape
         if len(pixels) == 0:
@@ -91,7 +91,7 @@ class Encoder:
         return self._forward(self._model.encode_image, self._pixels(pixels))
 
     def encode_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        """Texts → float32 (n, dim), rows of unit length; tokens beyond the context are cut off."""
+        """Texts → float32 (n, dim), rows of unit length; longer texts are cut to the context."""
         rows = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokenizer(list(texts[start : start + batch_size]))  # (batch, context)
@@ -101,7 +101,7 @@ class Encoder:
     def encode_words(
         self, words: Sequence[str], prompts: Sequence[str], batch_size: int
     ) -> np.ndarray:
-        """Words → float32 (n, dim), unit rows: the mean over the prompts, {} for the word."""
+        """Words → float32 (n, dim), unit rows: the mean over the prompts; {} is the word."""
         filled = [prompt.replace("{}", word) for word in words for prompt in prompts]
         encoded = self.encode_texts(filled, batch_size)
         mean = encoded.reshape(len(words), len(prompts), -1).mean(axis=1)
@@ -163,12 +163,12 @@ def load(
 
 
 def choose_precision(model: str, device: str, precision: str) -> str:
-    """fp32, bf16 or fp16: the one asked for, or for "auto" the fastest that is close enough.
+    """fp32, bf16 or fp16: the given one, or for "auto" the fastest one that is close enough.
 
-    pico-clip in bf16 is 2 times as fast on a CPU, but 8 of the 1,911 Noto emoji fall below a
-    cosine of 0.999 to fp32 (the least is 0.996): it stays in fp32, being small. ViT-B-32 in bf16
-    is about 3 times as fast, at 0.9999. Cast weights, not autocast, which casts them again at
-    every call: on the same CPU that gave ViT-B-32 no more than 1.3 times.
+    pico-clip stays in fp32: bf16 is 2 times as fast on a CPU, but for 8 of the 1,911 Noto emoji the
+    cosine to fp32 is below 0.999 (the lowest is 0.996). ViT-B-32 in bf16 is about 3 times as fast,
+    with a cosine of 0.9999. Weights are cast once. Autocast casts them at every call and made
+    ViT-B-32 only 1.3 times as fast on the same CPU. Raises UserError for an unknown precision.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -190,10 +190,10 @@ def _choose_device(device: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself, without which fp32 is the safe choice.
+    """Whether the processor has bf16 multiplication; otherwise fp32 is the safe choice.
 
-    Asked of the kernel, which lists what a program may use. torch's own answers are private, or
-    newer than the oldest torch we take. Without /proc (macOS, Windows) the answer is no.
+    Read from the kernel's list of CPU features. torch's functions for this are private or need a
+    newer torch than ours. False without /proc (macOS, Windows).
     """
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
@@ -203,14 +203,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def _open_clip_precision(precision: str) -> str:
-    """Its name for all weights cast; its plain "bf16" leaves a mixture not every tower takes."""
+    """open_clip's name for casting all weights; some towers fail with its mixed "bf16"."""
     return precision if precision == "fp32" else f"pure_{precision}"
 
 
 def _split(
     preprocess: "transforms.Compose",
 ) -> tuple[Callable[[Image.Image], Image.Image], "transforms.Normalize"]:
-    """open_clip's validation transform → (its part on pictures, its normalisation)."""
+    """open_clip's validation transform → (its steps on images, its normalisation)."""
     from torchvision import transforms  # as in `weights`: where it is needed
 
     steps = list(preprocess.transforms)

@@ -1,12 +1,11 @@
 """Bytes of an image file → an upright RGB picture, or `BadImage(reason)`.
 
-A collection from the web holds anything under a name that ends in .jpg, so nothing is believed but
-the bytes. Six formats are read; which one is told by the first bytes. PIL's file classes are called
-directly, not through `Image.open`: its guard against decompression bombs is a global number and a
-warning, and neither is safe to change while other threads decode. Ours is `max_pixels`, checked
-after the header is read and before a pixel is. (Above 179 million pixels PIL's
-classes refuse a WebP, a tile of a TIFF and an outsize frame of a GIF by themselves; of the last two
-they warn from 89 million on.)
+File names from the web are not reliable, so the first bytes decide the format. Six formats are
+read. PIL's file classes are called directly, not through `Image.open`: its guard against
+decompression bombs is a global number and a warning, and neither is safe to change while other
+threads decode. `max_pixels` is the limit here. It is checked after the header is read and before
+the pixels are decoded. (PIL's classes reject a WebP, a TIFF tile and an outsize GIF frame above 179
+million pixels by themselves. For the last two they warn above 89 million.)
 """
 
 import io
@@ -24,8 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.runtime.reject_reasons import Reason
 
-# Encoders resize the short side to a fixed length: of a line 1 pixel wide and 60,000 long that
-# would make gigabytes, though its own pixels are few.
+# Encoders resize the short side to a fixed length. An image of 1 × 60,000 pixels is small before
+# that, and takes gigabytes after it.
 MAX_ASPECT = 100
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
@@ -50,14 +49,14 @@ class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure 
 
 
 class _Bytes(io.BytesIO):
-    """The bytes of an image; reading them fails once nobody waits for the picture any more."""
+    """The bytes of an image; reading raises BadImage once decoding has timed out."""
 
     def __init__(self, data: bytes, timed_out: Callable[[], bool]) -> None:
         super().__init__(data)
-        self._given_up = timed_out
+        self._timed_out = timed_out
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self._given_up():
+        if self._timed_out():
             raise BadImage(Reason.DECODE_TIMEOUT)
         return super().read(size)
 
@@ -67,17 +66,17 @@ def decode(
 ) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
 
-    Transparency is laid on white, 16 bits become 8. Raises `BadImage`, and nothing else, for any
-    bytes; MemoryError where memory is short. Safe to call from many threads. Once `timed_out` it
-    ends at the next read of the file, of which PIL reads 64 KB at a time.
+    Transparent pixels are put on white, 16 bits become 8. Raises `BadImage` for bytes that cannot
+    be used, and MemoryError where memory is short; nothing else. Safe to call from many threads.
+    After `timed_out` returns True, decoding ends at the next read of 64 KB.
     """
     try:
         return _decode(_Bytes(data, timed_out), max_pixels)
-    except (BadImage, MemoryError):  # short memory is no fault of the picture
+    except (BadImage, MemoryError):  # short memory is not a fault of the image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(Reason.TOO_LARGE, _one_line(error)) from error
-    except Exception as error:  # what PIL raises for broken bytes has no common base and no list
+    except Exception as error:  # PIL's errors for broken bytes have no common base class
         code = Reason.TRUNCATED if _is_truncation(error) else Reason.CORRUPT
         raise BadImage(code, f"{type(error).__name__}: {_one_line(error)}") from error
 
@@ -97,7 +96,7 @@ def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
 
 
 def format_class(data: bytes) -> type[ImageFile] | None:
-    """PIL's class for the format that the first bytes announce."""
+    """PIL's class for the format of the first bytes; None if it is none of the six."""
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -124,13 +123,13 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where that cannot be read.
+    """The image, turned by its EXIF orientation if that can be read.
 
-    Not `ImageOps.exif_transpose`: that writes the EXIF anew, and fails where another tag is broken.
+    Not `ImageOps.exif_transpose`: it rewrites the EXIF data and fails if another tag is broken.
     """
     try:
         method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF is written by anything; the pixels are good
+    except Exception:  # the EXIF data is broken, the pixels are good
         return image
     return image if method is None else image.transpose(method)
 
@@ -151,8 +150,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> Image.Image:
     """Grey values (h, w) of 16 or 32 bits or floats → mode L.
 
-    White is 65,535 for integers; for floats the least of 1, 255 and 65,535 that holds them all.
-    Where values lie above, white is the greatest of them. Negative and non-finite ones are black.
+    White is 65,535 for integers. For floats it is the smallest of 1, 255 and 65,535 that is not
+    below any value. If a value is larger than 65,535, white is the largest value. Negative and
+    non-finite values are black.
     """
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
     grey = np.where(np.isfinite(values), values, 0).astype(np.float32)  # in place from here on

@@ -1,4 +1,4 @@
-"""Words to vectors: a vocabulary through the text side of the encoder, on the Ray cluster.
+"""Encodes the words of a vocabulary with the text encoder of CLIP, on the Ray cluster.
 
 V words, D dimensions.
 """
@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 from pipeline.runtime import cluster, progress
 from pipeline.vision import clip, prompts
 
-TEXTS_PER_CALL = 4096  # words that one call of a text encoder does
+TEXTS_PER_CALL = 4096  # words in one call of a text encoder
 
 
 class TextEncoder:
@@ -24,7 +24,7 @@ class TextEncoder:
         self.templates = templates
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Words to unit vectors (n, D)."""
+        """Words → unit vectors (n, D)."""
         vectors = self.encoder.encode_words(row["words"], self.templates, clip.TEXTS_PER_BATCH)
         return {
             "index": row["index"],

@@ -9,7 +9,7 @@ import fsspec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import resolved
 
-MAX_CHARACTERS = 200  # of one word or phrase; longer ones are a sign that the file is no word list
+MAX_CHARACTERS = 200  # of one word or phrase; a longer line means that the file is not a word list
 
 _ASSETS = {"wordnet": "wordnet/nouns.txt", "pico-clip": "pico-clip/vocabulary.txt"}
 LINES = re.compile(r"\r\n|\r|\n")
@@ -27,7 +27,7 @@ def load_or_default(names: Sequence[str], model: str) -> list[str]:
 
 
 def load(names: Sequence[str]) -> list[str]:
-    """Words of all vocabularies in order; of words alike but for case, the first.
+    """Words of all vocabularies in order; of words that differ only in case, the first.
 
     A name is imagenet, wordnet, pico-clip, or the path or URL of a text file: one word or phrase
     per line, UTF-8, empty lines and lines that start with # skipped. Raises UserError.

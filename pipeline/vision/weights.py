@@ -1,10 +1,10 @@
-"""Where a model's weights come from, and that reading them runs no code.
+"""Finds the weights of a model, and makes sure that reading them runs no code.
 
 `pretrained` is "" for the default (only pico-clip, hf-hub: and local-dir: have one), a tag of
 open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
 
-open_clip is imported where it is needed: that takes seconds, which a command that finds everything
-done should not take.
+open_clip is imported where it is needed: the import takes seconds, and a command whose work is
+already done does not need it.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def check(model: str, pretrained: str) -> None:
-    """Raises UserError where `load` would, as far as that can be told without reading weights."""
+    """Raises UserError for an unknown model or weights. Reads no weights."""
     if model.startswith(_SCHEMES):
         _check_scheme(model, pretrained)
         return
@@ -51,7 +51,7 @@ def check(model: str, pretrained: str) -> None:
 
 
 def source(model: str, pretrained: str) -> dict[str, Any]:
-    """Arguments by which open_clip finds the weights, and fails where it finds none."""
+    """Arguments for open_clip: where the weights are, and an error if there are none."""
     if pretrained == RANDOM:
         return {"pretrained": None, "pretrained_text": False}
     import open_clip
@@ -59,18 +59,19 @@ def source(model: str, pretrained: str) -> dict[str, Any]:
     _register_pico()
     if pretrained == "" and model == PICO:
         pretrained = str(_pico_folder() / "open_clip_model.safetensors")
-    # The tags of OpenAI and some others were trained with another activation than the config of
-    # the same name has; open_clip only warns, and the vectors are then quietly worse.
+    # OpenAI's weights and some others were trained with another activation function than the
+    # config of the same name has. open_clip only warns, and the vectors would be worse.
     quick = bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "require_pretrained": True, "force_quick_gelu": quick}
 
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """No pickle but of tensors is read inside, by whatever library.
+    """Inside, torch reads pickles of tensors only, whichever library calls it.
 
-    open_clip asks torch for the same, but tries again without where the first try raises a
-    TypeError, which a file can be made to do; and the user's environment may forbid it.
+    open_clip asks torch for the same. But if that raises a TypeError, it tries again without the
+    restriction, and a malicious file can cause that. The user's environment may also turn the
+    restriction off.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
