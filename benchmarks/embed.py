@@ -115,7 +115,7 @@ def stage(case: Case) -> tuple[float, float, float]:
     """Images/s of embed from the first shard's start to the last commit, the share of that time
     in which the encoder was idle, and the CPUs that decoded meanwhile."""
     with tempfile.TemporaryDirectory() as root:
-        rows = list(embed.embedded(case.cfg, case.shards, layout.RunPaths(root)))
+        rows = list(embed.embed_shards(case.cfg, case.shards, layout.RunPaths(root)))
     assert not any(row["error"] for row in rows), rows
     took = [json.loads(row["facts"])["took"] for row in rows]
     count = sum(json.loads(row["facts"])["embedded"] for row in rows)

@@ -97,7 +97,7 @@ class Stages:
         """Returns the number of samples."""
         done = [
             encode_shard.embed_shard(
-                shard, self.encoder, self.thread, self.cfg, paths, encode_shard.decoded
+                shard, self.encoder, self.thread, self.cfg, paths, encode_shard.decode
             )
         ]
         manifest = embed.summary(done, self.cfg, 0.0)

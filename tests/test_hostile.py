@@ -58,7 +58,7 @@ def embedded(place: Path, root: Path, encoder, cfg: embed_settings.Config = CFG)
     found = list_shards(str(place / "shards"))
     with ThreadPoolExecutor(1) as thread:
         return [
-            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decoded)
+            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decode)
             for shard in found
         ]
 

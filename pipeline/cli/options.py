@@ -127,7 +127,7 @@ def lock_root(
     other = storage.local_path(reads) if reads else None
     with (
         Interruption() as block,
-        lock.held(root, progress.current, block.interrupt),
+        lock.acquire(root, progress.current, block.interrupt),
         progress.watched(cfg),
         cluster.require_shared(storage.local_path(root), other, *_one_per_folder(shards)),
     ):

@@ -1,4 +1,4 @@
-"""A shard to batches of rows and pixels, in threads that stay ahead of the model."""
+"""Reads a shard and decodes it into batches of rows and pixels, in threads ahead of the model."""
 
 import threading
 import time
@@ -20,46 +20,46 @@ from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
 from pipeline.vision import images
 
 NO_PIXELS = np.zeros((0, 0, 0, 3), np.uint8)
-AHEAD_BYTES = 1 << 28  # of samples that wait, whatever their number
+AHEAD_BYTES = 1 << 28  # limit of the samples that wait, in addition to `Limits.ahead`
 
 Row = dict[str, Any]  # of embeddings_schema, or of REJECTS with its `reason`
-Decoded = tuple[Row, np.ndarray | None]  # no pixels where the row has a `reason`
+Decoded = tuple[Row, np.ndarray | None]  # None where the row has a `reason`
 Prepare = Callable[[Image.Image], np.ndarray]  # to the encoder's size, (h, w, 3) uint8
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding may cost."""
+    """Limits of decoding."""
 
     max_pixels: int  # of an image
     timeout_s: float  # of a sample
     threads: int
-    ahead: int  # samples decoded before they are asked for
+    ahead: int  # samples decoded in advance
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbours in a shard, decoded."""
+    """Consecutive samples of a shard, decoded."""
 
     rows: list[Row]
     pixels: np.ndarray  # (rows, h, w, 3) uint8
-    rejects: list[Row]  # met on the way
-    end: str  # how the shard ended; "" where it goes on
-    decode_s: float  # of processors
+    rejects: list[Row]  # among these samples
+    end: str  # how the shard ended; "" where more batches follow
+    decode_s: float  # CPU seconds
 
 
 def batches(
     shard: Shard, prepare: Prepare, limits: Limits, batch_size: int, max_sample_bytes: int
 ) -> Iterator[Batch]:
-    """Read and decode a shard; cut within it, so that the batches depend on nothing else."""
+    """Read and decode a shard into batches of `batch_size` rows; only the last may be smaller."""
     decoder = Decoder(shard.stem, prepare, limits)
     rows: list[Row] = []
     pixels: list[np.ndarray] = []
     rejects: list[Row] = []
-    told_s = 0.0
+    before_s = 0.0
 
     def batch(end: str) -> Batch:
-        spent = decoder.busy_s - told_s
+        spent = decoder.busy_s - before_s
         return Batch(rows, np.stack(pixels) if pixels else NO_PIXELS, rejects, end, spent)
 
     with storage.open_read(shard.url, shard.size, shard.version) as stream:
@@ -72,20 +72,20 @@ def batches(
             pixels.append(decoded)
             if len(rows) == batch_size:
                 yield batch("")
-                rows, pixels, rejects, told_s = [], [], [], decoder.busy_s
+                rows, pixels, rejects, before_s = [], [], [], decoder.busy_s
         yield batch(reader.end)
 
 
 @dataclass
 class DecodeJob:
-    """A sample on its way through a thread."""
+    """A sample that a thread decodes."""
 
     sample: Sample
     begun: Future[float] = field(default_factory=Future)  # time.monotonic()
     done: Future[Decoded] = field(default_factory=Future)
     timed_out: bool = False
 
-    busy_s: float = 0.0  # of the processor, once it is done
+    busy_s: float = 0.0  # CPU seconds, once it is done
 
     @property
     def bytes(self) -> int:
@@ -94,12 +94,12 @@ class DecodeJob:
 
 @dataclass
 class Decoder:
-    """How the samples of one shard are decoded."""
+    """Decodes the samples of one shard."""
 
     stem: str
     prepare: Prepare
     limits: Limits
-    busy_s: float = 0.0  # of processors, for samples asked for so far
+    busy_s: float = 0.0  # CPU seconds of the samples so far
 
     def one(self, sample: Sample, timed_out: Callable[[], bool] = lambda: False) -> Decoded:
         """The sample's row and its pixels; a row with a `reason` and no pixels if unreadable."""
@@ -115,7 +115,7 @@ class Decoder:
         return row, self.prepare(image)
 
     def too_slow(self, sample: Sample) -> Decoded:
-        """What becomes of a sample that nobody waits for any more."""
+        """The reject of a sample whose decoding timed out."""
         row, member = self.row(sample)
         if member is None:
             return row, None
@@ -123,7 +123,7 @@ class Decoder:
         return {**row, "member": member.name, "reason": reason}, None
 
     def row(self, sample: Sample) -> tuple[Row, Member | None]:
-        """What is known before decoding, and the image; a `reason` and None if it has none."""
+        """The fields known before decoding, and the image; a `reason` and None if it has none."""
         row: Row = {
             "sample_id": f"{self.stem}/{sample.id}",
             "shard": self.stem,
@@ -141,43 +141,40 @@ class Decoder:
             return {**row, "reason": str(missing)}, None
 
     def all(self, samples: Iterable[Sample]) -> Iterator[Decoded]:
-        """`one` of every sample, in the order given; `late` of those that take too long.
-
-        Samples are decoded ahead, as many as `ahead` and AHEAD_BYTES allow.
-        """
+        """`one` of every sample in order, or `too_slow`; ahead within `ahead` and AHEAD_BYTES."""
         waiting: deque[DecodeJob] = deque()
         held = 0
-        with DecodePool(self) as crew:
+        with DecodePool(self) as pool:
             for sample in samples:
-                waiting.append(crew.begin(sample))
+                waiting.append(pool.begin(sample))
                 held += waiting[-1].bytes
                 while len(waiting) > self.limits.ahead or held > AHEAD_BYTES:
                     job = waiting.popleft()
                     held -= job.bytes
-                    yield crew.result(job)
+                    yield pool.result(job)
             while waiting:
-                yield crew.result(waiting.popleft())
+                yield pool.result(waiting.popleft())
 
 
 class DecodePool:
-    """Threads that decode samples in the order they come; one that overruns is replaced.
+    """Threads that decode samples in order; a thread that takes too long is replaced.
 
-    A thread cannot be stopped. One that is given up ends at its next read of the image, in the
-    background; its successor takes its place at once, so that the other samples do not wait.
-    Daemons, so that the process may end before they do: an executor would wait for them.
+    A thread cannot be stopped. One that timed out ends at its next read of the image; a new one
+    takes its place at once, so that the other samples do not wait. They are daemons, because an
+    executor would wait for them when the process ends.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.todo: SimpleQueue[DecodeJob | None] = SimpleQueue()  # None: go home
+        self.todo: SimpleQueue[DecodeJob | None] = SimpleQueue()  # None: stop
 
     def __enter__(self) -> "DecodePool":
         for _ in range(self.decoder.limits.threads):
-            self._hire()
+            self._start_thread()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(Empty):  # what is still to do, nobody will ask for
+        with suppress(Empty):  # nobody will ask for the rest
             while True:
                 self.todo.get_nowait()
         self.todo.put(None)
@@ -188,16 +185,16 @@ class DecodePool:
         return job
 
     def result(self, job: DecodeJob) -> Decoded:
-        """Of the oldest job: since those before it are done or given up, it has begun, or will."""
+        """The result of the oldest job. All before it have ended, so a thread is free for it."""
         left = job.begun.result() + self.decoder.limits.timeout_s - time.monotonic()
         if wait([job.done], max(left, 0)).done:
             self.decoder.busy_s += job.busy_s
             return job.done.result()
         job.timed_out = True
-        self._hire()
+        self._start_thread()
         return self.decoder.too_slow(job.sample)
 
-    def _hire(self) -> None:
+    def _start_thread(self) -> None:
         threading.Thread(target=self._work, name="decode", daemon=True).start()
 
     def _work(self) -> None:
@@ -205,14 +202,11 @@ class DecodePool:
             job.begun.set_result(time.monotonic())
             before = time.thread_time()
             try:
-                decoded = self._decoded(job)
+                decoded = self.decoder.one(job.sample, lambda: job.timed_out)
                 job.busy_s = time.thread_time() - before
                 job.done.set_result(decoded)
-            except BaseException as error:  # the one who waits shall see it
+            except BaseException as error:  # raised again by `result`
                 job.done.set_exception(error)
             if job.timed_out:
                 return
-        self.todo.put(None)  # for the next
-
-    def _decoded(self, job: DecodeJob) -> Decoded:
-        return self.decoder.one(job.sample, lambda: job.timed_out)
+        self.todo.put(None)  # for the next thread

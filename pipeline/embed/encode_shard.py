@@ -1,7 +1,7 @@
-"""One shard of images to one part of embeddings: decode, encode, commit. No Ray.
+"""Embeds one shard: decodes, encodes and commits. Uses no Ray.
 
-A part is committed after its rejects and carries its own facts in its footer. It is the record that
-its shard is done.
+The part is committed after its rejects, with the facts of the shard in its footer: a shard that has
+a part is done.
 """
 
 import logging
@@ -26,12 +26,12 @@ from pipeline.store.listing import Shard
 from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
-LOOKAHEAD_BATCHES = 2  # decoded ahead of the model, per shard
+LOOKAHEAD_BATCHES = 2  # of a shard, decoded before the model takes them
 Source = Callable[[Shard, Prepare, Config], Iterator[Batch]]
 
 
 class ShardRows:
-    """What one shard has become so far: rows, their embeddings, rejects."""
+    """The rows, embeddings and rejects of a shard so far."""
 
     def __init__(self, encoder: clip.Encoder, thread: ThreadPoolExecutor) -> None:
         self.encoder, self.thread = encoder, thread
@@ -41,7 +41,7 @@ class ShardRows:
         self.encode_s = self.decode_s = 0.0
 
     def add(self, batch: Batch) -> None:
-        """One batch through the model; a sample whose embedding is not finite is rejected."""
+        """Encode a batch; a sample whose embedding is not finite is rejected."""
         self.rejects += batch.rejects
         self.decode_s += batch.decode_s
         if not batch.rows:
@@ -79,9 +79,9 @@ def embed_shard(
 ) -> dict[str, Any]:
     """Encode the batches of one shard, commit its rejects and its part; returns its facts.
 
-    Batches are cut within the shard, so the bytes depend on nothing but the shard and `cfg`. The
-    model runs in `thread`, a pool of one that all shards share: torch keeps a team of OpenMP
-    threads for every thread that calls it, and idle teams spin.
+    No batch crosses shards, so the bytes depend on the shard and `cfg` only. The model runs in
+    `thread`, a pool of one thread for all shards: torch keeps a team of OpenMP threads for every
+    thread that calls it, and idle teams spin.
     """
     began, end = time.time(), ""
     out = ShardRows(encoder, thread)
@@ -89,16 +89,16 @@ def embed_shard(
         out.add(batch)
         end = batch.end
     met = sorted(row["index"] for row in (*out.rows, *out.rejects))
-    if not end or met != list(range(len(met))):  # one that began anew may have cut other batches
-        raise OSError(f"{shard.url}: its batches do not fit together; run again")
+    if not end or met != list(range(len(met))):  # a restarted decoder may cut other batches
+        raise OSError(f"{shard.url}: its batches do not fit together; run the same command again")
     facts = shard_facts(shard, out, end, cfg)
     _commit(shard.stem, out, facts, paths)
     spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
     return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
 
 
-def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
-    """The batches of a shard, decoded in this process, ahead of being asked for."""
+def decode(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The batches of a shard, decoded ahead in threads of this process."""
     threads = 1 if cfg.decode_cpus else os.cpu_count() or 1
     ahead = LOOKAHEAD_BATCHES * cfg.batch_size
     limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
@@ -106,7 +106,7 @@ def decoded(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
 
 
 def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
-    """What is known of a finished shard; the same whenever and wherever it is made."""
+    """Settings and counts of a finished shard; the same on every run."""
     samples = len(out.rows) + len(out.rejects)
     kinds, clashes = columns.survey(row["kinds"] for row in (*out.rows, *out.rejects))
     return {
@@ -127,7 +127,7 @@ def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str
 
 def _commit(stem: str, out: ShardRows, facts: dict[str, Any], paths: layout.RunPaths) -> None:
     rejects = sorted(out.rejects, key=lambda row: row["index"])
-    if facts["end"] != "complete":  # damage is a row without a key: no sample, but a problem
+    if facts["end"] != "complete":  # damage is a row without a key
         rejects.append({"shard": stem, "reason": Reason.SHARD.because(facts["end"])})
     table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
     tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])

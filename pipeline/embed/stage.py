@@ -5,8 +5,6 @@ writes  embeddings/{stem}.parquet  embeddings_schema  one row per readable sampl
         rejects/{stem}.parquet     REJECTS            one row per unreadable one, and per damage
         embeddings/manifest.json   counts and facts of every shard, the json columns of the run
 
-A part is committed after its rejects, and carries its own facts in its footer, so it is the record
-that its shard is done. Core: `embed_shard` (no Ray). Worker: `Embedder`. Shell: `run`.
 """
 
 import json
@@ -23,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from pipeline.artifacts import layout, outputs
 from pipeline.embed.settings import Config
-from pipeline.embed.survey import fingerprint, finished, plan
+from pipeline.embed.survey import fingerprint, if_done, plan
 from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
@@ -31,14 +29,14 @@ from pipeline.store import columns
 from pipeline.store.listing import Shard
 
 log = logging.getLogger(__name__)
-STARVING = 0.2  # of an encoder's time without images
+STARVING = 0.2  # share of an encoder's time without images, above which a warning is logged
 
 
 def run(
     cfg: Config, paths: layout.RunPaths, shards: list[Shard], overwrite: bool = False
 ) -> dict[str, Any]:
     """Embed the shards that have no part yet, check the counts, commit the manifest."""
-    if before := finished(cfg, shards, paths):
+    if before := if_done(cfg, shards, paths):
         console.log_already_done(log, "embed", paths.embeddings.url)
         return before
     done, todo = plan(cfg, shards, paths, overwrite)
@@ -46,7 +44,7 @@ def run(
     failures, took, waiting = [], [], dict.fromkeys(shard.stem for shard in todo)
     with StageProgress("embed", len(todo), "shards") as progress:
         waiting_for(waiting)
-        for row in embedded(cfg, todo, paths) if todo else ():
+        for row in embed_shards(cfg, todo, paths) if todo else ():
             del waiting[row["stem"]]
             waiting_for(waiting)
             if row["error"]:
@@ -77,8 +75,10 @@ def run(
     return paths.embeddings.manifest()
 
 
-def embedded(cfg: Config, todo: list[Shard], paths: layout.RunPaths) -> Iterator[dict[str, Any]]:
-    """Ray Data over the shards, one block each, through a pool of encoders; a row per shard."""
+def embed_shards(
+    cfg: Config, todo: list[Shard], paths: layout.RunPaths
+) -> Iterator[dict[str, Any]]:
+    """Map the shards over a pool of encoders by Ray Data, one block each; a row per shard."""
     cluster.join()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     actors = min(cfg.actors or max(1, gpus), len(todo))
@@ -109,8 +109,10 @@ def embedded(cfg: Config, todo: list[Shard], paths: layout.RunPaths) -> Iterator
 
 
 def balance(took: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the encoders that did these shards: the share of their time from the first shard to the
-    last in which they did not encode, and the CPUs whose decoding keeps one busy.
+    """How well the encoders of these shards were fed; empty without shards.
+
+    encoder_idle             share of the time from the first shard to the last without encoding
+    decode_cpus_per_encoder  CPUs that decode as fast as one busy encoder encodes
     """
     if not took:
         return {}
@@ -169,7 +171,7 @@ def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) 
 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
-    """Log, once each, what a person should know."""
+    """Log damaged shards, clashing json columns and mixed precisions, once each."""
     for facts in done:
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
@@ -178,11 +180,13 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
             "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])
         )
     if len(manifest["precisions"]) > 1:
-        log.warning("embed: parts were made in several ways: %s", manifest["precisions"])
+        log.warning(
+            "embed: parts were made on different devices or precisions: %s", manifest["precisions"]
+        )
 
 
 def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: float) -> None:
-    """Raise where rows do not add up, nothing was readable, or too much was rejected."""
+    """Raise RuntimeError where rows do not add up, nothing is readable or too much is rejected."""
     for facts in [*done, manifest]:
         name = facts["shard"]["url"] if "shard" in facts else "the run"
         if facts["embedded"] + facts["rejected"] != facts["samples"]:

@@ -15,18 +15,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in embeddings/, seen from the shards that are to be embedded. Changes nothing."""
+    """The shards compared with the parts in embeddings/. Changes nothing."""
 
-    done: list[dict[str, Any]]  # facts of the parts that stand
+    done: list[dict[str, Any]]  # facts of the finished parts
     todo: list[Shard]
-    changed: list[Shard]  # of those to do: embedded once, when they held something else
-    foreign: list[Shard]  # of those: the part was made from a file of another place
-    other: dict[str, dict[str, Any]]  # stem -> facts of the parts that other settings made
-    unlisted: list[str]  # stems of parts whose shards are not among these
+    changed: list[Shard]  # of `todo`: embedded before, but their content is different now
+    namesakes: list[Shard]  # of `changed`: the part was made from a file at another place
+    other: dict[str, dict[str, Any]]  # stem -> facts of the parts made with different settings
+    removed: list[str]  # stems of parts whose shards are not among these
 
 
 def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
-    """Look at the footer of every part."""
+    """Read the footer of every part."""
     names = paths.embeddings.names()
     stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
     known = outputs.part_facts(paths.embeddings, stems)
@@ -38,21 +38,21 @@ def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
         if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
             found.todo.append(shard)
         elif identity(facts["shard"]) == identity(asdict(shard)):
-            found.done.append({**facts, "shard": asdict(shard)})  # it may have moved
+            found.done.append({**facts, "shard": asdict(shard)})  # its URL may be new
         else:
             found.todo.append(shard)
             found.changed.append(shard)
             if facts["shard"]["url"] != shard.url:
-                found.foreign.append(shard)
+                found.namesakes.append(shard)
     return found
 
 
 def plan(
     cfg: Config, shards: list[Shard], paths: layout.RunPaths, overwrite: bool = False
 ) -> tuple[list[dict[str, Any]], list[Shard]]:
-    """(facts of the parts that stand, shards to do). A shard that changed since is to do.
+    """(facts of the finished parts, shards to embed). A changed shard is embedded again.
 
-    Raises UserError where parts of other settings lie, unless they may be overwritten.
+    Raises UserError where parts were made with different settings, unless `overwrite`.
     """
     found = survey(cfg, shards, paths)
     if overwrite:
@@ -61,23 +61,26 @@ def plan(
     elif reason := refusal(cfg, found, paths):
         raise UserError(reason)
     if found.changed:
-        log.info("embed: %d shards have changed: embedded again", len(found.changed))
-    if found.unlisted:
+        log.info(
+            "embed: %d shards changed since they were embedded: embedding them again",
+            len(found.changed),
+        )
+    if found.removed:
         log.warning(
-            "embed: %d parts belong to shards that are not listed now, the first %s: they are "
-            "kept, and later stages ignore them",
-            *(len(found.unlisted), found.unlisted[0]),
+            "embed: %d parts belong to shards that are not in --shards, the first %s: they stay on "
+            "disk and later stages ignore them",
+            *(len(found.removed), found.removed[0]),
         )
     return found.done, found.todo
 
 
 def fingerprint(cfg: Config, shards: list[Shard]) -> str:
-    """Of what embedding these shards is to leave."""
+    """The fingerprint of embeddings/ for these shards and settings."""
     return config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
 
 
-def finished(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[str, Any] | None:
-    """The manifest, if it is of these shards where they lie now and every part is there."""
+def if_done(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[str, Any] | None:
+    """The manifest, if it lists these shards at these URLs and every part is there."""
     manifest = paths.embeddings.peek()
     if manifest is None or manifest["fingerprint"] != fingerprint(cfg, shards):
         return None
@@ -88,24 +91,24 @@ def finished(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[s
 
 
 def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells one content of a shard from another; where it lies does not."""
+    """The fields that change with the content of a shard; its URL is not one of them."""
     return shard["stem"], shard["size"], shard["version"]
 
 
 def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:
-    """Why days of work may not be thrown away by what may be a mistyped command; "" if none is."""
-    remedy = "restore those settings, choose another --root, or pass --overwrite"
+    """Why these parts must not be replaced without --overwrite; "" if they may."""
+    remedy = "restore that, choose another --root, or pass --overwrite to embed them again"
     if found.other:
         before = next(iter(found.other.values())).get("config", {})
         what = config.differences("embed", before, cfg) or "those of another version"
         return (
-            f"{paths.embeddings.url} holds {len(found.other)} parts that were made with other "
-            f"settings ({what}): {remedy}"
+            f"{paths.embeddings.url} holds {len(found.other)} parts made with different settings "
+            f"({what}): {remedy}"
         )
-    if found.foreign:
-        shard = found.foreign[0]
+    if found.namesakes:
+        shard = found.namesakes[0]
         return (
-            f"{paths.embeddings.url} holds {len(found.foreign)} parts of other shards that have "
-            f"the same names ({shard.url} is not the shard they were made from): {remedy}"
+            f"{paths.embeddings.url} holds {len(found.namesakes)} parts of other shards with the "
+            f"same names; {shard.url} is not the {shard.stem} they were made from: {remedy}"
         )
     return ""

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.artifacts import layout
 from pipeline.embed.decoding import Batch, Prepare
-from pipeline.embed.encode_shard import LOOKAHEAD_BATCHES, decoded, embed_shard
+from pipeline.embed.encode_shard import LOOKAHEAD_BATCHES, decode, embed_shard
 from pipeline.embed.settings import Config
 from pipeline.store import storage
 from pipeline.store.listing import Shard
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 RETRIES = 3  # of a decode task whose node died
 
 
-def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
-    """The same batches from a task on any node that has a CPU to spare.
+def decode_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
+    """The batches of `decode`, from a task on any node with a free CPU.
 
-    It stays LOOKAHEAD_BATCHES ahead, and begins anew where its node dies.
+    The task stays LOOKAHEAD_BATCHES ahead, and is restarted if its node dies.
     """
-    task = ray.remote(decoded).options(
+    task = ray.remote(decode).options(
         num_cpus=1,
         max_retries=RETRIES,
         num_returns="streaming",
@@ -42,11 +42,11 @@ def decoded_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[B
     except RayTaskError as error:
         raise error.cause from None
     finally:
-        ray.cancel(batches)  # where nobody asks for the rest
+        ray.cancel(batches)  # in case the caller stopped early
 
 
 class Embedder:
-    """An actor: the model is loaded once; each call does one shard. Calls may come in parallel."""
+    """An actor that loads the model once and embeds one shard per call; calls may be parallel."""
 
     def __init__(self, cfg: Config, paths: layout.RunPaths, threads: int) -> None:
         self.cfg, self.paths, self.name = cfg, paths, uuid4().hex
@@ -60,18 +60,18 @@ class Embedder:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The shard's facts as JSON, or the error that stopped it, for the driver to judge."""
+        """The shard's facts as JSON, or the error that stopped it; the driver decides."""
         shard = Shard(**json.loads(row["shard"]))
         try:
             facts = storage.retry(lambda: self._embed(shard))
             return {"stem": shard.stem, "facts": json.dumps(facts), "error": ""}
-        except Exception as error:  # a row, so that one shard does not stop the others
+        except Exception as error:  # a row, so that the other shards continue
             log.error("embed: %s: %s", shard.url, traceback.format_exc())
-            said = f"{shard.url}: {type(error).__name__}: {error}"
-            return {"stem": shard.stem, "facts": "", "error": said}
+            message = f"{shard.url}: {type(error).__name__}: {error}"
+            return {"stem": shard.stem, "facts": "", "error": message}
 
     def _embed(self, shard: Shard) -> dict[str, Any]:
-        source = decoded_elsewhere if self.cfg.decode_cpus else decoded
+        source = decode_elsewhere if self.cfg.decode_cpus else decode
         facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
         facts["took"]["encoder"] = self.name
         return facts

@@ -134,7 +134,7 @@ def embed_row(
         state = "partly" if parts else "not begun"
         rerun = "the shards without a part; give --shards to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
-    if whole := survey.finished(cfg, shards, paths):
+    if whole := survey.if_done(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
         return StageStatus("embed", "done", "nothing", len(shards), len(shards), **counts), whole
     found = survey.survey(cfg, shards, paths)
@@ -162,8 +162,8 @@ def _embedding(found: survey.Survey, total: int) -> str:
     text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
     if not found.todo:
         text = f"none of {total} shards, the manifest alone"
-    if found.unlisted:
-        text += f"; {len(found.unlisted)} no longer listed, the first {found.unlisted[0]}"
+    if found.removed:
+        text += f"; {len(found.removed)} removed, the first {found.removed[0]}: left out"
     return text
 
 

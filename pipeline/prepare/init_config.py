@@ -1,10 +1,10 @@
-"""Command init: writes a commented configuration for shards, after reading the first of them.
+"""Command init: writes a commented configuration for the user's shards.
 
-reads   the list of shards, and the whole of the first one; this machine's cores and GPUs
-writes  a TOML file; an existing file is never overwritten
+reads   the list of shards, and the whole first shard; this machine's cores and GPUs
+writes  a new TOML file
 
-The content of a shard is untrusted: texts from it appear only in comments of the file, one line
-each, in printable characters. Core: `look`, `toml` (no Ray). Shell: `run`.
+The content of the shard is untrusted: the file shows it in comments of one line each, in printable
+characters.
 """
 
 import os
@@ -29,22 +29,22 @@ from pipeline.store import columns, storage
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import MissingImage, Sample, ShardReader
 
-SHOWN = 40  # json columns that are listed
-SMALL_SIDE = 96  # pixels; pico-clip sees 64 pixels, so it loses little of such images
-MANY = 10_000_000  # samples; with more of them, a batch is large
+SHOWN = 40  # json columns in the file
+SMALL_SIDE = 96  # pixels; pico-clip, which sees 64, loses little of such images
+MANY = 10_000_000  # samples, above which [train] gets a large batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Facts on the shards, on the first of them, and on this machine."""
+    """Facts of the shards, the first shard and the machine."""
 
     shards: int
-    shard_bytes: int  # of all; 0 if the store gives no sizes
+    shard_bytes: int  # of all; 0 if unknown
     first: str
     end: str  # of the first shard: complete, or its damage
     samples: int  # of the first shard, as all fields below
     suffixes: dict[str, int]  # of images
-    reasons: dict[str, int]  # why samples have no usable image
+    reasons: dict[str, int]  # why samples have no readable image
     image_bytes: int  # median
     sides: tuple[int, int]  # median width and height
     captions: int
@@ -53,11 +53,8 @@ class Seen:
     gpus: int
 
 
-# core
-
-
 def look(samples: Iterable[Sample]) -> dict[str, Any]:
-    """Counts, image sizes and json columns of a shard's samples; reads image headers only."""
+    """Facts of the samples of a shard; of the images only headers are read."""
     suffixes, reasons = Counter[str](), Counter[str]()
     sizes, sides, kinds = [], [], dict[str, str]()
     count = captions = 0
@@ -90,7 +87,7 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
 
 
 def toml(seen: Seen, shards: str, out: str) -> str:
-    """The text of the configuration; every value is printable and on one line."""
+    """The configuration; every value in it is redacted and printable."""
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -126,14 +123,11 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-# shell
-
-
 def run(shards: str, out: str) -> Seen:
-    """Read the first shard and write the configuration; UserError if the file exists."""
+    """Write the configuration; UserError if the file exists or the first shard has no sample."""
     path = Path(out)
     if path.exists():
-        raise UserError(f"--out {out} is there already: name another file, or delete it")
+        raise UserError(f"--out {out} exists already: choose another file, or delete it")
     found = list_shards(shards)
     seen = _seen(found)
     if not seen.samples:
@@ -164,7 +158,7 @@ def facts(seen: Seen) -> dict[str, Any]:
 
 
 def summary(seen: Seen, shards: str, out: str) -> str:
-    """The next steps, for the terminal."""
+    """The message to the user."""
     return (
         f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
         f"ratecluster run --shards {printable(shlex.quote(shards))} --root my-run "

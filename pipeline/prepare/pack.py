@@ -99,7 +99,7 @@ def _file_picture(path: Path, root: Path) -> Picture:
 
 
 def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
-    """The pictures of each shard: shuffled by the seed, then cut; the same on every run."""
+    """Shuffle the images by the seed and cut them into shards; the same on every run."""
     order = list(pictures)
     random.Random(cfg.shuffle_seed).shuffle(order)
     cuts = range(0, len(order), cfg.samples_per_shard)
@@ -108,7 +108,7 @@ def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
 
 
 def pack_shard(shard: ShardPlan, out: str) -> int:
-    """Write the three files of a shard, the stats last; returns the number of its images."""
+    """Write the three files of a shard, the stats last; returns the number of images."""
     records = []
     with (
         storage.commit(f"{out}/{shard.stem}.tar") as file,
@@ -127,7 +127,7 @@ def pack_shard(shard: ShardPlan, out: str) -> int:
 
 
 def sample(picture: Picture, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The facts of a picture, and its members by suffix."""
+    """The record of an image, and its members by suffix."""
     data, caption = picture.path.read_bytes(), _caption(picture.path, picture.source)
     width, height = dimensions(data)
     record = {
@@ -168,7 +168,7 @@ def dimensions(data: bytes) -> tuple[int | None, int | None]:
 
 
 def find_done(shards: Sequence[ShardPlan], out: str) -> set[str]:
-    """Stems of the shards that are already there; UserError if `out` has others."""
+    """Stems of the finished shards in `out`; UserError if it has others."""
     names = storage.Folder(out).names()
     stems = {shard.stem for shard in shards}
     others = sorted(n for n in names if n.endswith(".tar") and n[:-4] not in stems)
@@ -176,14 +176,14 @@ def find_done(shards: Sequence[ShardPlan], out: str) -> set[str]:
     others += [f"{s.stem}.tar" for s in done if _sources(s, out) != [p.source for p in s.pictures]]
     if others:
         raise UserError(
-            f"--out {out} has {len(others)} shards of something else ({others[0]}); "
+            f"--out {out} has {len(others)} shards of other images or settings ({others[0]}); "
             "choose an empty folder"
         )
     return {shard.stem for shard in done}
 
 
 def _sources(shard: ShardPlan, out: str) -> list[str] | None:
-    """The sources of an existing shard; None if another tool wrote it."""
+    """Sources of the images in a shard; None if this command did not write it."""
     try:
         data = storage.read_bytes(f"{out}/{shard.stem}.parquet")
         return pq.read_table(io.BytesIO(data), columns=["source"])["source"].to_pylist()

@@ -61,7 +61,7 @@ def add(
             for tile, (member, image) in enumerate(zip(row["members"], own, strict=True)):
                 uri = image and (f"galleries/{name}" if name else _uri(image))
                 member |= {"picture": uri, "tile": tile if name else None}
-    return reader.tell_missing(), strips
+    return reader.warn_missing(), strips
 
 
 def _uri(webp: bytes) -> str:

@@ -1,8 +1,8 @@
-"""The json of samples as columns of one type for the whole run, whatever each shard's json held.
+"""The json of samples as columns, each of one type for the whole run.
 
-A kind is one of bool, int, long (beyond what a float holds exactly), float, str, null and json
-(lists, objects, numbers beyond 64 bits, and columns whose types clash between samples: kept as JSON
-text).
+A kind is bool, int, long (an int beyond 2^53, which a float cannot hold), float, str, null or json
+(lists, objects, ints beyond 64 bits and columns whose types clash between samples, as JSON text).
+Not `pyarrow.unify_schemas`: it makes floats of longs, and does not say which columns clash.
 """
 
 import json
@@ -21,8 +21,8 @@ TYPES = {
     "null": pa.string(),
     "json": pa.string(),
 }
-MAX_COLUMNS = 1000  # of a run; a shard of random keys must not make a table of a million columns
-MAX_NAME = 256  # characters; what has a longer name is no column, but stays in the json
+MAX_COLUMNS = 1000  # of a run; random keys must not make a million columns
+MAX_NAME = 256  # characters; a longer name is no column, but stays in the json
 
 
 def kinds(values: dict[str, Any] | None) -> dict[str, str]:
@@ -43,10 +43,9 @@ def survey(samples: Iterable[dict[str, str]]) -> tuple[dict[str, str], set[str]]
 
 
 def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
-    """Widen `found` by `more`: null gives way, int with float is float and with long is long, any
-    other clash is json.
+    """Widen the kinds `found` by `more`; returns the columns that clash, whose kind becomes json.
 
-    Returns the columns that clash.
+    null with any kind is that kind, int with float is float, int with long is long.
     """
     clashes = set()
     for name, kind in more.items():

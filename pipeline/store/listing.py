@@ -1,4 +1,4 @@
-"""webdataset shards: which tars a pattern means, on any store."""
+"""Lists the shards that a pattern matches, on any store."""
 
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ from pipeline.store.storage import locate, read_bytes, up_to_date
 
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 COMPRESSED = (".tar.gz", ".tgz")
-STATS_AT_ONCE = 16  # requests under way where folders cannot be listed
+STATS_AT_ONCE = 16  # requests in flight where folders cannot be listed
 
-Details = dict[str, dict[str, Any]]  # URL -> what the store tells; size None where it was not asked
+Details = dict[str, dict[str, Any]]  # URL -> details from the store; size None where unknown
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Shard:
 
     stem: str  # unique in a run
     url: str
-    size: int  # bytes; 0 where the store does not tell
-    version: str  # changes with the content: the etag, else the time of change, else ""
+    size: int  # bytes; 0 if unknown
+    version: str  # changes with the content: the ETag, else the modification time, else ""
 
 
 def list_shards(pattern: str) -> list[Shard]:
-    """The shards that a pattern means, sorted by URL; UserError if there are none or some lack.
+    """The shards of a pattern, sorted by URL; UserError if there are none or some are missing.
 
     A pattern is a brace pattern, a glob, a folder, one .tar, or a list file (.txt, .list, .lst)
     with one path or pattern per line, relative to the folder of the list.
@@ -56,14 +56,14 @@ def list_shards(pattern: str) -> list[Shard]:
 
 
 def _unfit(urls: list[str]) -> str:
-    """Why files that are no .tar cannot be used."""
+    """Why these files, which are no .tar, cannot be used."""
     if packed := [url for url in urls if _path(url).endswith(COMPRESSED)]:
         return f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
     return f"{urls[0]} is not a .tar; pack images into shards with `ratecluster shards`"
 
 
 def _meaning(pattern: str) -> tuple[str, list[str]]:
-    """What a pattern is taken as, and the paths, globs or the folder it stands for."""
+    """The kind of a pattern, and its paths, globs or folder."""
     if "{" in pattern:
         return "a brace pattern", _expand(pattern)
     if _is_glob(pattern):
@@ -111,7 +111,7 @@ def _is(fs: Any, protocol: str) -> bool:
 
 
 def _prefix(url: str) -> str:
-    """What stands before a path in the store of `url` to make it a URL; nothing on a local disk."""
+    """The prefix that makes a URL of a path in the store of `url`; "" on a local disk."""
     fs, path = locate(url)
     if _is(fs, "file") or url.startswith(HTTP):
         return ""
@@ -119,11 +119,11 @@ def _prefix(url: str) -> str:
 
 
 def _canonical(url: str) -> str:
-    """The same place spelt as a listing spells it: absolute, without `file://`."""
+    """The URL as listings spell it: absolute, without `file://`."""
     url = url.rstrip("/")
     if url.startswith(HTTP):
-        locate(url)  # refuses secrets in it
-        return url  # where its path has the values of variables that it names
+        locate(url)  # raises for secrets in it
+        return url  # its path would have the values of its variables
     return _prefix(url) + str(locate(url)[1])
 
 
@@ -133,7 +133,7 @@ def _path(url: str) -> str:
 
 
 def _search(pattern: str) -> Details:
-    """The files of a folder, or those that a glob matches, but for hidden ones."""
+    """The files of a folder or of a glob, without hidden ones."""
     pattern = pattern.rstrip("/")
     fs, path = locate(pattern)
 
@@ -179,13 +179,13 @@ def _listing(fs: Any, folder: str) -> Details | None:
             entries = retry(lambda: fs.ls(folder, detail=True), fs.unstrip_protocol(folder))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except PermissionError:  # a bucket may allow to read what it does not allow to list
+    except PermissionError:  # a bucket may allow reading, but no listing
         return None
     return {posixpath.basename(e["name"]): e for e in entries if e["type"] != "directory"}
 
 
 def _ask(found: Details) -> Details:
-    """`found` with the sizes that no listing gave; files that are missing drop out."""
+    """`found` with the sizes that no listing had, without missing files."""
 
     def details(url: str) -> dict[str, Any] | None:
         fs, path = locate(url)

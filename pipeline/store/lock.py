@@ -1,16 +1,14 @@
-"""One driver at a time on a root.
+"""The lock of a root: one driver at a time.
 
-`{root}/.lock/{generation}.json` names an owner; the highest generation owns the root. A file is
-made only where there is none, so of several drivers that want the next generation one gets it: by
-O_EXCL on a local disk, by a conditional put on S3 and GCS. On other stores of fsspec two that begin
-in the same moment may both begin; whose name is not in the file stops at the next heartbeat.
+`{root}/.lock/{generation}.json` names an owner; the highest generation owns the root. Only one
+driver can create a file: by O_EXCL on a local disk, by a conditional put on S3 and GCS. On other
+stores two drivers may start at the same moment; the one whose name is not in the file stops at the
+next heartbeat.
 
-The owner writes its file again every HEARTBEAT_S. A process of this machine that has ended is taken
-over at once, another owner when its file has not changed for STALE_S: no two clocks are compared.
-An owner that was silent for so long finds a higher generation when it goes on, and stops; what its
-tasks have under way is still written. A heartbeat that cannot be written is tried again until the
-store is back, for SILENT_S: a store that is down takes no parts either, but it may be down for the
-driver alone.
+The owner rewrites its file every HEARTBEAT_S. A driver takes over the lock of an ended process of
+its own machine at once, and any other lock after STALE_S without a change; no clocks are compared.
+An owner that was silent for so long finds a higher generation, and stops; its running tasks still
+write their results. Failed heartbeats are repeated for SILENT_S, as long as the store is down.
 """
 
 import errno
@@ -40,25 +38,27 @@ from pipeline.store.storage import Folder, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
-LAST_BEAT_S = 10.0  # that a heartbeat under way is waited for at the end
-STALE_S = 60.0  # without a change, after which an owner elsewhere is taken for dead
-SILENT_S = 600.0  # without a heartbeat written, after which an owner stops
+LAST_BEAT_S = 10.0  # longest wait for a running heartbeat at the end
+STALE_S = 60.0  # without a change, after which another machine's lock may be taken over
+SILENT_S = 600.0  # without a written heartbeat, after which an owner stops
 FILE = re.compile(r"(\d+)\.json")
 
-Facts = dict[str, Any]  # of an owner; {"released": True}, or none where the file is not whole yet
+Facts = dict[
+    str, Any
+]  # of an owner; {"released": True}; or empty where the file is not complete yet
 
 
 def read(root: str) -> tuple[int, Facts]:
-    """The highest generation and what its file says; (0, released) where there is none."""
+    """The highest generation and the facts in its file; (0, released) without one."""
     while found := [int(m[1]) for n in _folder(root).names() if (m := FILE.fullmatch(n))]:
         number = max(found)
         if (facts := _facts(_url(root, number))) is not None:
             return number, facts
-    return 0, {"released": True}  # and not the number of a file that has gone since it was listed
+    return 0, {"released": True}  # a listed file may be gone by now
 
 
 def lives(facts: Facts) -> bool | None:
-    """Whether the owner is a process that runs, where that can be told: on its own machine."""
+    """Whether the process of the owner runs; None on another machine."""
     here = (socket.gethostname(), _machine())
     if not here[1] or here != (facts.get("host"), facts.get("machine")):
         return None
@@ -66,11 +66,11 @@ def lives(facts: Facts) -> bool | None:
 
 
 def describe(facts: Facts) -> str:
-    """Who owns the root, since when, and what it does: for a message."""
+    """The owner, its start and its current stage, for a message."""
     if not facts:
-        return "a driver that is just beginning"
+        return "a driver that is just starting"
     if "owner" not in facts:
-        return "a driver that has ended since"
+        return "a driver that has just ended"
     doing = (facts["doing"] or {}).get("line", "no stage yet")
     return (
         f"{facts['user']} on {facts['host']} (process {facts['pid']}, {facts['command']}) since "
@@ -79,15 +79,15 @@ def describe(facts: Facts) -> str:
 
 
 @contextmanager
-def held(
+def acquire(
     root: str, doing: Callable[[], Facts | None], lost: Callable[[str], None]
 ) -> Iterator[None]:
-    """Own the root for as long as the block runs; UserError where another driver does.
+    """Own the root while the block runs; UserError if another driver owns it.
 
-    `doing` tells the stage that is under way, for the heartbeat. `lost` is called, from a thread
-    of its own and at every heartbeat, when another driver has taken the root over.
+    `doing` returns the current stage, for the heartbeat. `lost` is called with the reason, from
+    another thread and at every heartbeat, once another driver owns the root.
     """
-    owner = _acquire(root)
+    owner = _take(root)
     over = threading.Event()
     thread = threading.Thread(target=_keep, args=(owner, doing, lost, over), daemon=True)
     thread.start()
@@ -96,11 +96,11 @@ def held(
     finally:
         over.set()
         thread.join(LAST_BEAT_S)
-        owner.keep |= thread.is_alive()  # it may write its file once more
+        owner.keep |= thread.is_alive()  # its thread may still write the file
         try:
             owner.release()
-        except Exception as error:  # what was done is done; the next driver takes over
-            log.warning("%s: the lock cannot be given back: %s", root, error)
+        except Exception as error:  # the work is done; the next driver takes over
+            log.warning("%s: the lock cannot be released: %s", root, error)
 
 
 @dataclass
@@ -110,27 +110,27 @@ class Owner:
     root: str
     generation: int
     facts: Facts
-    keep: bool  # that the number was used: one who was taken over may wake and must see a higher
-    made: list[Path]  # folders to remove where they are empty at the end, the deepest first
+    keep: bool  # leave the number: the previous owner may resume and must see a higher one
+    made: list[Path]  # folders to remove at the end if they are empty, the deepest first
 
     def beat(self, doing: Facts | None) -> str:
-        """A sign of life; or why there may be none: the root is another's."""
+        """Write a heartbeat; returns why this process no longer owns the root, or ""."""
         number, facts = read(self.root)
         if number == self.generation and not facts:
-            raise OSError(f"{_url(self.root, number)} was read in part")
+            raise OSError(f"{_url(self.root, number)} was not read completely")
         if number < self.generation:
-            return f"the lock of {self.root} was removed while this command ran: it stops"
+            return f"the lock of {self.root} was removed while this command ran: stopping"
         if not _same((number, facts), (self.generation, self.facts)):
             return (
-                f"{self.root} was taken over by {describe(facts)}: this command had been silent "
-                f"for more than {STALE_S:g} s. It stops, so that no two write there"
+                f"{self.root} was taken over by {describe(facts)}, because this command wrote no "
+                f"heartbeat for more than {STALE_S:g} s. It stops, so that only one command writes"
             )
         self.facts |= {"beat": self.facts["beat"] + 1, "at": _now(), "doing": doing}
         write_bytes(_url(self.root, self.generation), _json(self.facts))
         return ""
 
     def release(self) -> None:
-        """Remove its file, or leave the mere number; nothing if another has taken over."""
+        """Remove the file, or keep only its number; no effect after a takeover."""
         number, facts = read(self.root)
         if not _same((number, facts), (self.generation, self.facts)):
             return
@@ -151,19 +151,19 @@ def _keep(
     lost: Callable[[str], None],
     over: threading.Event,
 ) -> None:
-    """Beat until it is over."""
+    """Write heartbeats until `over`."""
     silent, good = False, time.monotonic()
     while not over.wait(HEARTBEAT_S):
         try:
             reason = owner.beat(doing())
         except Exception as error:  # of the store
             if not silent:
-                log.warning("%s: no heartbeat, tried again: %s", owner.root, error)
+                log.warning("%s: cannot write a heartbeat, retrying: %s", owner.root, error)
             silent = True
             if time.monotonic() - good > SILENT_S:
                 lost(
                     f"{owner.root}: no heartbeat could be written for {SILENT_S:g} s ({error}), so "
-                    "that another driver may have begun: run the same command again"
+                    "another driver may have started: run the same command again"
                 )
             continue
         silent, good = False, time.monotonic()
@@ -171,7 +171,7 @@ def _keep(
             lost(reason)
 
 
-def _acquire(root: str) -> Owner:
+def _take(root: str) -> Owner:
     watched: tuple[int, Facts] | None = None
     while True:
         before = number, facts = read(root)
@@ -181,7 +181,7 @@ def _acquire(root: str) -> Owner:
             alive = True  # its file changed
         if alive:
             raise UserError(
-                f"{root} is in use by {describe(facts)}. Wait for its end or stop it, or choose "
+                f"{root} is in use by {describe(facts)}. Wait until it ends, stop it, or choose "
                 "another --root"
             )
         if alive is None and _changes(root, before):
@@ -193,7 +193,7 @@ def _acquire(root: str) -> Owner:
             continue
         if not free:
             left = _facts(_url(root, number)) or {}
-            if left.get("owner") != facts.get("owner"):  # it ended just then
+            if left.get("owner") != facts.get("owner"):  # its owner ended in the meantime
                 _folder(root).remove({f"{number + 1:08d}.json"})
                 continue
             log.warning(
@@ -209,7 +209,7 @@ def _same(one: tuple[int, Facts], other: tuple[int, Facts]) -> bool:
 def _changes(root: str, before: tuple[int, Facts]) -> bool:
     """Whether the newest file changes, or a newer one comes, within STALE_S."""
     log.warning(
-        "%s is in use by %s; waiting up to %g s for a sign of its life",
+        "%s is in use by %s; waiting up to %g s for its next heartbeat",
         *(root, describe(before[1]), STALE_S),
     )
     end = time.monotonic() + STALE_S
@@ -221,7 +221,7 @@ def _changes(root: str, before: tuple[int, Facts]) -> bool:
 
 
 def _create(url: str, facts: Facts) -> bool:
-    """Make the file unless it is there; returns whether it is ours."""
+    """Create the file unless it exists; returns whether it is ours."""
     fs, path = locate(url)
     try:
         if isinstance(fs, LocalFileSystem):
@@ -231,7 +231,7 @@ def _create(url: str, facts: Facts) -> bool:
     except Exception as error:
         absent = _facts(url) is None
         if getattr(error, "errno", None) == errno.ENOSYS and absent:
-            log.warning("%s: the store cannot tell which of two drivers was first: start one", url)
+            log.warning("%s: this store has no exclusive create: start one driver at a time", url)
             write_bytes(url, _json(facts))
         elif absent and not isinstance(error, (FileNotFoundError, FileExistsError)):
             raise
@@ -250,7 +250,7 @@ def _create_local(path: Path, data: bytes) -> None:
 
 
 def _missing(root: str) -> list[Path]:
-    """The folder of the lock, and those above it that are not there yet."""
+    """The folder of the lock, and those of its parents that do not exist yet."""
     fs, path = locate(_folder(root).url)
     if not isinstance(fs, LocalFileSystem):
         return []
@@ -266,7 +266,7 @@ def _url(root: str, number: int) -> str:
 
 
 def _facts(url: str) -> Facts | None:
-    """What a file says: nothing where it is not whole yet, None where it is not there."""
+    """The facts in a file; empty where it is not complete yet, None without the file."""
     try:
         return dict(json.loads(read_bytes(url)))
     except FileNotFoundError:
@@ -284,7 +284,7 @@ def _now() -> str:
 
 
 def _process() -> Facts:
-    """What tells this process from every other."""
+    """What identifies this process."""
     command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     try:
         user = getpass.getuser()
@@ -306,7 +306,7 @@ def _process() -> Facts:
 
 
 def _machine() -> str:
-    """Within which a process id means one process: a boot and a namespace; "" if not told."""
+    """The boot and the namespace in which a process id is unique; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -315,7 +315,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process of this machine began, in ticks after its boot; "" if it has ended."""
+    """The start of a process of this machine, in ticks after the boot; "" if it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

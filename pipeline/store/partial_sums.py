@@ -1,9 +1,8 @@
-"""What an interrupted stage goes on from: sums over its parts, committed now and then.
+"""Partial sums over the parts, from which an interrupted stage resumes.
 
-writes  {stage}/unfinished-{name}.safetensors   gone when the stage is done
+writes  {stage}/unfinished-{name}.safetensors   removed when the stage is done
 
-Chunks of parts are added in their order whatever is interrupted, so the sums end the same to the
-last bit.
+Chunks are always added in their order, so an interruption does not change a bit of the result.
 """
 
 import json
@@ -25,19 +24,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 PREFIX = "unfinished-"
 EVERY_S = 30.0  # seconds between commits, at least
-WORK = 20  # times as long as a commit took is worked before the next
+WORK = 20  # a commit may take 1/WORK of the time between two commits
 
 Arrays = dict[str, np.ndarray]
 
 
 class PartialResult:
-    """Arrays of one unfinished stage; those of another fingerprint are none, and are removed."""
+    """Saved arrays of an unfinished stage; those of another fingerprint are removed."""
 
     def __init__(self, folder: Folder, name: str, made_of: str) -> None:
         self.folder, self.name, self.made_of = folder, f"{PREFIX}{name}.safetensors", made_of
 
     def load(self) -> Arrays | None:
-        """What an interrupted run left here."""
+        """The arrays of an interrupted run; None without usable ones."""
         try:
             data = storage.read_bytes(self.folder.file(self.name))
         except FileNotFoundError:
@@ -46,23 +45,25 @@ class PartialResult:
             if _made_of(data) == self.made_of:
                 return {name: array.copy() for name, array in load_arrays(data).items()}
         except (SafetensorError, ValueError, KeyError) as error:
-            log.warning("%s cannot be read, begun again: %s", self.folder.file(self.name), error)
+            log.warning(
+                "%s cannot be read, so the sum starts again: %s", self.folder.file(self.name), error
+            )
         self.drop()
         return None
 
     def save(self, arrays: Arrays) -> None:
-        """Commit them in place of those before."""
+        """Replace the saved arrays."""
         whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save_arrays(whole, metadata={"made_of": self.made_of})
         storage.write_bytes(self.folder.file(self.name), data)
 
     def drop(self) -> None:
-        """Forget them."""
+        """Delete the saved arrays."""
         self.folder.remove({self.name})
 
 
 class ResumableSum:
-    """How many of the chunks have been added up, and their sum where a run was interrupted."""
+    """Counts the chunks that are in a sum, and saves the sum every EVERY_S or less often."""
 
     def __init__(self, folder: Folder, name: str, made_of: str, chunks: int) -> None:
         self.file = PartialResult(folder, name, f"{made_of}-{chunks}")
@@ -71,16 +72,16 @@ class ResumableSum:
         self._committed, self._wait_s = time.monotonic(), EVERY_S
 
     def forget(self) -> None:
-        """Begin again."""
+        """Start again from the first chunk."""
         self.file.drop()
         self.restored, self.done = {}, 0
 
     def left(self, chunks: Sequence[T]) -> Sequence[T]:
-        """Those that are to be added still."""
+        """The chunks that are not in the sum yet."""
         return chunks[self.done :]
 
     def advance(self, arrays: Callable[[], Arrays]) -> None:
-        """One more chunk is in the sum, which is `arrays()`; commits it if it is time to."""
+        """Count one more chunk; save the sum `arrays()` if the last save is old enough."""
         self.done += 1
         if (began := time.monotonic()) - self._committed >= self._wait_s:
             self.file.save({**arrays(), "done": np.int64(self.done)})
@@ -89,17 +90,17 @@ class ResumableSum:
 
 
 def remove_all(folder: Folder) -> None:
-    """The stage is done: nothing is left to go on from."""
+    """Delete all partial sums of a finished stage."""
     folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
 
 
 def exists(folder: Folder, made_of: str) -> bool:
-    """Whether a stage of this fingerprint has something to go on from. Changes nothing."""
+    """Whether a stage with this fingerprint has a partial sum. Changes nothing."""
     for name in folder.names():
         if not name.startswith(PREFIX):
             continue
         url = folder.file(name)
-        with suppress(FileNotFoundError, ValueError, KeyError):  # it is over by now; damaged
+        with suppress(FileNotFoundError, ValueError, KeyError):  # the stage has just ended; damaged
             size = int.from_bytes(storage.read_range(url, 0, 8), "little")
             if _made_of(storage.read_range(url, 0, 8 + size)).startswith(made_of):
                 return True

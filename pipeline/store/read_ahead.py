@@ -1,4 +1,4 @@
-"""Streams of one pass: a remote file is fetched ahead of its reader, and none may end too early."""
+"""Streams for one pass: remote files are read ahead, and a stream that ends too early raises."""
 
 import io
 from collections import deque
@@ -10,14 +10,14 @@ from fsspec.spec import AbstractBufferedFile
 from pipeline.store.retry import ChangedError, retry
 
 BLOCK_BYTES = 4 << 20  # of one range request
-AHEAD = 4  # range requests under way for each file that is read
+AHEAD = 4  # range requests in flight for each open file
 
 
 class Ahead(io.RawIOBase):
-    """A remote file read onward, AHEAD of its blocks under way, so that the reader need not wait.
+    """A remote file, read forward with AHEAD blocks in flight.
 
-    Not fsspec's `background` cache: it has one block under way, keeps 32, and joins a block that
-    came short to the next.
+    Not fsspec's `background` cache: it has one block in flight, keeps 32, and joins a short block
+    to the next.
     """
 
     def __init__(self, file: AbstractBufferedFile, size: int, url: str) -> None:
@@ -25,7 +25,7 @@ class Ahead(io.RawIOBase):
         self.starts = iter(range(0, size, BLOCK_BYTES))
         self.pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
         self.coming: deque[Future[bytes]] = deque()
-        self.block = memoryview(b"")  # what is left of the one being read
+        self.block = memoryview(b"")  # the unread rest of the current block
         for _ in range(AHEAD):
             self._ask()
 
@@ -38,9 +38,9 @@ class Ahead(io.RawIOBase):
 
         def load() -> bytes:
             try:
-                data = bytes(self.file._fetch_range(start, end))  # what fsspec's caches call
+                data = bytes(self.file._fetch_range(start, end))  # as fsspec's caches do
             except OSError as error:
-                if type(error).__name__ == "FileExpired":  # s3fs: the ETag is another
+                if type(error).__name__ == "FileExpired":  # s3fs: the ETag is different
                     raise ChangedError(
                         f"{self.url} has changed since it was listed; run again"
                     ) from None

@@ -1,4 +1,4 @@
-"""Operations of a store that may fail for a while: tried again, with longer waits, then named."""
+"""Retries operations of a store that fail temporarily."""
 
 import errno
 import time
@@ -14,11 +14,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class ExhaustedError(OSError):
-    """A store that failed as often as it was asked: whoever asked for more need not ask again."""
+    """All attempts failed; callers need not retry again."""
 
 
 class ChangedError(OSError):
-    """A file is not the one that was listed: only a new listing helps."""
+    """A file has changed since it was listed; only a new listing helps."""
 
 
 FINAL = (
@@ -28,10 +28,10 @@ FINAL = (
 
 
 def retry(operation: Callable[[], T], url: str = "") -> T:
-    """Run `operation`; an error of the store that may pass is tried again, with longer waits.
+    """Run `operation`; repeat it after temporary errors of the store, with longer waits.
 
-    The last error names `url`. What is raised tells no secret, though clients quote the URL they
-    asked for. An S3 client tries each time for as long as 50 s by itself.
+    Raises ExhaustedError with `url` after ATTEMPTS; permanent errors at once. Secrets in a message
+    of a client are removed. An S3 client also retries for up to 50 s within each attempt.
     """
     started = time.monotonic()
     for attempt in range(ATTEMPTS):
@@ -44,25 +44,25 @@ def retry(operation: Callable[[], T], url: str = "") -> T:
                 continue
             if not final and url:
                 raise _exhausted(url, error, time.monotonic() - started) from None
-            if (told := harmless(error)) is not error:
-                raise told from None
+            if (redacted_error := harmless(error)) is not error:
+                raise redacted_error from None
             raise
     raise AssertionError("unreachable")
 
 
 def _may_pass(error: Exception) -> bool:
-    """Errors of the network are OSErrors, or of the clients' own kinds."""
+    """Network errors are OSErrors, or errors of the client packages."""
     if isinstance(error, OSError):
         return error.errno not in FULL
     return type(error).__module__.partition(".")[0] in CLIENTS
 
 
 def _exhausted(url: str, error: Exception, seconds: float) -> ExhaustedError:
-    said = str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
     return ExhaustedError(
         redacted(
-            f"{said if url in said else f'{url}: {said}'} (tried {ATTEMPTS} times, {seconds:.0f} "
-            "s). Run the same command again when the store answers: what is done stays done. If it "
+            f"{text if url in text else f'{url}: {text}'} (tried {ATTEMPTS} times, {seconds:.0f} "
+            "s). Run the same command again when the store answers; finished work is kept. If it "
             "limits requests, lower embed.decode_cpus or embed.actors, or use fewer nodes"
         )
     )

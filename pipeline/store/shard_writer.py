@@ -1,4 +1,4 @@
-"""webdataset shards: writing tars whose bytes can be had again, and labels into samples."""
+"""Writes labels into copies of webdataset shards, with the same bytes every time."""
 
 import io
 import json
@@ -32,20 +32,19 @@ class ShardWriter:
         self.add_from(name, io.BytesIO(data), len(data))
 
     def add_from(self, name: str, stream: IO[bytes], size: int) -> None:
-        """Append a file of the next `size` bytes of `stream`, which are not held at once."""
+        """Append a file of the next `size` bytes of `stream`, copied in pieces."""
         header = tarfile.TarInfo(name)
         header.size = size
         self._tar.addfile(header, stream)
-        self._tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+        self._tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
 
 
 def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes | Member]]:
-    """Names and bytes of the sample for the output shard: as they were, with the label added.
+    """Names and bytes of the sample's members for the output shard, with the label added.
 
-    It becomes the key `ratecluster` of the json member, of which no other character changes. A json
-    member that is no object stays, and `{key}.ratecluster.json` is added. A member too large to be
-    read stands for its bytes. Members without bytes (links) are left out, and whole samples with
-    unsafe names.
+    The label becomes the key `ratecluster` of the json member; no other character changes. If the
+    json is no object, it stays and `{key}.ratecluster.json` is added. A member too large to be read
+    is yielded itself in place of its bytes. Links and samples with unsafe names are left out.
     """
     if any(is_unsafe(member.tar_name) for member in sample.members):
         return
@@ -70,7 +69,7 @@ def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes
 
 
 def _with_label(text: str, label: str) -> str:
-    """Put the one key of the object `label` last into the object `text`."""
+    """Append the only key of the object `label` to the object `text`."""
     facts = json.loads(text)
     if "ratecluster" in facts:
         del facts["ratecluster"]

@@ -19,9 +19,9 @@ from pipeline.store.tar_stream import BoundedHeader, TarStream
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 JSON_DEPTH = 64  # of lists and objects in one another
 CUT_OFF = Reason.CUT_OFF.because("the shard is damaged inside it")
-MAX_TEXT_BYTES = 1 << 20  # a longer json is none, a longer caption is cut: all are held, and parsed
-ANY_BYTES = "surrogateescape"  # so that names which are not UTF-8 survive
-BLOCK = 512  # bytes; a tar is made of these
+MAX_TEXT_BYTES = 1 << 20  # a longer json is ignored, a longer caption is cut
+ANY_BYTES = "surrogateescape"  # keeps names that are not UTF-8
+BLOCK = 512  # bytes of a tar's blocks
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Member:
     size: int  # bytes
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
-    exact_name: str | None = None  # the name with its surrogates, where it is not UTF-8
-    too_large: bool = False  # not read for the sample's size, but there in the tar, all of it
+    exact_name: str | None = None  # the name with surrogates, where it is not UTF-8
+    too_large: bool = False  # complete in the tar, but not read because of the sample's size
 
     @property
     def there(self) -> bool:
@@ -56,8 +56,8 @@ class MissingImage(Exception):  # noqa: N818 - it reads as what happened
 class Sample:
     """Neighbouring members with the same key."""
 
-    key: str  # as webdataset has it; bytes that are not UTF-8 are spelt `\\xff`
-    id: str  # unique in the shard: the key, or `key#2`, `key#3` for one that came before
+    key: str  # by webdataset's rule; bytes that are not UTF-8 are spelt `\\xff`
+    id: str  # unique in the shard: the key, or `key#2`, `key#3` for a repeated key
     index: int  # position in the shard, from 0
     members: tuple[Member, ...]  # in the order of the tar
     problem: str | None  # why it may not be used, `duplicate_key` for example
@@ -115,7 +115,7 @@ class Sample:
 
 
 def _is_shallow(value: object) -> bool:
-    """Whether lists and objects nest no deeper than JSON_DEPTH: all who read it later can."""
+    """Whether lists and objects nest no deeper than JSON_DEPTH, which every reader can parse."""
     level = [value]
     for _ in range(JSON_DEPTH):
         nested = [v for v in level if isinstance(v, (dict, list))]
@@ -124,7 +124,7 @@ def _is_shallow(value: object) -> bool:
 
 
 class _Draft:
-    """A sample in the making."""
+    """A sample whose members are still being read."""
 
     def __init__(self, key: str, id: str, problem: str | None) -> None:
         self.key, self.id, self.problem = key, id, problem
@@ -141,7 +141,7 @@ class _Draft:
         self.bytes += len(member.data)
 
     def cut_off(self, position: int) -> None:
-        """The shard is damaged at `position`: what goes on behind it is not there."""
+        """The shard is damaged at `position`: a member that continues after it is not complete."""
         self.problem = self.problem or CUT_OFF
         last = self.members[-1]
         if last.offset + last.size > position:
@@ -152,11 +152,10 @@ class _Draft:
 
 
 class ShardReader:
-    """Iterates once over the samples of a shard, holding one; damage ends it, and `end` says so.
+    """Iterates once over the samples of a shard; damage ends it, and `end` describes the damage.
 
-    Of a sample's files those are not read that would make it exceed `max_sample_bytes`. Errors of
-    the store are raised as they are.
-    Without an end-of-archive marker the last sample may lack members: nothing can tell.
+    Files that would make a sample exceed `max_sample_bytes` are not read. Errors of the store are
+    raised unchanged. Without an end-of-archive marker the last sample may lack members.
     """
 
     def __init__(self, stream: IO[bytes], max_sample_bytes: int | None) -> None:
@@ -164,7 +163,7 @@ class ShardReader:
         self._source = TarStream(stream)
         self._limit = max_sample_bytes
         self._tar: tarfile.TarFile | None = None
-        self._times: dict[str, int] = {}  # how often each key came
+        self._times: dict[str, int] = {}  # occurrences of each key
         self._ids: set[str] = set()
 
     def __iter__(self) -> Iterator[Sample]:
@@ -213,7 +212,7 @@ class ShardReader:
             self._tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
         except MemoryError:
             raise
-        except Exception as error:  # a bad header makes tarfile raise nearly anything
+        except Exception as error:  # tarfile raises nearly anything for a bad header
             if self._source.failure is not None:
                 raise self._source.failure from None
             self._damaged(str(error))
@@ -223,7 +222,7 @@ class ShardReader:
         return header
 
     def _ended(self, block: bytes) -> None:
-        """Tell from the last block why tarfile found no further header: it does not say itself."""
+        """Derive from the last block why tarfile found no further header."""
         if not block:
             self.end = "no end-of-archive marker"
         elif len(block) < BLOCK:
@@ -238,7 +237,7 @@ class ShardReader:
         self.end = f"damaged at byte {start}: {printable(why)[:200]}"
 
     def _member(self, header: tarfile.TarInfo, suffix: str, held: int) -> tuple[Member, str | None]:
-        """The member with its data, and what is wrong with it; `held` bytes came before it."""
+        """The member with its data, and its problem; the sample has `held` bytes before it."""
         problem, data, too_large = None, b"", False
         if not header.isreg():
             kind = Reason.LINK if header.issym() or header.islnk() else Reason.SPECIAL_FILE
@@ -278,5 +277,5 @@ def is_unsafe(name: str) -> bool:
 
 
 def _text(name: str) -> str:
-    """A name with its undecodable bytes spelt out, so that it can be stored as UTF-8."""
+    """A name as valid UTF-8, with its undecodable bytes spelt out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,7 +1,6 @@
 """Files and folders on any fsspec store.
 
-A file is seen whole or not at all. A folder is done when its manifest is there, and the manifest is
-written last.
+Files are committed atomically. A folder is complete when it has a manifest, which is written last.
 """
 
 import io
@@ -27,17 +26,17 @@ from pipeline.store.read_ahead import Ahead, Sized
 from pipeline.store.retry import retry
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial-"  # in the names of temporary files beside their targets
+PARTIAL = ".partial-"  # in the names of temporary files, next to their targets
 
 
 class DamagedError(OSError):
-    """What a store gives is not what was written, however often it is read."""
+    """A file does not hold what was written, however often it is read."""
 
 
 def locate(url: str) -> tuple[Any, str]:
     """The filesystem of a URL and its path there; UserError where fsspec has no such store.
 
-    The path may hold secrets that the URL only names.
+    The path may contain secrets that the URL only names.
     """
     whole = resolved(url)
     try:
@@ -48,8 +47,7 @@ def locate(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def up_to_date(fs: Any) -> Iterator[None]:
-    """List a store as it is now: fsspec keeps listings, and would take sizes and ETags from them
-    long after another process has written."""
+    """List a store without fsspec's cache, which misses what other processes have written."""
     fs.invalidate_cache()
     try:
         yield
@@ -59,12 +57,12 @@ def up_to_date(fs: Any) -> Iterator[None]:
 
 @contextmanager
 def commit(url: str) -> Iterator[IO[bytes]]:
-    """Open `url` for writing; it appears, whole, only if the block ends without an error.
+    """Open `url` for writing; the file appears only if the block ends without an error.
 
-    Local disk: a temporary file beside it, fsync, rename. Elsewhere: a local temporary file, then
+    Local disk: a temporary file next to it, fsync, rename. Elsewhere: a local temporary file, then
     one put (s3fs completes a multipart upload only when all its parts are there).
-    Not `with fs.open(url, "wb")`: on an error that closes the file, and so publishes half of it.
-    Not `fs.transaction`: it belongs to the filesystem object, which fsspec shares between threads.
+    Not `with fs.open(url, "wb")`, which publishes half a file on an error. Not `fs.transaction`,
+    which belongs to the filesystem object that threads share.
     """
     fs, path = locate(url)
     local = isinstance(fs, LocalFileSystem)
@@ -72,7 +70,9 @@ def commit(url: str) -> Iterator[IO[bytes]]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
     else:
-        name = f"ratecluster-{uuid4().hex}{Path(path).suffix}"  # of which stores guess the type
+        name = (
+            f"ratecluster-{uuid4().hex}{Path(path).suffix}"  # stores guess the type from the suffix
+        )
         temporary = Path(tempfile.gettempdir()) / name
     try:
         with temporary.open("wb") as file:
@@ -119,14 +119,16 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 def read_tail(url: str, size: int) -> bytes:
     """The last `size` bytes of the file, or all of a shorter one."""
     fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path, start=-size)), url)[-size:]  # some give it whole
+    return retry(lambda: bytes(fs.cat_file(path, start=-size)), url)[
+        -size:
+    ]  # some stores return the whole file
 
 
 def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
     """The file as a stream, for one pass from its start to its end.
 
-    Where its `size` is known, reading raises OSError if it ends before (a stream that the store cut
-    short looks like a shorter file), and a remote file is read ahead. S3 is held to the `version`.
+    With a known `size`, remote files are read ahead, and a stream that ends early raises OSError.
+    On S3, a file whose ETag is not `version` raises ChangedError.
     """
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
@@ -134,10 +136,10 @@ def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
     elif not size or not (fs.async_impl or "hf" in fs.protocol):  # others: one request at a time
         stream = retry(lambda: fs.open(path, "rb", block_size=8 << 20, cache_type="readahead"), url)
     else:
-        known = {} if url.startswith(HTTP) else {"size": size}  # HTTP: asked whether it has ranges
+        known = {} if url.startswith(HTTP) else {"size": size}  # HTTP: fsspec must ask for ranges
         stream = retry(lambda: fs.open(path, "rb", cache_type="none", **known), url)
         if isinstance(stream, AbstractBufferedFile) and stream.size:  # none: HTTP without ranges
-            if hasattr(stream, "read_kw"):  # S3's, which would ask for its details first
+            if hasattr(stream, "read_kw"):  # S3: saves a request for the details
                 stream.details = {"name": path, "size": size, "ETag": f'"{version}"'}
                 stream.read_kw |= {"IfMatch": f'"{version}"'} if version else {}
             return io.BufferedReader(Ahead(stream, size, url), 1 << 20)
@@ -145,7 +147,7 @@ def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
 
 
 def open_pieces(url: str) -> IO[bytes]:
-    """The file for reads here and there: no more is fetched than each asks for."""
+    """The file for random reads; each fetches only its own bytes."""
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         return Path(path).open("rb")
@@ -153,12 +155,12 @@ def open_pieces(url: str) -> IO[bytes]:
 
 
 def absolute(url: str) -> str:
-    """The URL, or the absolute path of a local one: workers have folders of their own."""
+    """The URL, or the absolute path of a local one: workers have other working folders."""
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def local_path(url: str) -> Path | None:
-    """Where it lies on this machine's disks; None in a store that all machines reach."""
+    """The path on a local disk; None in a remote store."""
     fs, path = locate(url)
     return Path(path) if isinstance(fs, LocalFileSystem) else None
 
@@ -170,7 +172,7 @@ def exists(url: str) -> bool:
 
 
 def check_writable(url: str) -> None:
-    """Raise UserError unless a file can be made below the folder `url`; leaves nothing behind."""
+    """Raise UserError unless a file can be created in the folder `url`; leaves nothing there."""
     fs, path = locate(url)
     local = [Path(path), *Path(path).parents] if isinstance(fs, LocalFileSystem) else []
     missing = [folder for folder in local if not folder.exists()]
@@ -189,7 +191,7 @@ def check_writable(url: str) -> None:
 
 @dataclass(frozen=True)
 class Folder:
-    """What one stage leaves behind."""
+    """The output folder of a stage."""
 
     url: str
 
@@ -198,7 +200,7 @@ class Folder:
         return f"{self.url}/{name}"
 
     def names(self) -> set[str]:
-        """Names of the files that lie in it; empty if there is no such folder."""
+        """The names of its files; empty without the folder."""
         fs, path = locate(self.url)
         try:
             with up_to_date(fs):
@@ -208,7 +210,7 @@ class Folder:
         return {str(name).rstrip("/").rpartition("/")[2] for name in found}
 
     def manifest(self) -> dict[str, Any]:
-        """The facts of the finished stage; UserError if it is not finished."""
+        """The manifest of the finished stage; UserError if it is not finished."""
         if (manifest := self.peek()) is None:
             stage = self.url.rpartition("/")[2]
             raise UserError(f"{self.url} is not finished: run the stage that makes {stage} first")
@@ -233,7 +235,7 @@ class Folder:
             return None
 
     def finish(self, fingerprint: str, **facts: object) -> None:
-        """Write the manifest: from here on the stage is done. Killed writers' leavings go."""
+        """Write the manifest, which completes the stage, after deleting temporary files."""
         self.sweep()
         manifest = {"fingerprint": fingerprint, **facts}
         text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
@@ -244,7 +246,7 @@ class Folder:
         self.remove({name for name in self.names() if name.startswith(".") and PARTIAL in name})
 
     def remove(self, names: set[str]) -> None:
-        """Delete files of it, the manifest first."""
+        """Delete some of its files, the manifest first."""
         fs, _ = locate(self.url)
         local = isinstance(fs, LocalFileSystem)
         for name in sorted(names, key=lambda name: name != MANIFEST):
@@ -258,11 +260,11 @@ class Folder:
             retry(lambda: self._remove(rest), self.url)
 
     def _remove(self, names: set[str]) -> None:
-        """Delete many at once: a request for each thousand on S3, whose answer s3fs drops."""
+        """Delete many files; s3fs deletes 1,000 per request and ignores the answer."""
         fs, _ = locate(self.url)
         if there := sorted(names & self.names()):
             paths = [locate(self.file(name))[1] for name in there]
-            # a list of paths is one of patterns, and only clients of its kind take one
+            # fsspec takes a list of paths as patterns; only asynchronous clients accept a list
             plain = [path for path in paths if fs.async_impl and not has_magic(path)]
             with suppress(FileNotFoundError):
                 for path in sorted(set(paths).difference(plain)):

@@ -1,4 +1,4 @@
-"""Parquet tables: written whole, by schema, with the facts of how they were made in the footer."""
+"""Parquet tables, committed as a whole, with the facts of their making in the footer."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from pipeline.store import storage
 
 FACTS_KEY = b"ratecluster"
 ROW_GROUP_ROWS = 1024  # training reads a few rows of many groups: 1 MB of 512 float16 each
-FOOTER_BYTES = 1 << 16  # read at first; some facts need more
+FOOTER_BYTES = 1 << 16  # of the first read; a longer footer takes a second
 
 
 def vectors(dim: int, kind: pa.DataType | None = None) -> pa.DataType:
-    """FixedSizeList of `dim` numbers, float16 unless told: read by DuckDB, Polars and datasets."""
+    """FixedSizeList of `dim` numbers, by default float16; DuckDB, Polars and datasets read it."""
     return pa.list_(pa.field("item", kind or pa.float16()), dim)
 
 
@@ -35,7 +35,7 @@ def to_matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def write(url: str, table: pa.Table, **facts: object) -> None:
-    """Commit the table as one Parquet file; the bytes depend on nothing but the arguments."""
+    """Commit the table as one Parquet file; the bytes depend on the arguments only."""
     text = json.dumps(facts, sort_keys=True).encode()
     kept = {k: v for k, v in (table.schema.metadata or {}).items() if k != FACTS_KEY}
     table = table.replace_schema_metadata({**kept, FACTS_KEY: text})
@@ -70,7 +70,7 @@ def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
-    """A run of rows: no more is fetched than the footer and the row groups that hold them."""
+    """Consecutive rows; fetches only the footer and the row groups that hold them."""
 
     def load() -> pa.Table:
         with storage.open_pieces(url) as file, _naming(url):
@@ -85,7 +85,7 @@ def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
 
 
 def batches(url: str, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[pa.Table]:
-    """Those of the columns that the table has, some rows at a time: it is never held whole."""
+    """Those of the columns that exist, some rows at a time."""
     with storage.open_pieces(url) as file, _naming(url):
         parquet = pq.ParquetFile(file)
         there = [name for name in columns if name in parquet.schema_arrow.names]
@@ -94,7 +94,7 @@ def batches(url: str, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[p
 
 
 def take(url: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
-    """Rows by their numbers, in the order given: no more is fetched than `read_rows` would."""
+    """Rows by their numbers (n,), in this order; fetches only their row groups."""
 
     def load() -> pa.Table:
         with storage.open_pieces(url) as file, _naming(url):
@@ -113,7 +113,7 @@ def take(url: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
 
 @contextmanager
 def _naming(url: str) -> Iterator[None]:
-    """Bytes that are no Parquet are an error that may pass: a read may have been cut short."""
+    """Raise invalid Parquet as an OSError, which is retried: a read may have been cut short."""
     try:
         yield
     except ValueError as error:  # of Arrow, of JSON, of text
@@ -123,7 +123,7 @@ def _naming(url: str) -> Iterator[None]:
 
 
 def facts(url: str) -> dict[str, Any]:
-    """The facts in the footer of a table of ours; FileNotFoundError if it is not there."""
+    """The facts in the footer of a table; FileNotFoundError without the file."""
 
     def load() -> dict[str, Any]:
         with _naming(url):
@@ -134,7 +134,7 @@ def facts(url: str) -> dict[str, Any]:
 
 
 def _footer(url: str) -> pa.BufferReader:
-    """The end of a Parquet file, its footer in it, by one request of an object store."""
+    """The end of a Parquet file with its footer, by one request of an object store."""
     tail = storage.read_tail(url, FOOTER_BYTES)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > len(tail) == FOOTER_BYTES and tail.endswith(b"PAR1"):

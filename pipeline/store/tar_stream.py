@@ -1,20 +1,20 @@
-"""A tar read onward only, from any stream: nothing is sought back, no header asks for much."""
+"""Reads a tar forward from any stream, with bounded headers."""
 
 import io
 import tarfile
 from typing import IO
 
-READ_BYTES = 1 << 20  # at most, in one call of the stream
-EXTENDED_HEADER_BYTES = 1 << 20  # at most; a longer one is damage
+READ_BYTES = 1 << 20  # limit of one read of the stream
+EXTENDED_HEADER_BYTES = 1 << 20  # a longer one is damage
 
 
 class TarStream(io.RawIOBase):
-    """Makes of a stream, read onward only, what TarFile wants; remembers its failure."""
+    """The file object for TarFile over a forward-only stream; keeps the stream's error."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.position = 0
-        self.last = b""  # what the last read gave
+        self.last = b""  # result of the last read
         self.failure: Exception | None = None  # an error of the store, not of the archive
 
     def tell(self) -> int:
@@ -35,7 +35,7 @@ class TarStream(io.RawIOBase):
         return self.last
 
     def seek(self, target: int, whence: int = io.SEEK_SET) -> int:
-        """Skip to `target`, which lies ahead, or to the end of the stream if that comes first."""
+        """Skip forward to `target`, or to the end of the stream."""
         if target < self.position:
             raise tarfile.ReadError("a header points backwards")
         while target > self.position and self.read(min(target - self.position, READ_BYTES)):
@@ -44,7 +44,7 @@ class TarStream(io.RawIOBase):
 
 
 class BoundedHeader(tarfile.TarInfo):
-    """A header that may not ask for endless memory."""
+    """A header with a limited size."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "BoundedHeader":

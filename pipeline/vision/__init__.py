@@ -1,1 +1,1 @@
-"""Pictures and words to vectors."""
+"""Images and words to vectors."""

@@ -1,9 +1,9 @@
-"""Merges batch normalisation into the convolution before it: same function, fewer passes."""
+"""Fuses batch normalisation into the convolution before it: the same function, but faster."""
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# In open_clip's ResNets, each norm follows its convolution. In others names may mislead.
+# In open_clip's ResNets each norm follows its convolution; other models may use other orders.
 _RESNET = "ModifiedResNet"
 _PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # "0", "1": shortcuts
 

@@ -1,8 +1,7 @@
-"""Encodes images and texts as unit vectors, with any model of open_clip.
+"""Encodes images and words as unit vectors, with any model of open_clip.
 
-The bundled `pico-clip` is loaded like every other model: open_clip gets its folder as a model
-config and its weights as a local path. Weights are read as tensors only: code in a checkpoint is
-never run.
+The bundled `pico-clip` is loaded like every other model, from its folder. Weights are read as
+tensors only: no code in a checkpoint is ever run.
 
 n images or texts, h × w the encoder's image size, dim the length of a vector.
 """
@@ -33,9 +32,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Prepare:
-    """RGB image of any size → uint8 (h, w, 3): resized and cropped as open_clip does it.
+    """RGB image of any size → uint8 (h, w, 3), resized and cropped as open_clip does.
 
-    Separate from the model, so that processes can decode images without loading the model.
+    Does not hold the model, so it can be sent to processes that only decode.
     """
 
     geometry: Callable[[Image.Image], Image.Image]
@@ -47,8 +46,8 @@ class Prepare:
 class Encoder:
     """A loaded model. `prepare` may be called from many threads, the others from one at a time.
 
-    The same call gives the same bytes on the same machine. In fp32 the last bits of a row may
-    depend on the size of its batch, so cut batches the same way each time.
+    The same call gives the same bytes on the same machine. The last bits of a row may depend on the
+    size of its batch, so batches should be cut the same way each time.
     """
 
     def __init__(
@@ -63,10 +62,10 @@ class Encoder:
         self.model_name = model_name
         self.device = device
         self.precision = precision
-        # channels_last makes convolutions faster (pico-clip 519 → 822 images/s on 2 CPU threads),
-        # and a batch of (n, h, w, 3) pixels has this order already. No effect on transformers.
+        # channels_last: faster convolutions (pico-clip 519 → 822 images/s on 2 CPU threads), and
+        # a batch of (n, h, w, 3) pixels has this order already. Transformers ignore it.
         net: Any = model.eval()
-        if precision == "fp32":  # else the merged weights would be rounded
+        if precision == "fp32":  # half precision would round the scales into the weights
             batch_norm.fold(net.visual)
         net = net.to(device)
         self._model = net.to(memory_format=torch.channels_last)
@@ -131,12 +130,12 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
 ) -> Encoder:
-    """The model on its device, weights cast to its precision. Raises UserError.
+    """The model on its device, with its weights cast to its precision. Raises UserError.
 
     pretrained  as in `weights`
     device      auto is cuda where there is one, else cpu
-    precision   auto is decided by `choose_precision`
-    threads     of torch on the CPU, for the whole process; None leaves it as it is
+    precision   as in `choose_precision`
+    threads     of torch on the CPU, for the whole process; None: unchanged
     """
     check(model, pretrained)
     device = _choose_device(device)
@@ -163,12 +162,11 @@ def load(
 
 
 def choose_precision(model: str, device: str, precision: str) -> str:
-    """fp32, bf16 or fp16: the given one, or for "auto" the fastest one that is close enough.
+    """fp32, bf16 or fp16: the given one, or for "auto" the fastest that is accurate enough.
 
-    pico-clip stays in fp32: bf16 is 2 times as fast on a CPU, but for 8 of the 1,911 Noto emoji the
-    cosine to fp32 is below 0.999 (the lowest is 0.996). ViT-B-32 in bf16 is about 3 times as fast,
-    with a cosine of 0.9999. Weights are cast once. Autocast casts them at every call and made
-    ViT-B-32 only 1.3 times as fast on the same CPU. Raises UserError for an unknown precision.
+    pico-clip stays in fp32: in bf16 it is 2 times as fast on a CPU, but 8 of the 1,911 Noto emoji
+    have a cosine to fp32 below 0.999. ViT-B-32 in bf16 is about 3 times as fast, at 0.9999.
+    Weights are cast once; autocast, which casts them at every call, is only 1.3 times as fast.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -185,15 +183,14 @@ def _choose_device(device: str) -> str:
     if device not in DEVICES:
         raise UserError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' was asked for but torch sees none; use auto or cpu")
+        raise UserError("device 'cuda' is set but torch sees none; use auto or cpu")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor has bf16 multiplication; otherwise fp32 is the safe choice.
+    """Whether the processor multiplies bf16 itself; False without /proc (macOS, Windows).
 
-    Read from the kernel's list of CPU features. torch's functions for this are private or need a
-    newer torch than ours. False without /proc (macOS, Windows).
+    The functions of torch for this are private, or newer than the oldest supported version.
     """
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
@@ -203,14 +200,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def _open_clip_precision(precision: str) -> str:
-    """open_clip's name for casting all weights; some towers fail with its mixed "bf16"."""
+    """open_clip's name for casting all weights; its "bf16" keeps some in fp32, which may fail."""
     return precision if precision == "fp32" else f"pure_{precision}"
 
 
 def _split(
     preprocess: "transforms.Compose",
 ) -> tuple[Callable[[Image.Image], Image.Image], "transforms.Normalize"]:
-    """open_clip's validation transform → (its steps on images, its normalisation)."""
+    """open_clip's validation transform → (its steps on PIL images, its normalisation)."""
     from torchvision import transforms  # as in `weights`: where it is needed
 
     steps = list(preprocess.transforms)

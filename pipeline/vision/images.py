@@ -1,11 +1,9 @@
-"""Bytes of an image file → an upright RGB picture, or `BadImage(reason)`.
+"""Decodes the bytes of an image file to an upright RGB image, or raises `BadImage`.
 
-File names from the web are not reliable, so the first bytes decide the format. Six formats are
-read. PIL's file classes are called directly, not through `Image.open`: its guard against
-decompression bombs is a global number and a warning, and neither is safe to change while other
-threads decode. `max_pixels` is the limit here. It is checked after the header is read and before
-the pixels are decoded. (PIL's classes reject a WebP, a TIFF tile and an outsize GIF frame above 179
-million pixels by themselves. For the last two they warn above 89 million.)
+The first bytes, not the name, decide between six formats. PIL's file classes are called directly,
+not through `Image.open`, whose limit against decompression bombs is a global that is not safe to
+change while other threads decode. The limit here is `max_pixels`, checked after the header and
+before any pixel. (PIL also rejects a WebP, a TIFF tile or a GIF frame above 179 million pixels.)
 """
 
 import io
@@ -23,8 +21,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.runtime.reject_reasons import Reason
 
-# Encoders resize the short side to a fixed length. An image of 1 × 60,000 pixels is small before
-# that, and takes gigabytes after it.
+# Encoders resize the short side to a fixed length: an image of 1 × 60,000 pixels would become
+# gigabytes.
 MAX_ASPECT = 100
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
@@ -40,7 +38,7 @@ _UPRIGHT = {  # EXIF orientation → what undoes it; 1 is upright already
 }
 
 
-class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure of the program
+class BadImage(Exception):  # noqa: N818 - a property of a sample, no program error
     """An image that cannot be used; `reason` is one line that begins with the code."""
 
     def __init__(self, code: Reason, detail: str = "") -> None:
@@ -49,7 +47,7 @@ class BadImage(Exception):  # noqa: N818 - a verdict on a sample, not a failure 
 
 
 class _Bytes(io.BytesIO):
-    """The bytes of an image; reading raises BadImage once decoding has timed out."""
+    """The bytes of an image; reading raises once the decoding has timed out."""
 
     def __init__(self, data: bytes, timed_out: Callable[[], bool]) -> None:
         super().__init__(data)
@@ -66,17 +64,16 @@ def decode(
 ) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
 
-    Transparent pixels are put on white, 16 bits become 8. Raises `BadImage` for bytes that cannot
-    be used, and MemoryError where memory is short; nothing else. Safe to call from many threads.
-    After `timed_out` returns True, decoding ends at the next read of 64 KB.
+    Transparent pixels become white, 16 bits become 8. Raises only `BadImage`, whatever the bytes,
+    and MemoryError. Thread-safe. Once `timed_out`, it ends at PIL's next read of 64 KB.
     """
     try:
         return _decode(_Bytes(data, timed_out), max_pixels)
-    except (BadImage, MemoryError):  # short memory is not a fault of the image
+    except (BadImage, MemoryError):  # too little memory is no fault of the image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(Reason.TOO_LARGE, _one_line(error)) from error
-    except Exception as error:  # PIL's errors for broken bytes have no common base class
+    except Exception as error:  # PIL's errors have no common base class
         code = Reason.TRUNCATED if _is_truncation(error) else Reason.CORRUPT
         raise BadImage(code, f"{type(error).__name__}: {_one_line(error)}") from error
 
@@ -96,7 +93,7 @@ def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
 
 
 def format_class(data: bytes) -> type[ImageFile] | None:
-    """PIL's class for the format of the first bytes; None if it is none of the six."""
+    """PIL's class for the format of the first bytes; None for other formats."""
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -123,13 +120,13 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, turned by its EXIF orientation if that can be read.
+    """The image turned by its EXIF orientation; unchanged where that cannot be read.
 
-    Not `ImageOps.exif_transpose`: it rewrites the EXIF data and fails if another tag is broken.
+    Not `ImageOps.exif_transpose`, which rewrites the EXIF and fails on other broken tags.
     """
     try:
         method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # the EXIF data is broken, the pixels are good
+    except Exception:  # broken EXIF; the pixels are usable
         return image
     return image if method is None else image.transpose(method)
 
@@ -150,9 +147,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> Image.Image:
     """Grey values (h, w) of 16 or 32 bits or floats → mode L.
 
-    White is 65,535 for integers. For floats it is the smallest of 1, 255 and 65,535 that is not
-    below any value. If a value is larger than 65,535, white is the largest value. Negative and
-    non-finite values are black.
+    White is 65,535 for integers; for floats the least of 1, 255 and 65,535 that no value exceeds,
+    else the largest value. Negative and non-finite values are black.
     """
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
     grey = np.where(np.isfinite(values), values, 0).astype(np.float32)  # in place from here on

@@ -1,4 +1,4 @@
-"""Prompt templates for candidate names, such as "a photo of a {}."."""
+"""Prompt templates, into which a word is put before the text encoder reads it."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,10 @@ TEMPLATE_SETS = {  # of open_clip, for ImageNet
 
 
 def templates(model: str, chosen: Sequence[str] = ()) -> tuple[str, ...]:
-    """Prompts with `{}` for the word: the chosen ones, or the default of the model.
+    """Prompts with `{}` for the word: `chosen`, with the sets of TEMPLATE_SETS expanded.
 
-    A name in TEMPLATE_SETS stands for all prompts of that set. pico-clip was trained on bare words:
-    on 5,000 CIFAR-10 test images its zero-shot accuracy is 76 % with "{}" and 69 % with "a photo of
-    a {}."; on 5,000 of CIFAR-100 45 % and 36 %.
+    The default depends on the model. pico-clip was trained on bare words: on 5,000 CIFAR-10 test
+    images its accuracy is 76 % with "{}", 69 % with "a photo of a {}."; on CIFAR-100 45 and 36 %.
     """
     if not chosen:
         return ("{}",) if model == PICO else ("a photo of a {}.",)
@@ -30,10 +29,10 @@ def templates(model: str, chosen: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def check_templates(chosen: Sequence[str]) -> None:
-    """Raises UserError for a text that is neither a prompt nor the name of a set."""
+    """Raises UserError for a name that is neither a prompt nor one of TEMPLATE_SETS."""
     for template in chosen:
         if template not in TEMPLATE_SETS and template.count("{}") != 1:
             raise UserError(
-                f"caption.templates: {template!r} must hold {{}} exactly once, or be one of "
+                f"caption.templates: {template!r} must contain {{}} exactly once, or be one of "
                 f"open_clip's sets: {', '.join(TEMPLATE_SETS)}"
             )

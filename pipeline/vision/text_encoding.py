@@ -1,4 +1,4 @@
-"""Encodes the words of a vocabulary with the text encoder of CLIP, on the Ray cluster.
+"""Encodes a vocabulary by the text encoder, on the Ray cluster.
 
 V words, D dimensions.
 """
@@ -17,7 +17,7 @@ TEXTS_PER_CALL = 4096  # words in one call of a text encoder
 
 
 class TextEncoder:
-    """An actor: the model is loaded once; each call encodes a run of words."""
+    """An actor that loads the model once; each call encodes some words."""
 
     def __init__(self, model: str, pretrained: str, templates: Sequence[str]) -> None:
         self.encoder = clip.load(model, pretrained)

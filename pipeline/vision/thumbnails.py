@@ -1,4 +1,4 @@
-"""Pictures out of input shards, made small: by where their bytes lie, never by a tar's names."""
+"""Thumbnails of images in the input shards, read by byte range."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ from pipeline.store import storage
 from pipeline.vision import images
 
 log = logging.getLogger(__name__)
-READERS = 8  # pictures read and decoded at once
+READERS = 8  # images read and decoded at once
 QUALITY = 78  # of WebP thumbnails, 0 to 100
 
 
 class Place(NamedTuple):
-    """Where the bytes of a picture lie."""
+    """The byte range of an image."""
 
     url: str
     offset: int
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class Reader:
-    """Pictures made small, at most `side` pixels each way, and how many could not be read."""
+    """Reads thumbnails of at most `side` pixels in width and height; counts unreadable images."""
 
     def __init__(self, max_pixels: int, side: int, kind: str = "WEBP") -> None:
         self.max_pixels, self.side, self.kind = max_pixels, side, kind
@@ -33,10 +33,9 @@ class Reader:
         self._gone: dict[str, str] = {}  # URL, or URL and offset -> why
 
     def images(self, places: list[Place]) -> list[bytes | None]:
-        """Each as an image file; None where it cannot be read any more.
+        """Each as an image file; None where it cannot be read.
 
-        Read in the order in which they lie in the shards. A shard that cannot be read is tried
-        once.
+        Images are read in the order of the shards. A shard that cannot be read is tried once.
         """
         order = sorted(set(places))
         with ThreadPoolExecutor(READERS) as pool:
@@ -52,16 +51,16 @@ class Reader:
             return thumbnail(storage.read_range(*place), self.max_pixels, self.side, self.kind)
         except images.BadImage as bad:
             self._gone[f"{place.url} at byte {place.offset}"] = bad.reason
-        except Exception as error:  # stores raise anything, and a page without it is still a page
+        except Exception as error:  # any error of a store; the page is useful without the image
             self._gone[place.url] = f"{type(error).__name__}: {error}"
         return None
 
-    def tell_missing(self) -> int:
-        """How many could not be read: in one warning, if any."""
+    def warn_missing(self) -> int:
+        """Log one warning if images could not be read; returns their number."""
         if self.missing:
             url, why = min(self._gone.items())
             log.warning(
-                "%d of %d pictures cannot be read any more and are left blank; first: %r, %r",
+                "%d of %d images cannot be read and are left blank; the first: %r, %r",
                 *(self.missing, self.asked, url, why),
             )
         return self.missing
@@ -70,22 +69,22 @@ class Reader:
 def thumbnails(
     places: list[Place], max_pixels: int, side: int, kind: str = "WEBP"
 ) -> list[str | None]:
-    """Each picture made small, as a data: URI; None where it cannot be read any more."""
+    """Each thumbnail as a data: URI; None where the image cannot be read."""
     reader = Reader(max_pixels, side, kind)
     found = reader.images(places)
-    reader.tell_missing()
+    reader.warn_missing()
     return [data_uri(f"image/{kind.lower()}", image) if image else None for image in found]
 
 
 def thumbnail(data: bytes, max_pixels: int, side: int, kind: str = "WEBP") -> bytes:
-    """An image file as a WEBP or JPEG of at most `side` pixels each way; raises BadImage."""
+    """The image as WEBP or JPEG of at most `side` pixels in width and height; raises BadImage."""
     image = images.decode(data, max_pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _file(image, kind)
 
 
 def strip(found: list[bytes | None], tiles: int, side: int) -> bytes:
-    """Pictures one below the other, each in the middle of a square tile, as one WebP."""
+    """One WebP of images one below the other, each centred in a square tile."""
     whole = Image.new("RGBA", (side, side * tiles))
     for tile, data in enumerate(found):
         if data:

@@ -1,4 +1,4 @@
-"""Lists of candidate names for clusters: ImageNet's, WordNet's, pico-clip's, or the user's file."""
+"""Word lists for cluster names: ImageNet, WordNet, pico-clip's, or a file of the user."""
 
 import importlib.resources
 import re
@@ -9,7 +9,7 @@ import fsspec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import resolved
 
-MAX_CHARACTERS = 200  # of one word or phrase; a longer line means that the file is not a word list
+MAX_CHARACTERS = 200  # of one word or phrase; a longer line shows that the file is no word list
 
 _ASSETS = {"wordnet": "wordnet/nouns.txt", "pico-clip": "pico-clip/vocabulary.txt"}
 LINES = re.compile(r"\r\n|\r|\n")
@@ -17,7 +17,7 @@ _JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian, in Ind
 
 
 def default(model: str) -> tuple[str, ...]:
-    """Names of the vocabularies that suit a model."""
+    """Names of the default vocabularies of a model."""
     return ("pico-clip",) if model == "pico-clip" else ("imagenet", "wordnet")
 
 
@@ -27,7 +27,7 @@ def load_or_default(names: Sequence[str], model: str) -> list[str]:
 
 
 def load(names: Sequence[str]) -> list[str]:
-    """Words of all vocabularies in order; of words that differ only in case, the first.
+    """Words of all vocabularies in order; words that differ only in case appear once.
 
     A name is imagenet, wordnet, pico-clip, or the path or URL of a text file: one word or phrase
     per line, UTF-8, empty lines and lines that start with # skipped. Raises UserError.
@@ -81,7 +81,7 @@ def _read(name: str) -> bytes:
 
 
 def _parse(name: str, text: str) -> Iterator[str]:
-    """Words of a text; runs of white space become one space. Raises UserError naming the line."""
+    """Words of a text, with white space normalised. Raises UserError with the line number."""
     for number, line in enumerate(LINES.split(text), start=1):
         word = " ".join(line.split())
         if not word or word.startswith("#"):

@@ -3,8 +3,7 @@
 `pretrained` is "" for the default (only pico-clip, hf-hub: and local-dir: have one), a tag of
 open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
 
-open_clip is imported where it is needed: the import takes seconds, and a command whose work is
-already done does not need it.
+open_clip is imported inside functions, because the import takes seconds.
 """
 
 import difflib
@@ -27,7 +26,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def check(model: str, pretrained: str) -> None:
-    """Raises UserError for an unknown model or weights. Reads no weights."""
+    """Raises UserError for an unknown model, tag or checkpoint, without reading weights."""
     if model.startswith(_SCHEMES):
         _check_scheme(model, pretrained)
         return
@@ -51,7 +50,7 @@ def check(model: str, pretrained: str) -> None:
 
 
 def source(model: str, pretrained: str) -> dict[str, Any]:
-    """Arguments for open_clip: where the weights are, and an error if there are none."""
+    """Arguments of open_clip for the weights; it fails where there are none."""
     if pretrained == RANDOM:
         return {"pretrained": None, "pretrained_text": False}
     import open_clip
@@ -59,19 +58,18 @@ def source(model: str, pretrained: str) -> dict[str, Any]:
     _register_pico()
     if pretrained == "" and model == PICO:
         pretrained = str(_pico_folder() / "open_clip_model.safetensors")
-    # OpenAI's weights and some others were trained with another activation function than the
-    # config of the same name has. open_clip only warns, and the vectors would be worse.
+    # OpenAI's and some other weights were trained with QuickGELU, which their config lacks;
+    # open_clip only warns, and the vectors would be worse.
     quick = bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "require_pretrained": True, "force_quick_gelu": quick}
 
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Inside, torch reads pickles of tensors only, whichever library calls it.
+    """In this context torch unpickles tensors only.
 
-    open_clip asks torch for the same. But if that raises a TypeError, it tries again without the
-    restriction, and a malicious file can cause that. The user's environment may also turn the
-    restriction off.
+    open_clip asks for the same, but repeats the load without it after a TypeError, which a crafted
+    file can cause; and environment variables of the user could switch it off.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}

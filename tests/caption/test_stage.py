@@ -82,7 +82,7 @@ def test_words_are_counted_from_texts_and_never_from_json(paths):
     [
         ({"temperature": 0.0}, "caption.temperature = 0.0"),
         ({"alt_texts": -1}, "caption.alt_texts"),
-        ({"templates": ("a photo",)}, "'a photo' must hold {} exactly once, or be one of open"),
+        ({"templates": ("a photo",)}, "'a photo' must contain {} exactly once, or be one of open"),
         ({"templates": ("openai", "{} and {}")}, "exactly once"),
         ({"namer": "http://localhost"}, "needs caption.namer_model"),
     ],

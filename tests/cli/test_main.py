@@ -394,7 +394,7 @@ def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     (tmp_path / "shards" / "00001.tar").unlink()
     shutil.copy(tiny_shards / "00001.tar", tmp_path / "shards")
     assert cli.invoke([part.replace("{tmp}", str(tmp_path)) for part in STUCK]) == 0
-    assert "taken over from" in caplog.text
+    assert "took over the lock of" in caplog.text
     assert (root / "embeddings" / "00000.parquet").stat().st_mtime_ns == before
     assert (root / "embeddings" / "manifest.json").exists() and not (root / ".lock").exists()
 

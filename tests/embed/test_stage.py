@@ -44,7 +44,7 @@ def embed_alone(shards, root, encoder, cfg=CFG):
     paths = layout.RunPaths(str(root))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(THREADS,)) as thread:
         found = [
-            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decoded)
+            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decode)
             for shard in shards
         ]
     return found, paths
@@ -203,13 +203,13 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 ):
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
     prepare = Slow(encoder.prepare, tmp_path)
-    found = worker.decoded_elsewhere(shard, prepare, replace(CFG, decode_cpus=1))
+    found = worker.decode_elsewhere(shard, prepare, replace(CFG, decode_cpus=1))
     first = next(found)
     (pid,) = [int(path.name) for path in tmp_path.iterdir()]
     os.kill(pid, signal.SIGKILL)
     batches = [first, *found]
     assert {int(path.name) for path in tmp_path.iterdir()} > {pid}
-    expected = list(encode_shard.decoded(shard, encoder.prepare, CFG))
+    expected = list(encode_shard.decode(shard, encoder.prepare, CFG))
     assert [batch.rows for batch in batches] == [batch.rows for batch in expected]
     for mine, theirs in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(mine.pixels, theirs.pixels)
@@ -219,7 +219,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 def test_an_error_of_the_store_comes_back_as_itself(tiny_shards, encoder, ray_session):
     shard = replace(list_shards(str(tiny_shards))[0], url="/nowhere/00000.tar")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        next(worker.decoded_elsewhere(shard, encoder.prepare, CFG))
+        next(worker.decode_elsewhere(shard, encoder.prepare, CFG))
 
 
 def test_idle_is_what_encoders_wait_and_decoding_is_counted_for_the_time_they_work():
@@ -238,7 +238,7 @@ def test_batches_that_a_second_decoder_cut_otherwise_are_no_shard(tiny_shards, t
     paths = layout.RunPaths(str(tmp_path))
 
     def source(shard, prepare, cfg):
-        first, *rest = encode_shard.decoded(shard, prepare, cfg)
+        first, *rest = encode_shard.decode(shard, prepare, cfg)
         late = {**first.rows[5], "member": "x.png", "reason": "decode_timeout"}
         yield replace(
             first,
@@ -259,7 +259,7 @@ def test_a_decoder_that_nobody_listens_to_gives_back_its_cpu(
 ):
     before = ray.available_resources()["CPU"]
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
-    found = worker.decoded_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
+    found = worker.decode_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
     next(found)
     assert ray.available_resources()["CPU"] < before
     found.close()

@@ -96,7 +96,7 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
     shutil.copystat(tiny_shards / "00000.tar", folder / "00000.tar")
     (folder / "00001.tar").unlink()
     found = rows(*settings(folder, run))
-    said = "1 of 2 shards: 1 new, 0 changed, the first 00002; 1 no longer listed, the first 00001"
+    said = "1 of 2 shards: 1 new, 0 changed, the first 00002; 1 removed, the first 00001: left out"
     assert found["embed"]["rerun"] == said and found["embed"]["state"] == "out of date"
     assert set(states(found).values()) == {"out of date"}
     paths = layout.RunPaths(str(run))
@@ -164,7 +164,7 @@ def test_interrupted_stages(rows, run, tiny_shards):
 def test_who_is_at_work_is_seen(run, rows, capfd):
     doing = {"stage": "write", "line": "write: 1/2 shards", "done": 1, "total": 2, "samples": 60}
     doing |= {"rejected": 0, "samples_per_s": 30.0, "left_s": 75}
-    with lock.held(str(run), lambda: doing, lambda reason: None):
+    with lock.acquire(str(run), lambda: doing, lambda reason: None):
         number, facts = lock.read(str(run))
         storage.write_bytes(lock._url(str(run), number), lock._json({**facts, "doing": doing}))
         found = rows()["write"]

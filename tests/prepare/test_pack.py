@@ -176,7 +176,7 @@ def test_what_is_there_is_known_by_what_it_was_made_from(folder, tmp_path):
     (out / "00001_stats.json").unlink()
     assert pack.find_done(shards, str(out)) == {"00000"}
     (out / "00000.parquet").write_bytes(b"not ours")
-    with pytest.raises(UserError, match=r"1 shards of something else \(00000.tar\)"):
+    with pytest.raises(UserError, match=r"1 shards of other images or settings \(00000.tar\)"):
         pack.find_done(shards, str(out))
 
 

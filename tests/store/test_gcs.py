@@ -49,8 +49,8 @@ def test_one_driver_at_a_time(gcs):
     """The second is refused by what it reads: the emulator knows no create-if-absent."""
     root = f"{gcs}/locked"
     with (
-        lock.held(root, lambda: None, lambda reason: None),
+        lock.acquire(root, lambda: None, lambda reason: None),
         pytest.raises(UserError, match="in use by"),
     ):
-        lock._acquire(root)
+        lock._take(root)
     assert lock.read(root) == (0, {"released": True})

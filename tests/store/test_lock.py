@@ -37,7 +37,7 @@ def elsewhere(root: str, number: int = 1, **more) -> dict:
 
 
 def held(root: str, lost=lambda reason: None, doing=lambda: None):
-    return lock.held(root, doing, lost)
+    return lock.acquire(root, doing, lost)
 
 
 def until(condition) -> None:
@@ -69,7 +69,7 @@ def test_a_second_driver_of_this_machine_is_refused_at_once(root):
         held(root),
         pytest.raises(UserError, match=rf"in use by .*process {os.getpid()}, .*--root"),
     ):
-        lock._acquire(root)
+        lock._take(root)
     with held(root):
         assert lock.read(root)[0] == 1
 
@@ -80,7 +80,7 @@ def test_of_many_at_once_one_gets_it(root):
     def work(_: int) -> bool:
         barrier.wait(10)
         try:
-            lock._acquire(root)
+            lock._take(root)
         except UserError:
             return False
         return True
@@ -127,16 +127,16 @@ def test_an_owner_elsewhere_that_beats_is_refused(root, caplog):
     thread = threading.Thread(target=beat)
     thread.start()
     with pytest.raises(UserError, match=r"in use by .* on far"):
-        lock._acquire(root)
+        lock._take(root)
     over.set()
     thread.join()
-    assert "waiting up to 1 s for a sign of its life" in caplog.text
+    assert "waiting up to 1 s for its next heartbeat" in caplog.text
 
 
 def test_a_silent_owner_elsewhere_is_taken_over_by_one(root):
     elsewhere(root)
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(lock._acquire, root) for _ in range(4)]
+        found = [pool.submit(lock._take, root) for _ in range(4)]
     refused = [one.exception() for one in found if one.exception()]
     assert len(refused) == 3 and all(isinstance(error, UserError) for error in refused)
     assert lock.read(root)[0] == 2
@@ -162,7 +162,7 @@ def test_one_who_was_taken_over_is_told_even_after_the_taker_has_ended(root):
     assert files(root) == ["00000003.json"] and lock.read(root) == (3, {"released": True})
     told.clear()
     owner = lock.Owner(root, 2, {**elsewhere(root, 2)}, False, [])  # it wakes, and writes its file
-    assert "taken over by a driver that has ended since" in owner.beat(None)
+    assert "taken over by a driver that has just ended" in owner.beat(None)
     with held(root):
         assert lock.read(root)[0] == 4
     assert files(root) == ["00000004.json"]
@@ -188,11 +188,11 @@ def test_heartbeats_go_on_when_the_store_is_back(root, monkeypatch, caplog):
     monkeypatch.setattr(lock, "write_bytes", flaky)
     with held(root, told.append):
         down.set()
-        until(lambda: "no heartbeat, tried again: the store is down" in caplog.text)
+        until(lambda: "cannot write a heartbeat, retrying: the store is down" in caplog.text)
         beat = lock.read(root)[1]["beat"]
         down.clear()
         until(lambda: lock.read(root)[1]["beat"] > beat + 1)
-    assert not told and caplog.text.count("no heartbeat") == 1
+    assert not told and caplog.text.count("cannot write a heartbeat") == 1
 
 
 def test_an_answer_that_was_lost_is_no_refusal(s3, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_store_without_create_if_absent_says_so(s3, tmp_path, monkeypatch, cap
     monkeypatch.setattr(retry.time, "sleep", lambda s: None)
     told: list[str] = []
     with held(root, told.append):
-        assert "which of two drivers was first" in caplog.text
+        assert "this store has no exclusive create" in caplog.text
         elsewhere(root, 1)  # the other one of the two
         until(lambda: told)
 

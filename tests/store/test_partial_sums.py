@@ -59,7 +59,7 @@ def test_a_sum_that_cannot_be_read_is_begun_again(folder, caplog):
         storage.write_bytes(url, change(storage.read_bytes(url)))
         caplog.clear()
         assert ResumableSum(folder, "sum", "f", 12).done == 0
-        assert "begun again" in caplog.text and folder.names() == set()
+        assert "the sum starts again" in caplog.text and folder.names() == set()
 
 
 def test_a_short_stage_commits_nothing(folder, monkeypatch):
