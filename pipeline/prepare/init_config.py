@@ -41,8 +41,8 @@ class Seen:
     shards: int
     shard_bytes: int  # of all; 0 if unknown
     first: str
-    end: str  # of the first shard: complete, or what is wrong
-    samples: int  # of the first shard, as all that follow
+    end: str  # of the first shard: complete, or its damage
+    samples: int  # of the first shard, as all fields below
     suffixes: dict[str, int]  # of images
     reasons: dict[str, int]  # why samples have no readable image
     image_bytes: int  # median
