@@ -2,14 +2,13 @@
 
     python -m benchmarks.curation [--samples 300000] [--clusters 100] [--folder /tmp]
 
-A run of shards of 10,000 is made below the folder and deleted when it is measured: samples lie
-around the direction of their cluster, and PLANTED rows of every shard but the first are near-copies
-of rows of the shard before, at cosines spread over COSINES. `ratecluster duplicates --threshold
-0.95` runs as a process with a local Ray, as a user starts it; memory as in `benchmarks.scale`. It
-prints samples/s of the comparison, Ray's start in it, how many of the copies are found at each
-threshold of those that are over it, and what else would be removed. Before that, of one cluster on
-one thread: processor seconds of the comparison beside those of the bare matrix products, which are
-of half of all pairs.
+It writes a run with 10,000 samples per shard below the folder, and deletes it at the end. Samples
+lie around the direction of their cluster. PLANTED rows of every shard except the first are
+near-copies of rows of the shard before, at cosines spread over COSINES. `ratecluster duplicates
+--threshold 0.95` runs as a process with a local Ray; memory is measured as in `benchmarks.scale`.
+It prints samples/s of the comparison (with the start of Ray), how many of the planted copies are
+found at each threshold, and how many other samples. First it prints the processor seconds for one
+cluster on one thread, and those of its matrix products alone, which cover half of all pairs.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from pipeline.store import tables
 
 PLANTED = 500  # copies in a shard
 COSINES = (0.9, 1.0)  # of a copy to its original, evenly
-NOISE = 1.0  # length of what a sample has beside its cluster's direction
+NOISE = 1.0  # length of the noise around the direction of a cluster
 
 
 def base(number: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +72,7 @@ def write_part(number: int, clusters: int, root: str) -> np.ndarray:
 
 
 def build(samples: int, clusters: int, root: str) -> None:
-    """A run up to its clusters, as far as curation reads it."""
+    """Write the files of a run that curation reads."""
     paths, parts = layout.RunPaths(root), samples // PART_ROWS
     with ProcessPoolExecutor() as pool:
         sizes = sum(pool.map(partial(write_part, clusters=clusters, root=root), range(parts)))
@@ -84,7 +83,7 @@ def build(samples: int, clusters: int, root: str) -> None:
 
 
 def core() -> None:
-    """Print what the comparison takes beside its matrix products."""
+    """Print the time of the comparison, and that of its matrix products alone."""
     with one_thread():
         torch.randn(2000, DIM) @ torch.randn(DIM, 2000)  # warms up
         for rows in (1_000, 3_000, 10_000):
@@ -104,7 +103,7 @@ def core() -> None:
 
 
 def recall(parts: int, root: str) -> str:
-    """Of the pairs planted over each threshold those of which one is found, and all else found."""
+    """For each threshold: planted pairs over it that are found, and other samples found."""
     folder = layout.RunPaths(root).folder("curation/similarity")
     names = [n for n in folder.names() if n[0].isdigit()]
     rows = [row for n in names for row in tables.read(folder.file(n)).to_pylist()]
@@ -117,7 +116,7 @@ def recall(parts: int, root: str) -> str:
     planted = {sample_id for pair in pairs for sample_id in pair[1:]}
     lines = []
     for threshold in (t for t in similarity.THRESHOLDS if COSINES[0] <= t):
-        over = [pair for pair in pairs if pair[0] > threshold + 1e-3]  # float16 turns them a little
+        over = [pair for pair in pairs if pair[0] > threshold + 1e-3]  # of float16
         got = sum(any(found.get(i, 0) > threshold for i in pair[1:]) for pair in over)
         other = sum(s > threshold for i, s in found.items() if i not in planted)
         lines.append(
@@ -127,7 +126,7 @@ def recall(parts: int, root: str) -> str:
 
 
 def main() -> None:
-    """Make, measure, check, delete."""
+    """Write a run, measure, check the recall, and delete the run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

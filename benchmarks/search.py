@@ -1,21 +1,20 @@
-"""Recall, latency, size and build time of an index; and whether the trained space finds better.
+"""Recall, latency, size and build time of an index, and the precision of both spaces.
 
     python -m benchmarks.search [--samples 100000 1000000] [--cache FOLDER]
     python -m benchmarks.search --only precision --seeds 3
 
-Index: a run of parts of 10,000 embeddings below --folder, indexed by `ratecluster index`'s own code
-on a local Ray, then searched as `ratecluster search` does, one query at a time. The vectors are
-pico-clip's (256 dimensions) of the CIFAR-10 and CIFAR-100 test images: 200 of them are held out as
-queries, the other 19,800 are in the collection, and the rest of it are those moved along the
-difference of two others by as much as to the median picture's nearest neighbour: as near, and as
-spread over the dimensions, as real ones. Truth is all cosines of what is stored. HNSW (M = 32) is
-FAISS's own, of all vectors at once, built by all cores; it is here for comparison, up to 10⁵.
+Index: a run below --folder with 10,000 embeddings per shard is indexed by the code of `ratecluster
+index` on a local Ray, and searched by that of `ratecluster search`, one query at a time. The
+vectors are those of pico-clip (256 dimensions) for the CIFAR-10 and CIFAR-100 test images. 200 are
+queries; the other 19,800 are in the collection. More vectors are copies of these, moved along the
+difference of two others, by the median distance to a nearest neighbour. So they are as close, and
+as spread over the dimensions, as real ones. Recall compares with all cosines of the stored vectors.
+HNSW (M = 32) of FAISS, built on all cores, is a comparison up to 10⁵ vectors.
 
-Latency: of the whole (candidates from the index, their embeddings from Parquet, exact order) and of
-the index alone. Size: of the files in index/.
+Latency is measured for a whole search (candidates from the index, their embeddings from Parquet,
+exact order) and for the index alone. The size is that of the files in index/.
 
-Precision: every picture of cifar10-test asks for its 20 nearest others; the share that are of its
-class. Labels are used for nothing else.
+Precision: for every image of cifar10-test, the share of its 20 nearest neighbours with its class.
 """
 
 import argparse
@@ -118,7 +117,7 @@ def indexed(
     size = sum(file.stat().st_size for file in folder.iterdir())
     search = Search(paths, [Space.CLIP])
     inner = search.indices[Space.CLIP]
-    found, whole = timed(lambda q: search.ranked(q, Space.CLIP, TOP)[0], queries)
+    found, whole = timed(lambda q: search.rank(q, Space.CLIP, TOP)[0], queries)
     raw, alone = timed(lambda q: inner.candidates(q, TOP), queries)
     name = "flat" if made["lists"] == 1 else f"IVF-PQ, {made['lists']:,} lists"
     recalls = f"{recall(found, true):.3f} | {recall(raw, true):.3f}"

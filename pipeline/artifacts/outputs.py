@@ -70,13 +70,13 @@ class ExpectedOutputs:
         made_with = manifest.get("config", {})
         known = made_with and self.cfg is not None  # some outputs depend on no settings
         differs = config.differences(self.stage, made_with, self.cfg) if known else ""
-        return manifest, differs or "what it reads has changed"
+        return manifest, differs or "its input has changed"
 
     def if_done(self) -> dict[str, Any] | None:
         """The manifest if the stage is done as expected; else None, and the reason is logged."""
         manifest, reason = self.compare()
         if reason:
-            log.info("%s: made again, %s", self.stage, reason)
+            log.info("%s: runs again: %s", self.stage, reason)
         elif manifest:
             console.log_already_done(log, self.stage, self.folder.url)
         return None if reason else manifest

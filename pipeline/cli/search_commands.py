@@ -104,8 +104,8 @@ def search_command(
     hits, strip = run.nearest(query, space, top, cluster), None
     if html or not console.wants_json():
         strip = storage.absolute(html or STRIP)
-        shown = pages.pictured(hits, run.max_pixels)
-        title = f"Most like “{text}”" if text is not None else "Most like the picture"
+        shown = pages.with_thumbnails(hits, run.max_pixels)
+        title = f"Most similar to “{text}”" if text is not None else "Most similar to the image"
         storage.write_bytes(strip, pages.page(title, note=paths.root, hits=shown).encode())
     facts = {"root": paths.root, "hits": pages.facts(hits), "pictures": strip}
     console.print_result(f"{pages.text(hits)}\npictures: {strip}", facts)

@@ -100,7 +100,7 @@ def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:
     remedy = "restore that, choose another --root, or pass --overwrite to embed them again"
     if found.other:
         before = next(iter(found.other.values())).get("config", {})
-        what = config.differences("embed", before, cfg) or "other settings"
+        what = config.differences("embed", before, cfg) or "those of another version"
         return (
             f"{paths.embeddings.url} holds {len(found.other)} parts made with different settings "
             f"({what}): {remedy}"

@@ -1,14 +1,14 @@
-"""Command assign: new shards into the clusters of a finished run, without training.
+"""Command assign: assign new shards to the clusters of a finished run, without training.
 
-reads   the new shards; of the run: network/, clusters/, captions/, assignments/
-writes  a root of its own that is laid out as a run: embeddings/, rejects/, assignments/, labels/,
-        labeled/ of the new shards; network/, clusters/, captions/ as the run has them, whose
-        manifests say `taken_from`
-        curation/unexplained/   OUTLIERS   samples that the run's clusters do not explain
+reads   the new shards; network/, clusters/, captions/, assignments/ of the run
+writes  a new root with the layout of a run: embeddings/, rejects/, assignments/, labels/, labeled/
+        of the new shards; copies of network/, clusters/, captions/, whose manifests say
+        `taken_from`
+        curation/unexplained/   OUTLIERS   samples that the clusters do not explain
 
-Every step is the stage's own: embed with the run's settings, the second pass of select_k, write. A
-cluster of the run may have no member here, and cluster 0 need not be the largest. A sample is not
-explained if its outlier_score is above a quantile of the run's own.
+It runs embed with the run's settings, the second pass of select_k, and write. A cluster may have no
+member here, and cluster 0 need not be the largest. A sample is unexplained if its outlier_score is
+above a quantile of the run's scores.
 """
 
 import logging
@@ -39,32 +39,32 @@ COPIED = [stage for stage in chain() if stage.name in ("train", "select_k", "cap
 
 
 def encoder(asked: embed_settings.Config, made_with: dict[str, Any]) -> embed_settings.Config:
-    """The run's own settings; of those asked for, what does not change the embeddings.
+    """The run's settings, and of `asked` those that do not change embeddings.
 
-    UserError where another encoder is asked for.
+    UserError if `asked` names another encoder.
     """
     usual = config.facts(embed_settings.Config())
     for name, value in config.facts(asked).items():
         if value != usual[name] and value != made_with.get(name, value):
             raise UserError(
-                f"embed.{name} = {value!r}, but the run was made with {made_with[name]!r}: its "
-                "clusters are of its own encoder; leave the setting out"
+                f"embed.{name} = {value!r}, but the run used {made_with[name]!r}, and its "
+                "clusters hold only for that encoder; leave the setting out"
             )
     return config.as_made(asked, made_with)
 
 
 def check(source: layout.RunPaths, shards: list[Shard], paths: layout.RunPaths) -> None:
-    """UserError where the new root is the run's, or holds a run that was trained there."""
+    """UserError if the new root is that of the run, or holds a trained run."""
     if source.root.rstrip("/") == paths.root.rstrip("/"):
-        raise UserError(f"--root {paths.root} is the run itself; give the new shards a root")
+        raise UserError(f"--root {paths.root} is the run itself; give the new shards another root")
     trained = paths.network.peek()
     if trained is not None and "taken_from" not in trained:
-        raise UserError(f"--root {paths.root} holds a run that was trained there; give another")
+        raise UserError(f"--root {paths.root} holds a trained run; give another root")
     known = {facts["shard"]["stem"] for facts in source.embeddings.manifest()["shards"]}
     if same := sorted(known & {shard.stem for shard in shards}):
         log.warning(
-            "assign: %d shards are named as shards of the run, the first %s: their sample_ids are "
-            "unique in %s, but not together with those of %s",
+            "assign: %d shards share names with shards of the run, such as %s: sample_ids are "
+            "unique in %s, but not together with those in %s",
             *(len(same), same[0], paths.root, source.root),
         )
 
@@ -77,26 +77,24 @@ def run(
     unexplained: outliers.Config,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Embed, assign, list what is not explained, write; the manifest of that list."""
+    """Embed, assign, list unexplained samples, write; returns the manifest of the list."""
     given = outputs.upstream(source, "captions")
     check(source, shards, paths)
     before = given["embeddings"]
     asked = encoder(sections["embed"], before["config"])
     weights.check(asked.model, asked.pretrained)
-    write_settings.digests(
-        sections["write"]
-    )  # lists that are not there are told of before the work
+    write_settings.digests(sections["write"])  # a missing list is an error before the work
     embedded = embed.run(asked, paths, shards, overwrite)
     if embedded["precisions"] != before.get("precisions"):
         log.warning(
             "assign: the run was embedded on %s, these shards on %s: cosines may differ a little",
             *(before.get("precisions"), embedded["precisions"]),
         )
-    wants = wanted(given, embedded, source, paths)
+    wants = expected(given, embedded, source, paths)
     upstream = embedded["fingerprint"]
     for name, want in wants.items():
         if want.if_done() is None:
-            counted = _assigned(want, embedded, given, source, paths) if name == "clusters" else {}
+            counted = _assign(want, embedded, given, source, paths) if name == "clusters" else {}
             _copy(want, {**given[name], "upstream": upstream, **counted}, source.folder(name))
         upstream = want.made_of
     partial_sums.remove_all(paths.clusters)
@@ -105,13 +103,13 @@ def run(
     return found
 
 
-def wanted(
+def expected(
     given: outputs.Manifests,
     embedded: dict[str, Any],
     source: layout.RunPaths,
     paths: layout.RunPaths,
 ) -> dict[str, outputs.ExpectedOutputs]:
-    """What is to lie in the folders that are the run's; each was made from the one before."""
+    """The files of the copied folders; each depends on the folder before it."""
     prints = [given[stage.folder]["fingerprint"] for stage in COPIED]
     upstream: list[Any] = [embedded["fingerprint"], prints]
     found = {}
@@ -128,7 +126,7 @@ def wanted(
 
 
 def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.Folder) -> None:
-    """The files of the run, then a manifest that says whose they are."""
+    """Copy the files of the run, then write a manifest that names the run."""
     want.folder.remove({"manifest.json"})
     of_new_samples = {"exemplars.parquet"}
     for name in sorted(set(want.files[want.folder]) - of_new_samples):
@@ -137,14 +135,14 @@ def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.
     want.folder.finish(want.made_of, **{k: v for k, v in facts.items() if k != "fingerprint"})
 
 
-def _assigned(
+def _assign(
     want: outputs.ExpectedOutputs,
     embedded: dict[str, Any],
     given: outputs.Manifests,
     source: layout.RunPaths,
     paths: layout.RunPaths,
 ) -> dict[str, Any]:
-    """Assign every new sample; the facts of the clusters that are of these samples."""
+    """Assign every new sample; returns facts of the clusters that depend on these samples."""
     clustered = given["clusters"]
     table = tables.read(source.clusters.file("prototypes.parquet"))
     prototypes = Prototypes(

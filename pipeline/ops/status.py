@@ -1,4 +1,4 @@
-"""Command status: how far each stage of a run is, and what the same command again would do.
+"""Command status: how far each stage of a run is, and what running the same command again would do.
 
 reads   manifests; names of all parts; footers of the parts of stages that have not finished; the
         lock. Writes nothing, starts no Ray.
@@ -28,11 +28,11 @@ HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage. None where a number is not known, or the stage has none."""
+    """The state of one stage. A number is None where it is unknown or does not apply."""
 
     stage: str
     state: str  # done | partly | not begun | out of date | under way | unknown
-    rerun: str  # what the same command again would do, in words
+    rerun: str  # what running the same command again would do
     done: int | None = None  # parts; steps of train
     total: int | None = None
     samples: int | None = None
@@ -43,14 +43,14 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class StatusQuery:
-    """What the stages are compared with."""
+    """The settings and shards that the stages are compared with."""
 
     sections: config.Sections
     shards: list[Shard] | None  # None: those of the run
-    as_made: bool  # the settings are those of the run; what is not made yet is as in `sections`
+    as_made: bool  # use the settings of the run; those of `sections` for stages that have not run
 
     def settings(self, stage: str, made_with: dict[str, Any] | None) -> Any:
-        """Of a stage whose manifest says it was made with these."""
+        """The settings of a stage; `made_with` are those in its manifest."""
         cfg = self.sections[stage]
         return config.as_made(cfg, made_with) if self.as_made and made_with else cfg
 
@@ -75,7 +75,7 @@ def _row(
     paths: layout.RunPaths,
     rows: list[StageStatus],
 ) -> StageStatus | None:
-    """A later stage, whose fingerprint is then in `made`; None for one that nobody asks for."""
+    """The row of a later stage; adds its fingerprint to `made`. None if `run` would skip it."""
     before = _manifest(stage, paths)
     if before and "taken_from" in before:
         row = _taken(stage.name, before, made)
@@ -89,7 +89,7 @@ def _row(
         return None
     try:
         if len(made) < len(rows):
-            raise UserError("what the stage before it leaves is not known")
+            raise UserError("the result of the stage before it is not known")
         want = stage.settings.expected(settings, made, paths)
     except UserError as error:
         begun = before or rows[0].state != "not begun"
@@ -109,7 +109,7 @@ def _manifest(stage: Stage, paths: layout.RunPaths) -> dict[str, Any] | None:
 
 
 def _taken(stage: str, manifest: dict[str, Any], made: outputs.Manifests) -> StageStatus:
-    """A stage of the run that `ratecluster assign` took these clusters from."""
+    """The row of a stage that `ratecluster assign` copied from another run."""
     last = [facts["fingerprint"] for facts in made.values()][-1:]
     whose = f"it is of {manifest['taken_from']}"
     if last == [manifest["upstream"]]:
@@ -120,7 +120,7 @@ def _taken(stage: str, manifest: dict[str, Any], made: outputs.Manifests) -> Sta
 def embed_row(
     query: StatusQuery, paths: layout.RunPaths
 ) -> tuple[StageStatus, dict[str, Any] | None]:
-    """The first stage; and what its manifest says of shards, or will say."""
+    """The row of embed, and its manifest, or the one that it is about to write."""
     manifest, names = paths.embeddings.peek(), sorted(paths.embeddings.names())
     parts = [name for name in names if name.endswith(".parquet")]
     made_with = (manifest or {}).get("config")
@@ -132,7 +132,7 @@ def embed_row(
         shards = [Shard(**s["shard"]) for s in manifest["shards"]]
     if shards is None:
         state = "partly" if parts else "not begun"
-        rerun = "the shards that have no part; --shards tells which" if parts else "all of it"
+        rerun = "the shards without a part; give --shards to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
     if whole := survey.if_done(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
@@ -168,7 +168,7 @@ def _embedding(found: survey.Survey, total: int) -> str:
 
 
 def stage_row(stage: Stage, want: outputs.ExpectedOutputs, paths: layout.RunPaths) -> StageStatus:
-    """A stage that is known by its folder's manifest."""
+    """The row of a stage, from the manifest in its folder."""
     manifest, reason = want.compare()
     found = manifest or {}
     total, done, unit = _progress(stage, want, found, reason, paths)
@@ -192,7 +192,7 @@ def _progress(
     reason: str,
     paths: layout.RunPaths,
 ) -> tuple[int | None, int | None, str]:
-    """(all, finished, their name) of the units that a stage counts."""
+    """How many units a stage has, how many are finished, and what a unit is."""
     if stage.unit == "steps":
         total = want.cfg.steps
         reached = 0 if found else Checkpoints(paths, want.made_of).reached()
@@ -209,13 +209,13 @@ def _progress(
 
 
 def owner_of(root: str) -> dict[str, Any] | None:
-    """Who holds the lock, and whether that is known to live; None where nobody does."""
+    """The process that holds the lock, and whether it is alive; None if the lock is free."""
     _, facts = lock.read(root)
     return None if facts.get("released") else {**facts, "lives": lock.lives(facts)}
 
 
 def with_heartbeat(rows: list[StageStatus], owner: dict[str, Any] | None) -> list[StageStatus]:
-    """The rows, that of the stage under way as its owner's last heartbeat has it."""
+    """The rows; the stage under way has the numbers of its owner's last heartbeat."""
     doing = (owner or {}).get("doing")
     if not owner or not doing or owner["lives"] is False:
         return rows
@@ -228,7 +228,7 @@ def with_heartbeat(rows: list[StageStatus], owner: dict[str, Any] | None) -> lis
 
 
 def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> str:
-    """For a person: no line is longer than WIDTH."""
+    """The rows as text for a terminal; no line is longer than WIDTH."""
     lines = _filled(f"root   {root}") + _filled(f"lock   {_held(owner)}") + [""]
     cells = [HEADS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
@@ -236,14 +236,14 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> st
         left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         lines.append("  ".join([*left, *right]).rstrip())
-    lines += ["", "The same command again would do:"]
+    lines += ["", "Running the same command again would do:"]
     for row in rows:
         lines += _filled(f"  {row.stage.ljust(widths[0])}  {row.rerun}")
     return "\n".join(lines)
 
 
 def facts(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> dict[str, Any]:
-    """For a script: the same."""
+    """The same for --json."""
     return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
 
 
@@ -252,7 +252,7 @@ def _held(owner: dict[str, Any] | None) -> str:
         return "free"
     who = lock.describe(owner)
     if owner["lives"] is False:
-        return f"left by {who}, which is dead: the next command takes over"
+        return f"left by {who}, whose process has ended; the next command takes over the lock"
     return f"held by {who}; last heartbeat {owner.get('at', 'not yet')}"
 
 

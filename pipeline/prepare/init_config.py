@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 
 from pipeline.embed import settings as embed_settings
 from pipeline.prepare import pack
+from pipeline.runtime import templates
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
@@ -41,8 +41,8 @@ class Seen:
     shards: int
     shard_bytes: int  # of all; 0 if unknown
     first: str
-    end: str  # of the first shard: complete, or what is wrong
-    samples: int  # of the first shard, as all that follow
+    end: str  # of the first shard: complete, or its damage
+    samples: int  # of the first shard, as all fields below
     suffixes: dict[str, int]  # of images
     reasons: dict[str, int]  # why samples have no readable image
     image_bytes: int  # median
@@ -88,12 +88,8 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
 
 def toml(seen: Seen, shards: str, out: str) -> str:
     """The configuration; every value in it is redacted and printable."""
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: printable(redacted(str(value))),
+    environment = templates.environment(
+        lambda value: printable(redacted(str(value))), autoescape=False
     )
     template = environment.from_string(
         resources.files("pipeline.prepare").joinpath("init.toml").read_text()

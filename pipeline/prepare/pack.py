@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard will hold, in order."""
+    """The pictures of one shard, in order."""
 
     number: int
     pictures: tuple[Picture, ...]
@@ -61,10 +61,10 @@ class ShardPlan:
 
 
 def folder_pictures(folder: str) -> tuple[list[Picture], int]:
-    """The images below a folder, sorted by path, and how many other files were left out.
+    """The images below a folder, sorted by path, and the number of other files.
 
-    Folders that are links are not entered, files that are links are taken if they lead to a place
-    inside the folder, hidden files are left out.
+    Links to folders are not followed. Links to files are followed if their target is inside the
+    folder. Hidden files are ignored. Raises UserError without a folder or images.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -163,7 +163,7 @@ def dimensions(data: bytes) -> tuple[int | None, int | None]:
             return image.size
     except MemoryError:
         raise
-    except Exception:  # what Pillow raises for a broken header depends on the format
+    except Exception:  # Pillow's error for a broken header depends on the format
         return None, None
 
 

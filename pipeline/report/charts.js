@@ -1,8 +1,8 @@
 /* The charts of the page, by Apache ECharts, from the JSON that the page holds.
  *
- * Everything that names a cluster comes from the web: it is put into the page as text (tooltips are
- * elements, never strings of HTML) or drawn on a canvas. Colours are those of page.css, asked for
- * anew when the theme changes. A chart is made when it comes near the window.
+ * Names of clusters are untrusted: they are inserted as text (tooltips are elements, never strings
+ * of HTML) or drawn on a canvas. Colours come from page.css, and are read again when the theme
+ * changes. A chart is drawn when it comes near the window.
  */
 "use strict";
 
@@ -96,7 +96,7 @@ const report = (() => {
     const { ks, bits, low, high, k: chosen, flat_from, flat_to } = given.curve;
     const saving = bits[0] - Math.min(...bits);
     const floor = Math.min(...low) - 0.05 * saving;
-    // beyond what one cluster costs the curve is of no interest
+    // values above those of one cluster are cut off
     const ceiling = Math.min(Math.max(...bits, ...high), bits[0] + 0.1 * saving) + 0.02 * saving;
     const at = ks.indexOf(chosen);
     const ticks = powers(ks[ks.length - 1]);
@@ -113,7 +113,7 @@ const report = (() => {
         line("bits", zip(bits), css("accent"), {
           z: 3,
           markArea: { silent: true, itemStyle: { color: css("green"), opacity: 0.13 }, label: { color: css("green"), position: "insideTop", fontSize: 12 },
-            data: [[{ name: `as good: ${flat_from}${flat_to > flat_from ? ` to ${flat_to}` : ""}`, xAxis: flat_from }, { xAxis: flat_to }]] },
+            data: [[{ name: `equally good: ${flat_from}${flat_to > flat_from ? ` to ${flat_to}` : ""}`, xAxis: flat_from }, { xAxis: flat_to }]] },
           markPoint: at < 0 ? undefined : { symbol: "circle", symbolSize: 12, itemStyle: { color: css("warm") }, label: { show: true, position: "top", distance: 8, color: css("warm"), fontWeight: 600, formatter: `k = ${chosen}` },
             data: [{ coord: [chosen, bits[at]] }] },
         }),
@@ -125,9 +125,9 @@ const report = (() => {
 
   // -- tree and map -------------------------------------------------------------------------
 
-  /** Where every merge is drawn: [x and y of its two parts, its own x and y], and the leaves' order. */
+  /** The points of every merge, [x, y] of its two parts and of itself, and the order of the leaves. */
   const shape = (() => {
-    const children = new Map(); // cluster -> the merges that it kept, in order
+    const children = new Map(); // cluster -> its merges, in order
     for (const merge of given.tree) children.set(merge[1], [...(children.get(merge[1]) || []), merge]);
     const order = [];
     const walk = (top) => { // without recursion: a chain may be as deep as there are clusters
@@ -149,7 +149,7 @@ const report = (() => {
     return { order, lines };
   })();
 
-  /** Leaves whose names have room in the part of the tree that is seen. */
+  /** Leaves whose names fit into the visible part of the tree. */
   const leaves = () => {
     const chart = drawn.get("tree");
     const { start = 0, end = 100 } = chart.getOption()?.dataZoom?.[0] ?? {};
@@ -161,7 +161,7 @@ const report = (() => {
     const inside = new Map(); // a cluster -> its group at the cut
     for (const group of groups) for (const id of group.ids) inside.set(id, group);
     const position = new Map(shape.order.map((leaf, y) => [leaf, y]));
-    const middle = new Map(shape.order.map((leaf, y) => [leaf, y])); // of what each cluster is in at the cut
+    const middle = new Map(shape.order.map((leaf, y) => [leaf, y])); // y of the group of each cluster at the cut
     given.tree.forEach(([left, kept], i) => { if (left >= cut) middle.set(kept, (shape.lines[i][1][1] + shape.lines[i][2][1]) / 2); });
     const narrow = document.getElementById("plot-tree").clientWidth < 500;
     return base({
@@ -180,7 +180,7 @@ const report = (() => {
             return { coords, merge: [left, kept, merged, lost], lineStyle: left >= cut ? { color: color(own), width: 1.8, opacity: 1 } : { color: css("control"), width: 1, opacity: 0.75 } };
           }),
           tooltip: { formatter: ({ data: { merge: [left, kept, merged, lost] } }) =>
-            tip(`${clusters[kept].name} + ${clusters[merged].name}`, `joined at ${plural(left, "cluster")}`, `${number(lost)} bits lost`) },
+            tip(`${clusters[kept].name} + ${clusters[merged].name}`, `merged at ${plural(left, "cluster")}`, `${number(lost)} bits lost`) },
         },
         {
           type: "scatter", animation: false, z: 4, clip: true,
@@ -265,8 +265,8 @@ const report = (() => {
     });
   };
 
-  const looks = () => {
-    const { step, information, kept } = given.looks;
+  const validations = () => {
+    const { step, information, kept } = given.validations;
     return base({
       tooltip: { trigger: "axis", formatter: series(["information"], "step") },
       xAxis: axis({ name: "step", max: "dataMax", axisLabel: { formatter: (v) => number(v) } }),
@@ -278,7 +278,7 @@ const report = (() => {
     });
   };
 
-  // -- beside true classes ------------------------------------------------------------------
+  // -- true classes ------------------------------------------------------------------
 
   const confusion = () => {
     const { classes, clusters: shown, counts } = given.confusion;
@@ -304,7 +304,7 @@ const report = (() => {
     return base({
       legend: legend(bars),
       tooltip: { trigger: "axis", formatter: ([{ dataIndex: i }]) => tip(`tenth ${i + 1}`, plural(tenths[i].samples, "sample"), `right: ${number(100 * tenths[i].right, 1)} %`, `mean confidence: ${number(100 * tenths[i].confidence, 1)} %`) },
-      xAxis: axis({ type: "category", name: "tenths of the samples, least sure first", data: tenths.map((_, i) => i + 1) }),
+      xAxis: axis({ type: "category", name: "tenths of the samples, least confident first", data: tenths.map((_, i) => i + 1) }),
       yAxis: upright("%", { min: 0, max: 100 }),
       series: [
         { name: bars[0], type: "bar", data: tenths.map((tenth) => 100 * tenth.right), itemStyle: { color: css("accent"), borderRadius: [3, 3, 0, 0] }, barCategoryGap: "28%" },
@@ -316,7 +316,7 @@ const report = (() => {
   // -- drawing ------------------------------------------------------------------------------
 
   const options = {
-    curve, tree, map, training, looks, confusion, confidence,
+    curve, tree, map, training, validations, confusion, confidence,
     "heat-before": heat("before"), "heat-after": heat("after"),
     "spectra-before": spectra("before"), "spectra-after": spectra("after"),
   };
@@ -370,7 +370,7 @@ const report = (() => {
 
   return {
     data, number, plural,
-    /** Show these groups of clusters, the cut of the tree at `at`. */
+    /** Show these groups of clusters, from the cut of the tree at `at`. */
     show(found, at) {
       groups = found;
       cut = at;

@@ -1,6 +1,6 @@
-/* The table of clusters: cut along the tree by the slider, filtered, sorted; the galleries follow.
+/* The table of clusters: the slider cuts the tree, and rows are filtered and sorted, with their galleries.
  *
- * Rows of single clusters are those of the page; rows of unions are made here, as text.
+ * Rows of single clusters are in the page; rows of unions are created here, as text.
  */
 "use strict";
 
@@ -22,7 +22,7 @@
   let groups = [];
   let sorted = { column: 2, down: true };
 
-  /** The clusters as they are when `left` of them are left, the largest first. */
+  /** The clusters at the cut with `left` clusters, the largest first. */
   const groupsAt = (left) => {
     const found = new Map(clusters.map(({ size }, id) => [id, { ids: [id], size, bits: null, color: null }]));
     for (const [at, kept, merged, bits] of tree) {
@@ -52,7 +52,7 @@
     return made;
   };
 
-  /** The row of a union: its largest clusters, its sums. */
+  /** The row of a union: its largest clusters and its sums. */
   const union = (group) => {
     const row = document.createElement("tr");
     const dot = element("span", "dot");
@@ -74,7 +74,7 @@
     return row;
   };
 
-  /** What a row is sorted by in a column: a number where it begins with one. */
+  /** The sort key of a row in a column: its number, if it starts with one. */
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim();
     const found = heads[column].classList.contains("n") ? parseFloat(text.replaceAll(",", "")) : NaN;
@@ -101,9 +101,9 @@
 
   const cutAt = (left) => {
     groups = groupsAt(left);
-    const said = plural(left, "cluster");
-    document.getElementById("cut-said").textContent = said;
-    slider.setAttribute("aria-valuetext", said);
+    const text = plural(left, "cluster");
+    document.getElementById("cut-text").textContent = text;
+    slider.setAttribute("aria-valuetext", text);
     report.show(groups, left);
     fill();
   };
@@ -132,7 +132,7 @@
     waiting = requestAnimationFrame(() => cutAt(Number(slider.value)));
   });
   for (const input of [filter, least]) input.addEventListener("input", fill);
-  // a card that the filter hides is shown when a link leads to it
+  // show a filtered card when a link leads to it
   document.addEventListener("click", ({ target }) => {
     const id = target.closest?.('a[href^="#cluster-"]')?.getAttribute("href").slice("#cluster-".length);
     if (id !== undefined && cards.has(Number(id))) cards.get(Number(id)).hidden = false;

@@ -1,40 +1,39 @@
-"""Pictures of each cluster's members: in the page as long as it stays small, else beside it.
+"""Images of each cluster's members: inside the page while it is small, else in separate files.
 
-reads   clusters/exemplars.parquet, the input shards (bytes of the pictures shown)
-writes  report/galleries/{cluster_id}.webp   a strip of all pictures of a cluster that is not in
-                                             the page, one below the other
+reads   clusters/exemplars.parquet, the input shards (bytes of the images shown)
+writes  report/galleries/{cluster_id}.webp   the images of one cluster, one below the other
 """
 
 from collections import defaultdict
 from typing import Any
 
 from pipeline.artifacts import layout
-from pipeline.report.run_data import Row, RunData
+from pipeline.report.run_data import Facts, RunData
 from pipeline.report.settings import Config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
 from pipeline.store.storage import Folder
 from pipeline.vision import thumbnails
 
-PAGE_BYTES = 14_500_000  # of the page at most, where texts are of usual length
-FIXED_BYTES = 1_800_000  # ECharts and what does not grow with the clusters
-CLUSTER_BYTES = 11_500  # texts of a cluster with its gallery
-AT_ONCE = 64  # clusters whose pictures are held while strips are made
-TEXT_BYTES = 80  # of a member's caption, and of its name
+PAGE_BYTES = 14_500_000  # the largest page, with texts of usual length
+FIXED_BYTES = 1_800_000  # ECharts and other fixed parts
+CLUSTER_BYTES = 11_500  # texts of a cluster with a gallery
+AT_ONCE = 64  # clusters whose images are held in memory
+TEXT_BYTES = 80  # the longest caption and name of a member
 
 
 def folder(paths: layout.RunPaths) -> Folder:
-    """Where the strips are."""
+    """The folder of the strips."""
     return Folder(paths.report.file("galleries"))
 
 
 def add(
-    rows: list[Row], run: RunData, cfg: Config, paths: layout.RunPaths
+    rows: list[Facts], run: RunData, cfg: Config, paths: layout.RunPaths
 ) -> tuple[int, list[str]]:
-    """Give the first rows their `galleries`; returns how many pictures are missing, the strips.
+    """Add `galleries` to the first rows; returns the number of missing images, and the strips.
 
-    Pictures go into the page for as many clusters as PAGE_BYTES allow, as data: URIs; those of the
-    others into strips, which browsers load when they are looked at.
+    As long as the page has less than PAGE_BYTES, images are data: URIs in the page. Those of the
+    other clusters go to strips, which browsers load when needed.
     """
     shown = rows[: cfg.max_clusters]
     _add_members(shown, cfg, paths)
@@ -59,28 +58,23 @@ def add(
                 storage.write_bytes(folder(paths).file(name), strip)
                 strips.append(name)
             for tile, (member, image) in enumerate(zip(row["members"], own, strict=True)):
-                uri = image and (f"galleries/{name}" if name else _uri(image))
+                uri = image and (
+                    f"galleries/{name}" if name else thumbnails.data_uri("image/webp", image)
+                )
                 member |= {"picture": uri, "tile": tile if name else None}
     return reader.warn_missing(), strips
 
 
-def _uri(webp: bytes) -> str:
-    return thumbnails.data_uri("image/webp", webp)
-
-
-def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
-    """The `members` of each row, and the `galleries` that they are in, by kind.
-
-    What is typical is not shown again at the edges, as it would be in small clusters.
-    """
+def _add_members(shown: list[Facts], cfg: Config, paths: layout.RunPaths) -> None:
+    """Add `members` to each row, and `galleries` by kind. No member is shown twice."""
     table = tables.read(paths.clusters.file("exemplars.parquet"))
     if "kind" not in table.column_names:
         raise UserError(
             f"{paths.root}: clusters/ is of an earlier version: delete clusters/manifest.json and "
-            "run `ratecluster select-k` and what follows it again"
+            "run `ratecluster run` again"
         )
     table = table.sort_by([("cluster_id", "ascending"), ("rank", "ascending")])
-    ranked: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    ranked: dict[tuple[int, str], list[Facts]] = defaultdict(list)
     for member in table.to_pylist():
         ranked[member["cluster_id"], member["kind"]].append(member)
     for row in shown:
@@ -98,7 +92,7 @@ def _add_members(shown: list[Row], cfg: Config, paths: layout.RunPaths) -> None:
 
 
 def cut(text: Any, size: int) -> str:
-    """The text, or as much of it as fits into `size` bytes, and an ellipsis."""
+    """The text, shortened to `size` bytes with an ellipsis."""
     data = str(text).encode("utf-8", "replace")
     if len(data) <= size:
         return data.decode()

@@ -1,8 +1,7 @@
-"""What features look like: a map of the clusters, cosines between samples, singular values.
+"""A map of the clusters, cosines between samples, and singular values of features.
 
-m landmarks, d dimensions, p prototypes, k clusters. Pictures of features before and after training
-are those of [Chu24], figures 2 and 3: Chu, Tong et al., "Image clustering via the principle of rate
-reduction in the age of pretrained models" (CPP), ICLR 2024.
+m landmarks, d dimensions, p prototypes, k clusters. [Chu24] is Chu, Tong et al., "Image clustering
+via the principle of rate reduction in the age of pretrained models" (CPP), ICLR 2024.
 """
 
 from dataclasses import dataclass
@@ -13,15 +12,15 @@ from scipy.linalg import eigh
 from pipeline.mcr2 import assignment
 
 HEAT_ROWS = 128  # landmarks in a heat map
-HEAT_CLUSTERS = 24  # that they are of, the largest: a block has five rows or more
+HEAT_CLUSTERS = 24  # the largest; each then has five rows or more
 VALUES = 64  # singular values shown
-OWN_LINES = 10  # clusters that have a line of singular values
+OWN_LINES = 10  # clusters with a line of singular values
 
 
 def similarity(vectors: np.ndarray, cluster_of: np.ndarray) -> np.ndarray:
-    """Cosines of the nearest prototypes of each two clusters, (k, k), 1 on the diagonal.
+    """(k, k) cosines between the nearest prototypes of two clusters, 1 on the diagonal.
 
-    vectors (p, d), unit rows; cluster_of (p,) ascending, none left out.
+    vectors (p, d), unit rows; cluster_of (p,) ascending, with every cluster.
     """
     found = assignment.similarity(vectors.astype(np.float64), cluster_of)
     np.fill_diagonal(found, 1)
@@ -29,7 +28,7 @@ def similarity(vectors: np.ndarray, cluster_of: np.ndarray) -> np.ndarray:
 
 
 def plane(cosines: np.ndarray) -> tuple[np.ndarray, float]:
-    """Places of k clusters in two dimensions, (k, 2), and the share of the variation they show.
+    """Positions of k clusters in two dimensions (k, 2), and the share of variation they show.
 
     Classical multidimensional scaling [Torgerson 1952] of the squared distances 2 − 2·cosine: the
     two leading eigenvectors of the doubly centred cosines. With one prototype per cluster these are
@@ -48,7 +47,7 @@ def plane(cosines: np.ndarray) -> tuple[np.ndarray, float]:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Samples before and after the network; unit rows."""
+    """Embeddings and features of a sample of images; unit rows."""
 
     embedding: np.ndarray  # (m, D) float32
     feature: np.ndarray  # (m, d) float32
@@ -63,7 +62,7 @@ def nearest(z: np.ndarray, vectors: np.ndarray, cluster_of: np.ndarray) -> np.nd
 
 
 def heat_rows(cluster: np.ndarray) -> np.ndarray:
-    """Landmarks shown: at most HEAT_ROWS of the largest clusters, sorted by cluster, evenly."""
+    """Indices of at most HEAT_ROWS landmarks of the largest clusters, evenly, sorted by cluster."""
     counts = np.bincount(cluster)
     largest = np.argsort(-counts, kind="stable")[:HEAT_CLUSTERS]
     rows = np.flatnonzero(np.isin(cluster, largest))
@@ -78,7 +77,7 @@ def heat(x: np.ndarray) -> np.ndarray:
 
 
 def contrast(percent: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
-    """Mean |cosine| of two different rows of one cluster, and of two of different clusters."""
+    """Mean |cosine| of two rows of one cluster, and of two rows of different clusters."""
     same = cluster[:, None] == cluster
 
     def mean(pairs: np.ndarray) -> float:
@@ -96,7 +95,7 @@ def singular_values(x: np.ndarray) -> np.ndarray:
 
 
 def spectra(x: np.ndarray, cluster: np.ndarray) -> dict[str, np.ndarray]:
-    """Singular values of all rows of x (m, D), as "", and of the OWN_LINES largest clusters."""
+    """Singular values of all rows of x (m, D), key "", and of the OWN_LINES largest clusters."""
     counts = np.bincount(cluster)
     largest = np.argsort(-counts, kind="stable")[:OWN_LINES]
     own = {str(c): singular_values(x[cluster == c]) for c in largest if counts[c] > 1}

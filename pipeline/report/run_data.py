@@ -1,7 +1,7 @@
-"""What a page is made of: the manifests of a run, its stages, its rejected samples.
+"""The data of a report: manifests, stages, clusters and rejected samples of a run.
 
-reads   all manifests; evaluation.json if it is there; network/history.parquet,
-        rejects/{stem}.parquet of shards that have any
+reads   all manifests; evaluation.json if it exists; network/history.parquet,
+        rejects/{stem}.parquet of shards with rejected samples
 """
 
 import logging
@@ -19,37 +19,36 @@ from pipeline.store import tables
 log = logging.getLogger(__name__)
 REJECTS = 100  # rejected samples listed, and damaged shards
 
-Row = dict[str, Any]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What the page is made of. A run may be reported before it is written and evaluated."""
+    """The manifests of a run; `write` and `evaluate` may not have run yet."""
 
     root: str
-    embedded: Row  # manifests, of the stages in their order
-    trained: Row
-    clustered: Row
-    captioned: Row
-    written: Row | None
-    evaluation: Row | None
+    embedded: Facts  # manifests of the stages, in order
+    trained: Facts
+    clustered: Facts
+    captioned: Facts
+    written: Facts | None
+    evaluation: Facts | None
 
     @property
     def manifests(self) -> outputs.Manifests:
-        """Of all that the page shows."""
+        """The manifests by folder."""
         shown = {"clusters": self.clustered, "captions": self.captioned}
         shown |= {"labels": self.written or {}, "evaluation": self.evaluation or {}}
         return shown
 
 
 def collect(paths: layout.RunPaths) -> RunData:
-    """The manifests; UserError names the stage that has not finished."""
+    """Read the manifests; UserError names the first unfinished stage."""
     made = outputs.upstream(paths, "captions")
     clustered, captioned = made["clusters"], made["captions"]
     if taken := clustered.get("taken_from"):
         raise UserError(
-            f"{paths.root}: its clusters are of {taken} (ratecluster assign), and so is their "
-            "report: make it there"
+            f"{paths.root}: its clusters were assigned from {taken}; run `ratecluster report` there"
         )
     written = paths.labels.peek()
     if written and written["upstream"] != captioned["fingerprint"]:
@@ -62,11 +61,10 @@ def collect(paths: layout.RunPaths) -> RunData:
     return RunData(paths.root, embedded, trained, clustered, captioned, written, evaluation)
 
 
-def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
-    """Of every finished stage its manifest, name, how much it did, and how fast.
+def stages(run: RunData, paths: layout.RunPaths) -> list[Facts]:
+    """The manifest of every finished stage, with its name, samples and samples per second.
 
-    Samples per second are the stage's own, or samples over seconds; those of train are the median
-    of its steps.
+    The speed of train is the median of its steps.
     """
     steps = tables.read(paths.network.file("history.parquet"), ["samples_per_s"])
     known = {"train": float(np.median(steps["samples_per_s"].to_numpy()))}
@@ -81,24 +79,24 @@ def stages(run: RunData, paths: layout.RunPaths) -> list[Row]:
     return rows
 
 
-def rejected(run: RunData, paths: layout.RunPaths) -> list[Row]:
+def rejected(run: RunData, paths: layout.RunPaths) -> list[Facts]:
     """The first REJECTS rejected samples of the run, in the order of the shards."""
-    rows: list[Row] = []
+    rows: list[Facts] = []
     for shard in run.embedded["shards"]:
         if len(rows) < REJECTS and shard["rejected"]:
             table = tables.read(paths.rejects.file(f"{shard['shard']['stem']}.parquet"))
-            table = table.filter(pc.is_valid(table["sample_id"]))  # the others are shards' damage
+            table = table.filter(pc.is_valid(table["sample_id"]))  # others: damaged shards
             rows += table.slice(0, REJECTS - len(rows)).to_pylist()
     return rows
 
 
-def clusters(run: RunData, paths: layout.RunPaths) -> list[Row]:
-    """What is known of each cluster, largest first: size, captions, tightness, neighbours, truth.
+def clusters(run: RunData, paths: layout.RunPaths) -> list[Facts]:
+    """Size, captions, bits, neighbours and true class of each cluster, largest first.
 
-    Neighbours are known once the run is written, the true class once it is evaluated.
+    Neighbours need a finished `write`, true classes a finished `evaluate`.
     """
     sizes = run.clustered["sizes"]
-    rows: list[Row] = [{"id": c, "size": size, "captions": []} for c, size in enumerate(sizes)]
+    rows: list[Facts] = [{"id": c, "size": size, "captions": []} for c, size in enumerate(sizes)]
     for caption in tables.read(paths.captions.file("captions.parquet")).to_pylist():
         rows[caption["cluster_id"]]["captions"].append(caption)
     for row, bits in zip(rows, run.clustered["cluster_bits"], strict=True):

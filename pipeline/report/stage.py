@@ -1,50 +1,39 @@
-"""Command report: everything a run has found, as one page that needs no network.
+"""Command report: show the results of a run on one page that makes no network requests.
 
 reads   all manifests; clusters/, captions/captions.parquet, network/{history, sample}.parquet,
-        rejects/{stem}.parquet of shards that have any, the input shards (bytes of the pictures
-        shown); clusters.parquet and evaluation.json if they are there
+        rejects/{stem}.parquet, the input shards (bytes of the images shown); clusters.parquet and
+        evaluation.json if they exist
 writes  report/index.html
-        report/galleries/{cluster_id}.webp   pictures that would make the page too large
+        report/galleries/{cluster_id}.webp   images that would make the page too large
         report/manifest.json
 
-Captions, alt texts, keys and file names come from the web: the template escapes them, scripts get
-them as JSON and put them into the page as text, and `visible` shows what would otherwise act on the
-text around it. The page's policy lets no script run but its own. Core: `context`, `render`. Shell:
-`run`.
+Captions, alt texts, keys and file names are untrusted. The template escapes them, scripts insert
+them as text, and the page's content security policy allows only its own scripts.
 """
 
 import base64
 import hashlib
 import json
 import logging
-import platform
 import re
 import time
 from importlib import resources
-from importlib.metadata import version
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from pipeline.artifacts import layout
+from pipeline.artifacts import layout, outputs
 from pipeline.report import figures, galleries, run_data, truth_charts
-from pipeline.report.run_data import Row, RunData, collect
+from pipeline.report.run_data import Facts, RunData, collect
 from pipeline.report.settings import Config, expected
-from pipeline.runtime import config, console
+from pipeline.runtime import config, console, templates
 from pipeline.store import storage, tables
 
 log = logging.getLogger(__name__)
-MADE_WITH = ("ratecluster", "torch", "open_clip_torch", "pyarrow", "numpy")
 SCRIPTS = ("echarts/echarts.min.js", "charts.js", "explorer.js")
-# Control characters, marks and overrides of writing direction, halves of characters.
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ud800-\udfff]"
-)
 
 
-def charts(run: RunData, clusters: list[Row], paths: layout.RunPaths) -> dict[str, figures.Chart]:
+def charts(run: RunData, clusters: list[Facts], paths: layout.RunPaths) -> dict[str, figures.Chart]:
     """All charts of the page, by name."""
     names = ("curve", "tree", "prototypes")
     curve, merges, vectors = (tables.read(paths.clusters.file(f"{n}.parquet")) for n in names)
@@ -57,7 +46,7 @@ def charts(run: RunData, clusters: list[Row], paths: layout.RunPaths) -> dict[st
         "heat": figures.heat(kept),
         "spectra": figures.spectra(kept, clusters),
         "training": figures.training(history),
-        "looks": figures.looks(run),
+        "validations": figures.validations(run),
     }
     if run.evaluation and "confusion" in run.evaluation:
         drawn["confusion"] = truth_charts.confusion(run.evaluation, clusters)
@@ -65,8 +54,8 @@ def charts(run: RunData, clusters: list[Row], paths: layout.RunPaths) -> dict[st
     return drawn
 
 
-def data(run: RunData, clusters: list[Row], drawn: dict[str, figures.Chart]) -> Row:
-    """What the scripts of the page work on."""
+def data(run: RunData, clusters: list[Facts], drawn: dict[str, figures.Chart]) -> Facts:
+    """The data that the scripts of the page read."""
     by_id = sorted(clusters, key=lambda row: row["id"])
     return {
         "samples": run.clustered["samples"],
@@ -83,8 +72,8 @@ def data(run: RunData, clusters: list[Row], drawn: dict[str, figures.Chart]) -> 
     }
 
 
-def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Row, Row]:
-    """All that the template shows, and what the manifest says of it."""
+def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, Facts]:
+    """The values of the template, and facts for the manifest."""
     clusters = run_data.clusters(run, paths)
     missing, strips = galleries.add(clusters, run, cfg, paths)
     drawn = charts(run, clusters, paths)
@@ -99,28 +88,14 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Row, Row
         "damaged": [s for s in run.embedded["shards"] if s["end"] != "complete"],
         "listed": run_data.REJECTS,
         "stages": run_data.stages(run, paths),
-        "versions": versions(),
+        "versions": outputs.versions(),
     }
     return shown, {"missing_pictures": missing, "strips": strips}
 
 
-def versions() -> dict[str, str]:
-    """Of the software that makes the page."""
-    return {"python": platform.python_version(), **{name: version(name) for name in MADE_WITH}}
-
-
-def visible(value: Any) -> Any:
-    """Characters that are unseen, or that turn the text around them, as their code points."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return UNSEEN.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
-    if isinstance(value, dict):
-        return {key: visible(item) for key, item in value.items()}
-    return [visible(item) for item in value] if isinstance(value, list) else value
-
-
 def as_json(value: Any) -> Markup:
-    """JSON for an element of a page, which no text in it can end."""
-    text = json.dumps(visible(value), separators=(",", ":"), allow_nan=False)
+    """JSON for an element of a page; no text in it can close the element."""
+    text = json.dumps(templates.visible(value), separators=(",", ":"), allow_nan=False)
     return Markup(re.sub("[<>&]", lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
@@ -130,21 +105,14 @@ def counted(count: int, what: str) -> str:
 
 
 def digest(text: str) -> str:
-    """What a content security policy knows an inline script or style by."""
+    """The hash of an inline script or style, as content security policies write it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def render(context: Row) -> str:
-    """The page; everything put into it is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+def render(context: Facts) -> str:
+    """The HTML of the page; all values are escaped."""
+    environment = templates.environment()
     environment.filters |= {
-        "number": lambda value: f"{value:,}",
         "percent": lambda value: f"{100 * value:.1f}\u00a0%",
         "counted": counted,
         "json": as_json,
@@ -165,9 +133,9 @@ def text(made: dict[str, Any]) -> str:
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Make the page unless it is there; returns its manifest and the page's URL, as `page`.
+    """Write the page unless it is up to date; returns its manifest and its URL, as `page`.
 
-    Pictures that could not be read before are tried again.
+    A page with missing images is written again.
     """
     url, started = paths.report.file("index.html"), time.monotonic()
     made = collect(paths)

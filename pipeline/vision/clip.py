@@ -82,7 +82,7 @@ class Encoder:
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, 3) from `prepare` → float32 (n, dim), rows of unit length.
 
-        A row is not finite where the model's own output is not, as in fp16 beyond 65,504.
+        A row is not finite if the model's output is not, for example in fp16 beyond 65,504.
         """
         assert pixels.dtype == np.uint8 and pixels.shape[1:] == (*self.image_size, 3), pixels.shape
         if len(pixels) == 0:
@@ -90,7 +90,7 @@ class Encoder:
         return self._forward(self._model.encode_image, self._pixels(pixels))
 
     def encode_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        """Texts → float32 (n, dim), rows of unit length; tokens beyond the context are cut off."""
+        """Texts → float32 (n, dim), rows of unit length; longer texts are cut to the context."""
         rows = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokenizer(list(texts[start : start + batch_size]))  # (batch, context)
@@ -100,7 +100,7 @@ class Encoder:
     def encode_words(
         self, words: Sequence[str], prompts: Sequence[str], batch_size: int
     ) -> np.ndarray:
-        """Words → float32 (n, dim), unit rows: the mean over the prompts, {} for the word."""
+        """Words → float32 (n, dim), unit rows: the mean over the prompts; {} is the word."""
         filled = [prompt.replace("{}", word) for word in words for prompt in prompts]
         encoded = self.encode_texts(filled, batch_size)
         mean = encoded.reshape(len(words), len(prompts), -1).mean(axis=1)

@@ -24,7 +24,7 @@ class TextEncoder:
         self.templates = templates
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Words to unit vectors (n, D)."""
+        """Words → unit vectors (n, D)."""
         vectors = self.encoder.encode_words(row["words"], self.templates, clip.TEXTS_PER_BATCH)
         return {
             "index": row["index"],

@@ -81,7 +81,7 @@ def test_finished_says_what_differs(paths, caplog):
     assert outputs.ExpectedOutputs("train", paths.labels, "y", Config(size=2), {}).if_done() is None
     assert "train.size was 1, is 2" in caplog.text
     assert outputs.ExpectedOutputs("train", paths.labels, "y", Config(), {}).if_done() is None
-    assert "what it reads has changed" in caplog.text
+    assert "its input has changed" in caplog.text
     missing = {paths.labels: ["00000.parquet"]}
     assert outputs.ExpectedOutputs("train", paths.labels, "x", Config(), missing).if_done() is None
     assert "1 files are missing" in caplog.text and "labels/00000.parquet" in caplog.text

@@ -388,7 +388,7 @@ def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert cli.invoke(["status", "--root", str(root)]) == 0
-    assert "which is dead: the next command takes over" in re.sub(
+    assert "whose process has ended; the next command takes over the lock" in re.sub(
         r"\s+", " ", capfd.readouterr().out
     )
     (tmp_path / "shards" / "00001.tar").unlink()

@@ -117,7 +117,7 @@ def test_the_new_root_is_sound_and_done(source, assigned, new_shards, capsys, ca
     with caplog.at_level("INFO"):
         assert cli.invoke(arguments(source.root, new_shards, assigned.root)) == 0
     assert caplog.text.count("already done") == 6
-    assert "2 shards are named as shards of the run, the first 00000" in caplog.text
+    assert "2 shards share names with shards of the run, such as 00000" in caplog.text
     again = {p: p.stat().st_mtime_ns for p in storage.local_path(assigned.root).rglob("*.*")}
     assert {p: t for p, t in again.items() if ".lock" not in str(p)} == {
         p: t for p, t in times.items() if ".lock" not in str(p)
@@ -157,7 +157,7 @@ def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, 
     before = tables.read(paths.labels.file("held-out.parquet"))
     with caplog.at_level("INFO"):
         assert cli.invoke(arguments(source.root, new_shards / "held-out.tar", root)) == 0
-    assert "assign: clusters: made again, what it reads has changed" in caplog.text
+    assert "assign: clusters: runs again: its input has changed" in caplog.text
     assert sum(paths.clusters.manifest()["sizes"]) == TINY + COPIES
     after = tables.read(paths.labels.file("held-out.parquet"))
     assert before.select(after.column_names).equals(after)  # fewer json columns
@@ -207,7 +207,7 @@ def test_refusals(source, tmp_path, new_shards, capsys):
     assert "is the run itself" in capsys.readouterr().err
     shutil.copytree(source.root, tmp_path / "run")
     assert cli.invoke(arguments(source.root, new_shards, tmp_path / "run")) == 2
-    assert "holds a run that was trained there" in capsys.readouterr().err
+    assert "holds a trained run" in capsys.readouterr().err
     assert cli.invoke(arguments(tmp_path / "none", new_shards, tmp_path / "new")) == 2
     assert "embed has not finished there" in capsys.readouterr().err
 
@@ -216,7 +216,7 @@ def test_the_encoder_is_the_runs():
     made_with = {**asdict(embed_settings.Config()), "model": "ViT-B-32", "batch_size": 8}
     found = assign_new.encoder(embed_settings.Config(actors=3), made_with)
     assert (found.model, found.batch_size, found.actors) == ("ViT-B-32", 8, 3)
-    with pytest.raises(UserError, match=r"embed.model = 'ViT-L-14', but the run was made with"):
+    with pytest.raises(UserError, match=r"embed.model = 'ViT-L-14', but the run used"):
         assign_new.encoder(embed_settings.Config(model="ViT-L-14"), made_with)
     assert (
         assign_new.encoder(embed_settings.Config(model="ViT-B-32"), made_with).model == "ViT-B-32"

@@ -78,7 +78,7 @@ def test_a_changed_setting_is_named_and_what_follows_is_made_again(rows, run, ti
     changed = reruns(found)
     assert list(changed) == ["caption", "write", "evaluate", "report"]
     assert changed["caption"] == "all of it: caption.alt_texts was 20, is 0"
-    assert changed["write"] == "all of it: what it reads has changed"
+    assert changed["write"] == "all of it: its input has changed"
 
 
 @pytest.mark.ray
@@ -104,7 +104,10 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
     shards = list_shards(str(folder))
     done, todo = survey.plan(cfg, shards, paths)
     assert [facts["shard"]["stem"] for facts in done] == ["00000"] and todo == shards[1:]
-    assert "1 parts are of shards that are not among these, the first 00001: left" in caplog.text
+    assert (
+        "1 parts belong to shards that are not in --shards, the first 00001: they stay"
+        in caplog.text
+    )
     assert (run / "embeddings" / "00001.parquet").exists()
     newer = [replace(list_shards(str(tiny_shards))[0], version="later")]
     asked = status.StatusQuery(config.load(options.KINDS, None), newer, as_made=True)
@@ -120,7 +123,7 @@ def test_an_interrupted_embed_and_what_stands_on_it(rows, run, tiny_shards):
     assert reruns(found) == {"embed": "1 of 2 shards: 1 new, 0 changed, the first 00001"}
     assert (found["embed"]["state"], found["embed"]["done"]) == ("partly", 1)
     found = rows()
-    assert found["embed"]["rerun"] == "the shards that have no part; --shards tells which"
+    assert found["embed"]["rerun"] == "the shards without a part; give --shards to see which"
     assert found["embed"]["done"] == 1 and found["embed"]["total"] is None
     assert found["write"]["state"] == "unknown"
 

@@ -19,10 +19,10 @@ def paths(tmp_path):
 
 
 def test_lines_are_thinned_evenly_from_first_to_last():
-    assert figures.thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
-    kept = figures.thinned(1001, 11)
+    assert figures.thin(5, 10).tolist() == [0, 1, 2, 3, 4]
+    kept = figures.thin(1001, 11)
     assert kept.tolist() == list(range(0, 1001, 100))
-    assert figures.thinned(1, 400).tolist() == [0]
+    assert figures.thin(1, 400).tolist() == [0]
 
 
 def test_bits_of_unions_are_their_coding_lengths():

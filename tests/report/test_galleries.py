@@ -33,7 +33,8 @@ def test_pictures_are_in_the_page_while_it_is_small(paths):
 
 
 def test_beyond_they_are_tiles_of_strips_beside_it(paths, monkeypatch):
-    settings = {"gallery": 4, "edges": 1, "thumbnail": 48}
+    settings = {"gallery": 4, "thumbnail": 48}
+    monkeypatch.setattr(report_settings, "EDGES", 1)
     rows, _ = shown(paths, **settings)
     first = sum(len(member["picture"]) for member in rows[0]["members"])
     room = galleries.FIXED_BYTES + 3 * galleries.CLUSTER_BYTES + first

@@ -89,7 +89,7 @@ def test_slider_cuts_the_tree_and_changes_the_table(opened, small):
     page.locator("#cut").fill("2")
     expect(page.locator("#table tbody tr")).to_have_count(2)
     assert column(page, 1) == ["2+0", "1"] and column(page, 3) == ["20", "10"]
-    assert page.locator("#cut-said").inner_text() == "2 clusters"
+    assert page.locator("#cut-text").inner_text() == "2 clusters"
     assert page.locator("#shown").inner_text() == "2 unions of 3 clusters"
     page.locator("#cut").fill("3")
     expect(page.locator("#table tbody tr")).to_have_count(3)
@@ -146,7 +146,7 @@ def test_slider_filter_and_zoom_work_by_keyboard(opened, small):
     page.locator("#cut").focus()
     outline = page.locator("#cut").evaluate("e => getComputedStyle(e).outlineStyle")
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#cut-said")).to_contain_text("2 clusters")
+    expect(page.locator("#cut-text")).to_contain_text("2 clusters")
     assert outline == "solid" or page.locator("#cut").evaluate("e => e.matches(':focus-visible')")
     look_at_all(page)
     page.locator("[data-zoom=map]").first.focus()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
+from pipeline.report import settings
 from pipeline.report import stage as report
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -50,8 +51,8 @@ def paths(tmp_path):
     return fake_run.build(tmp_path)
 
 
-def made(paths, **settings) -> str:
-    return Path(report.run(report.Config(**settings), paths)["page"]).read_text(encoding="utf-8")
+def made(paths, **config) -> str:
+    return Path(report.run(report.Config(**config), paths)["page"]).read_text(encoding="utf-8")
 
 
 def pictures(page: Page) -> list[str]:
@@ -67,7 +68,7 @@ def test_page_says_what_the_run_found(paths):
     assert "embed 1.5 32 21 embeddings-1 train 2.5 50 steps 124 network-1" in page.text
     assert "a picture, number 14 00001/key14" in page.text
     assert len(pictures(page)) == 30 + 3  # and those at the top
-    assert "Beside true classes" not in page.text
+    assert "Comparison with true classes" not in page.text
 
 
 def test_one_of_a_thing_is_said_as_one():
@@ -141,17 +142,19 @@ def test_thumbnails_are_small_pictures_of_the_members(paths):
     assert red > 150 > max(green, blue)  # the last section is that of the smallest cluster
 
 
-def test_gallery_and_max_clusters_limit_what_is_shown(paths):
-    page = Page(made(paths, gallery=2, edges=0, max_clusters=1))
+def test_gallery_and_max_clusters_limit_what_is_shown(paths, monkeypatch):
+    monkeypatch.setattr(settings, "EDGES", 0)
+    page = Page(made(paths, gallery=2, max_clusters=1))
     assert len(pictures(page)) == 1 + 2
     assert {"cluster-2"} == {i for i in page.ids if i and i.startswith("cluster-")}
     assert "#cluster-0" not in page.all("a", "href")
-    assert len(pictures(Page(made(paths, gallery=0, edges=0)))) == 0
+    assert len(pictures(Page(made(paths, gallery=0)))) == 0
 
 
-def test_kinds_of_members_are_apart(paths):
-    page = Page(made(paths, gallery=2, edges=2))
-    kinds = ("Typical nearest to", "Borderline nearly in", "Odd farthest from")
+def test_kinds_of_members_are_apart(paths, monkeypatch):
+    monkeypatch.setattr(settings, "EDGES", 2)
+    page = Page(made(paths, gallery=2))
+    kinds = ("Typical closest to", "Borderline close to", "Odd farthest from")
     assert [page.text.count(kind) for kind in kinds] == [3, 3, 3]
     names = re.findall(r"\d+/key\d+", page.text)
     assert len(names) == len(set(names)) == 3 * 6  # none twice
@@ -161,7 +164,7 @@ def test_a_missing_shard_leaves_boxes_and_one_warning(paths, caplog, tmp_path):
     shard = tmp_path / "input" / "00000.tar"
     shard.rename(tmp_path / "moved.tar")
     html = made(paths)
-    assert html.count("cannot be read any more") == 15  # of 30: it is said once for each
+    assert html.count("no longer readable") == 15  # of 30: it is said once for each
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "15 of 30 pictures" in warnings[0]
@@ -172,7 +175,7 @@ def test_a_missing_shard_leaves_boxes_and_one_warning(paths, caplog, tmp_path):
 
 def test_a_changed_shard_leaves_boxes(paths, tmp_path):
     (tmp_path / "input" / "00001.tar").write_bytes(b"something else")
-    assert made(paths).count("cannot be read any more") == 15
+    assert made(paths).count("no longer readable") == 15
 
 
 def test_clusters_table_and_evaluation_are_shown_once_they_are_there(paths):
@@ -180,7 +183,7 @@ def test_clusters_table_and_evaluation_are_shown_once_they_are_there(paths):
     fake_run.written(paths)
     evaluate.run(evaluate_settings.Config(), paths)
     after = Page(made(paths)).text
-    for text in ("Nearest clusters", "Commonest true class", "96.6", "Accuracy by confidence"):
+    for text in ("Nearest clusters", "Most common true class", "96.6", "Accuracy by confidence"):
         assert text not in before
         assert text in after
 
@@ -191,7 +194,7 @@ def test_an_evaluation_of_before_has_no_pictures(paths):
     old = {name: value for name, value in result.items() if name != "confusion"}
     Path(paths.evaluation_json).write_text(json.dumps(old))
     text = Page(made(paths)).text
-    assert "Beside true classes" in text and "Accuracy by confidence" not in text
+    assert "Comparison with true classes" in text and "Accuracy by confidence" not in text
 
 
 def test_exemplars_of_before_are_refused_with_what_to_do(paths):
@@ -205,7 +208,7 @@ def test_evaluation_of_other_clusters_is_left_out(paths, caplog):
     evaluate.run(evaluate_settings.Config(), paths)
     fake_run.refinish(paths.clusters, fingerprint="clusters-2")
     fake_run.refinish(paths.captions, upstream="clusters-2")
-    assert "Beside true classes" not in Page(made(paths)).text
+    assert "Comparison with true classes" not in Page(made(paths)).text
     assert "run evaluate again" in caplog.text
 
 
@@ -223,7 +226,7 @@ def test_nothing_rejected_is_said(paths):
     whole = [{**shard, "rejected": 0, "end": "complete"} for shard in shards]
     fake_run.refinish(paths.embeddings, rejected=0, reasons={}, shards=whole)
     page = Page(made(paths))
-    assert "Every sample of every shard could be read." in page.text
+    assert "All samples of all shards were read." in page.text
 
 
 @pytest.mark.parametrize(
@@ -251,10 +254,10 @@ def test_same_inputs_same_bytes_and_done_is_done(paths, caplog):
 
 
 def test_wrong_settings_are_refused():
-    wrong = ({"gallery": -1}, {"edges": -1}, {"max_clusters": -1}, {"thumbnail": 0})
-    for settings in (*wrong, {"thumbnail": 257}):
+    wrong = ({"gallery": -1}, {"max_clusters": -1}, {"thumbnail": 0})
+    for config in (*wrong, {"thumbnail": 257}):
         with pytest.raises(UserError, match=r"report\."):
-            report.Config(**settings)
+            report.Config(**config)
 
 
 def test_contrast_of_text_and_of_marks_is_that_of_wcag_aa():

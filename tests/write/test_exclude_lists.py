@@ -193,7 +193,7 @@ def test_what_counts_is_the_content_of_the_lists(tmp_path, paths, ray_session, m
     listing(tmp_path / "bad.parquet", ["00000/d0/000"])
     with caplog.at_level("INFO"):
         assert written(paths, url)["fingerprint"] != manifest["fingerprint"]
-    assert "write: made again, what it reads has changed" in caplog.text
+    assert "write: runs again: its input has changed" in caplog.text
     assert [i for i, row in labels(paths).items() if row["status"] == "excluded"] == [
         "00000/d0/000"
     ]

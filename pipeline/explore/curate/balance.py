@@ -1,13 +1,12 @@
-"""Command balance: at most so many samples of each cluster.
+"""Command balance: keep a limited number of samples of each cluster.
 
 reads   embeddings/, assignments/, network/
-writes  curation/balance-kept/{number}.parquet   KEPT      the chosen, in the order of their choice
-        curation/balance/{number}.parquet        REMOVED   all others: what write.exclude takes
+writes  curation/balance-kept/{number}.parquet   KEPT      kept samples, in the order of choice
+        curation/balance/{number}.parquet        REMOVED   all others, for write.exclude
 
-`random`: those whose sample_id has the least hash with the seed. `confident`: those of most
-confidence, of equal ones the nearest to their prototype. `coding-rate`: of a random sample of the
-members (four times as many as wanted, CANDIDATES at least) those whose features span the most
-(`mcr2.selection`). A task that spills parts keeps of each cluster no more than may be chosen.
+`random` keeps the smallest hashes of sample_id and seed. `confident` keeps the highest confidence,
+then the lowest outlier_score. `coding-rate` keeps the samples whose features span the most
+(`mcr2.diverse_subset`), out of random candidates: four times as many, and at least CANDIDATES.
 """
 
 import hashlib
@@ -31,15 +30,15 @@ from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import load_network
 from pipeline.store import tables
 
-CANDIDATES = 4096  # of a cluster for `coding-rate`, at least
-TIMES = 4  # as many candidates as are wanted
-GROUP_ROWS = 2**17  # of whole clusters, chosen from in one task
+CANDIDATES = 4096  # the fewest of a cluster for `coding-rate`
+TIMES = 4  # as many candidates as samples to keep
+GROUP_ROWS = 2**17  # candidates of the clusters of one task
 HOW = ("random", "confident", "coding-rate")
 KEPT = pa.schema(
     [
         *lists.LISTED,
         ("rank", pa.int32()),  # 0 was chosen first
-        ("gain_nats", pa.float64()),  # what it added to log det; null but for `coding-rate`
+        ("gain_nats", pa.float64()),  # what it added to log det, for `coding-rate`; else null
     ]
 )
 REMOVED = pa.schema([*lists.LISTED, ("cluster_size", pa.int64()), ("per_cluster", pa.int64())])
@@ -47,11 +46,11 @@ REMOVED = pa.schema([*lists.LISTED, ("cluster_size", pa.int64()), ("per_cluster"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How many of each cluster, and which."""
+    """How many samples of each cluster to keep, and which."""
 
-    per_cluster: int = setting(0, "samples of each cluster that are kept, at most")
+    per_cluster: int = setting(0, "the most samples to keep of each cluster")
     how: str = setting("random", "random, confident or coding-rate")
-    seed: int = setting(0, "of what is random")
+    seed: int = setting(0, "seed of the random choice")
 
     def __post_init__(self) -> None:
         if self.per_cluster < 1:
@@ -61,18 +60,18 @@ class Config:
 
     @property
     def most(self) -> int:
-        """Candidates of a cluster."""
+        """The most candidates of a cluster."""
         spread = self.how == "coding-rate"
         return max(TIMES * self.per_cluster, CANDIDATES) if spread else self.per_cluster
 
     @property
     def columns(self) -> list[str]:
-        """Of the assignments."""
+        """Columns of the assignments that the choice needs."""
         return ["cluster_id", *(["confidence", "outlier_score"] if self.how == "confident" else [])]
 
     @property
     def order(self) -> list[tuple[str, str]]:
-        """In which candidates are taken; no two samples are equal in it."""
+        """The total order in which candidates are taken."""
         by = [("hash", "ascending")]
         if self.how == "confident":
             by = [("confidence", "descending"), ("outlier_score", "ascending")]
@@ -80,7 +79,7 @@ class Config:
 
 
 def hashes(ids: list[str], seed: int) -> np.ndarray:
-    """A number for each sample, the same in any run, as good as random."""
+    """A uint64 hash (n,) of each sample_id and the seed, the same in any run."""
     key = str(seed).encode()
     digests = [hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in ids]
     return np.frombuffer(b"".join(digests), np.uint64)
@@ -95,29 +94,28 @@ def first_of_each(rows: pa.Table, order: list[tuple[str, str]], most: int) -> pa
     return rows.filter(pa.array(rank < most))
 
 
-def spill(
-    chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, cfg: Config, k: int
-) -> None:
-    """Spill the candidates of some parts."""
+def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config) -> pa.Table:
+    """The candidates of some shards, at most cfg.most of each cluster."""
     found = []
     for stem in chunk.stems:
         embedded = ["embedding"] if cfg.how == "coding-rate" else []
-        rows = lists.members([stem], paths, cfg.columns, embedded)
+        rows = lists.members(Chunk(0, [stem]), paths, cfg.columns, embedded)
         if cfg.how != "confident":
             rows = rows.append_column(
                 "hash", pa.array(hashes(rows["sample_id"].to_pylist(), cfg.seed))
             )
         found.append(first_of_each(rows, cfg.order, cfg.most))
-    shuffle.spill(url, first_of_each(pa.concat_tables(found), cfg.order, cfg.most), k, made_of)
+    return first_of_each(pa.concat_tables(found), cfg.order, cfg.most)
 
 
 def choose(
     chunk: Chunk, spilled: Spilled, cfg: Config, network: Network, eps_sq: float
 ) -> pa.Table:
-    """KEPT of the clusters whose numbers the chunk has."""
+    """KEPT of the clusters whose numbers are the stems of the chunk."""
     clusters = range(int(chunk.stems[0]), int(chunk.stems[-1]) + 1)
     held: list[pa.Table] = []
-    for piece in spilled.pieces(clusters, _columns(cfg)):
+    embedded = ["embedding"] if cfg.how == "coding-rate" else []
+    for piece in spilled.pieces(clusters, [*(name for name, _ in cfg.order), *embedded]):
         held.append(piece.replace_schema_metadata())
         if sum(rows.num_rows for rows in held) > 2 * GROUP_ROWS:
             held = [first_of_each(pa.concat_tables(held), cfg.order, cfg.most)]
@@ -125,16 +123,11 @@ def choose(
         return KEPT.empty_table()
     best = first_of_each(pa.concat_tables(held), cfg.order, cfg.most)
     of_each = [best.filter(pc.equal(best["cluster_id"], cluster)) for cluster in clusters]
-    return pa.concat_tables([_chosen(rows, cfg, network, eps_sq) for rows in of_each])
+    return pa.concat_tables([_choose_of_cluster(rows, cfg, network, eps_sq) for rows in of_each])
 
 
-def _columns(cfg: Config) -> list[str]:
-    spread = cfg.how == "coding-rate"
-    return [*(name for name, _ in cfg.order), *(["embedding"] if spread else [])]
-
-
-def _chosen(rows: pa.Table, cfg: Config, network: Network, eps_sq: float) -> pa.Table:
-    """KEPT of one cluster; `rows` are in cfg.order."""
+def _choose_of_cluster(rows: pa.Table, cfg: Config, network: Network, eps_sq: float) -> pa.Table:
+    """KEPT of one cluster, whose candidates are in cfg.order."""
     gains: list[float | None] = [None] * cfg.per_cluster
     if cfg.how == "coding-rate" and rows.num_rows:
         x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
@@ -143,15 +136,21 @@ def _chosen(rows: pa.Table, cfg: Config, network: Network, eps_sq: float) -> pa.
         rows, gains = rows.take(pa.array(taken.numpy())), gained.tolist()
     rows = rows.slice(0, cfg.per_cluster)
     n = rows.num_rows
-    columns = [rows["sample_id"], [f"kept: {cfg.how}"] * n, rows["cluster_id"], range(n), gains[:n]]
-    return pa.table(dict(zip(KEPT.names, columns, strict=True)), schema=KEPT)
+    columns = [
+        rows["sample_id"],
+        [f"kept: {cfg.how}"] * n,
+        rows["cluster_id"],
+        list(range(n)),
+        gains[:n],
+    ]
+    return pa.table(columns, schema=KEPT)
 
 
-def removed(
+def list_removed(
     chunk: Chunk, kept: list[str], paths: layout.RunPaths, cfg: Config, sizes: list[int]
 ) -> pa.Table:
-    """REMOVED: the samples of some parts that no file of `kept` has; it is read file by file."""
-    rows = lists.members(list(chunk.stems), paths, ["cluster_id"], [])
+    """REMOVED of some shards: the samples that no file of `kept` lists."""
+    rows = lists.members(chunk, paths, ["cluster_id"])
     left = np.ones(rows.num_rows, bool)
     for url in kept:
         ids = tables.read(url, ["sample_id"])["sample_id"]
@@ -161,21 +160,21 @@ def removed(
     reason = f"balance: not among the {cfg.per_cluster} kept of its cluster, {cfg.how}"
     n = rows.num_rows
     columns = [rows["sample_id"], [reason] * n, rows["cluster_id"], own, [cfg.per_cluster] * n]
-    return pa.table(dict(zip(REMOVED.names, columns, strict=True)), schema=REMOVED)
+    return pa.table(columns, schema=REMOVED)
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Choose, then list all others; the manifest of these."""
+    """Choose samples, then list all others; returns the manifest of the second list."""
     made = outputs.upstream(paths, "clusters")
     sizes = made["clusters"]["sizes"]
-    held = [min(size, cfg.most) for size in sizes]
+    most = [min(size, cfg.most) for size in sizes]
     groups = [
         Chunk(number, [str(cluster) for cluster in clusters])
-        for number, clusters in enumerate(shuffle.packed(held, GROUP_ROWS))
+        for number, clusters in enumerate(shuffle.pack(most, GROUP_ROWS))
     ]
-    chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
-    kept = lists.wanted("balance-kept", cfg, made, len(groups), paths)
-    want = lists.wanted("balance", cfg, made, len(chunks), paths)
+    chunks = lists.chunks(made)
+    kept = lists.expected("balance-kept", cfg, made, len(groups), paths)
+    want = lists.expected("balance", cfg, made, len(chunks), paths)
     if (manifest := want.if_done()) and kept.if_done():
         return manifest
     with StageProgress("balance", len(chunks) + len(groups), "parts") as progress:
@@ -183,8 +182,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
             _choose_all(kept, groups, cfg, made, paths, progress)
             lists.finish(kept, made, lists="kept")
         urls = [kept.folder.file(name) for name in kept.files[kept.folder]]
-        lists.write(want, chunks, removed, progress, urls, paths, cfg, sizes)
-    manifest = lists.finish(want, made, lists="removed")
+        lists.write(want, chunks, list_removed, progress, urls, paths, cfg, sizes)
+    manifest = lists.finish(want, made)
     if manifest["samples"] != sum(max(0, size - cfg.per_cluster) for size in sizes):
         raise RuntimeError("balance: kept and removed are not all samples: run again")
     return manifest
@@ -198,12 +197,10 @@ def _choose_all(
     paths: layout.RunPaths,
     progress: StageProgress,
 ) -> None:
-    """Spill the candidates beside the list, choose, forget them."""
-    sizes, beside = made["clusters"]["sizes"], lists.folder(paths, "candidates")
-    chunks = shuffle.cut(lists.stems_of(made), shuffle.most_tasks(sum(sizes)))
-    progress.total += sum(len(chunk.stems) for chunk in chunks)
-    given = (beside, kept.made_of, progress, paths, cfg, len(sizes))
-    spilled = shuffle.all_spilled(spill, chunks, *given)
+    """Write the candidates to a folder, choose from them, and delete them."""
+    sizes, folder = made["clusters"]["sizes"], lists.folder(paths, "candidates")
+    given = (lists.stems(made), sizes, folder, kept.made_of, progress, paths, cfg)
+    spilled = shuffle.spill_all(candidates, *given)
     eps_sq = made["clusters"]["config"]["eps_sq"]
     lists.write(kept, groups, choose, progress, spilled, cfg, load_network(paths), eps_sq)
-    beside.clear()
+    folder.clear()

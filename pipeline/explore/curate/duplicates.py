@@ -1,10 +1,9 @@
-"""Command duplicates: near-duplicates within clusters, and what each threshold would remove.
+"""Command duplicates: list near-duplicates within clusters.
 
 reads   curation/similarity/
-writes  curation/duplicates/{number}.parquet   DUPLICATES   what is to be removed
+writes  curation/duplicates/{number}.parquet   DUPLICATES   samples to remove
 
-Of each group one is kept, that farthest from the centre of the cluster (SemDeDup; see
-`similarity`).
+Of each group, the sample farthest from the centre of the cluster is kept (see `similarity`).
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pipeline.store.storage import Folder
 DUPLICATES = pa.schema(
     [
         *lists.LISTED,
-        ("duplicate_of", pa.string()),  # the most similar one that comes before it
+        ("duplicate_of", pa.string()),  # the most similar sample that comes before it
         ("similarity", pa.float32()),  # their cosine
         ("threshold", pa.float64()),
     ]
@@ -34,7 +33,7 @@ DUPLICATES = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What counts as a duplicate."""
+    """When two samples are duplicates."""
 
     threshold: float = setting(0.95, "cosine over which a pair are duplicates: 1 − ε of SemDeDup")
 
@@ -46,7 +45,7 @@ class Config:
 
 
 def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
-    """DUPLICATES of some parts of the similarities."""
+    """DUPLICATES of some parts of curation/similarity/."""
     found = [tables.read(source.file(f"{stem}.parquet")) for stem in chunk.stems]
     rows = pa.concat_tables([similarity.SIMILAR.empty_table(), *found])
     rows = rows.filter(pc.greater(rows["similarity"].cast(pa.float64()), threshold))
@@ -58,23 +57,26 @@ def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
     ]
     columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["duplicate_of"]]
     columns += [rows["similarity"], [threshold] * len(reasons)]
-    return pa.table(dict(zip(DUPLICATES.names, columns, strict=True)), schema=DUPLICATES)
+    return pa.table(columns, schema=DUPLICATES)
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Compare, then list what is over the threshold; counts, and the effect of thresholds."""
+    """Compare all samples, then list those over the threshold.
+
+    Returns counts, and for each of THRESHOLDS how many samples it would remove.
+    """
     made = outputs.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
-    files = similarity.wanted(made, paths).files[source]
+    files = similarity.expected(made, paths).files[source]
     stems = [name.removesuffix(".parquet") for name in files]
     chunks = shuffle.cut(stems, lists.MOST_PARTS)
-    want = lists.wanted("duplicates", cfg, made, len(chunks), paths)
+    want = lists.expected("duplicates", cfg, made, len(chunks), paths)
     manifest = want.if_done()
     if manifest is None:
         with StageProgress("duplicates", len(chunks), "parts") as progress:
             lists.write(want, chunks, part, progress, source, cfg.threshold)
-        manifest = lists.finish(want, made, lists="removed")
+        manifest = lists.finish(want, made)
     return {
         "list": want.folder.url,
         "threshold": cfg.threshold,
@@ -85,7 +87,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """What each threshold would remove, and what is listed."""
+    """A table of what each threshold would remove, and where the list is."""
     lines = ["threshold      removed   of all"]
     for threshold, removed in found["effect"].items():
         lines.append(f"{threshold:<9} {removed:>12,} {removed / found['of']:>8.2%}")

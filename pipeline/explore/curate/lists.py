@@ -1,19 +1,21 @@
-"""What curation leaves: lists of samples, each with the reason why it is in it.
+"""Lists of samples, each with the reason why it is listed.
 
 reads   embeddings/, assignments/
-writes  curation/{name}/{number}.parquet   sample_id, reason, cluster_id, and what explains it
-        curation/{name}/manifest.json      counts; `lists`: what is `removed`, or `kept`
+writes  curation/{name}/{number}.parquet   sample_id, reason, cluster_id, and more columns
+        curation/{name}/manifest.json      counts; `lists` says `removed` or `kept`
 
-A list of what is removed is what `write.exclude` takes.
+The setting `write.exclude` takes lists of removed samples.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.artifacts import layout, outputs
+from pipeline.artifacts.joins import read_joined
+from pipeline.explore.curate import shuffle
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime import config, tasks
 from pipeline.runtime.progress import StageProgress
@@ -21,41 +23,44 @@ from pipeline.store import tables
 from pipeline.store.storage import Folder
 
 log = logging.getLogger(__name__)
-MOST_PARTS = 128  # of a list that is made part by part
+MOST_PARTS = 128  # of a list that is written part by part
 LISTED = [("sample_id", pa.string()), ("reason", pa.string()), ("cluster_id", pa.int32())]
 
 
 def folder(paths: layout.RunPaths, name: str) -> Folder:
-    """Where a list lies."""
+    """The folder of a list."""
     return paths.folder(f"curation/{name}")
 
 
-def stems_of(made: outputs.Manifests) -> list[str]:
-    """Of all shards."""
+def stems(made: outputs.Manifests) -> list[str]:
+    """The stems of all shards."""
     return [facts["shard"]["stem"] for facts in made["embeddings"]["shards"]]
 
 
+def chunks(made: outputs.Manifests) -> list[Chunk]:
+    """The shards of a run, in one chunk for each part of a list."""
+    return shuffle.cut(stems(made), MOST_PARTS)
+
+
 def members(
-    stems: list[str], paths: layout.RunPaths, assigned: list[str], embedded: list[str]
+    chunk: Chunk, paths: layout.RunPaths, assigned: Sequence[str], embedded: Sequence[str] = ()
 ) -> pa.Table:
-    """Rows of some parts: columns of the assignments, and beside them of the embeddings."""
+    """One row per sample of some shards: columns of the assignments, and of the embeddings."""
     found = []
-    for stem in stems:
-        rows = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", *assigned])
+    for stem in chunk.stems:
         if embedded:
-            other = tables.read(paths.embeddings.file(f"{stem}.parquet"), ["sample_id", *embedded])
-            if not other["sample_id"].equals(rows["sample_id"]):
-                raise RuntimeError(f"{stem}: embeddings and assignments hold different samples")
-            for name in embedded:
-                rows = rows.append_column(name, other[name])
-        found.append(rows.replace_schema_metadata())
+            found.append(read_joined(stem, paths, embedded, assigned))
+        else:
+            url = paths.assignments.file(f"{stem}.parquet")
+            rows = tables.read(url, ["sample_id", *assigned])
+            found.append(rows.replace_schema_metadata())
     return pa.concat_tables(found)
 
 
-def wanted(
+def expected(
     name: str, cfg: Any, made: outputs.Manifests, parts: int, paths: layout.RunPaths
 ) -> outputs.ExpectedOutputs:
-    """A list of so many parts."""
+    """The files of a list with so many parts."""
     target = folder(paths, name)
     files = {target: [f"{number:05d}.parquet" for number in range(parts)]}
     made_of = config.fingerprint(cfg, name, made["clusters"]["fingerprint"])
@@ -69,14 +74,12 @@ def write(
     progress: StageProgress,
     *shared: object,
 ) -> None:
-    """Commit the parts that are missing: `make(chunk, *shared)` gives the rows of one."""
+    """Commit the missing parts; `make(chunk, *shared)` returns the rows of one."""
     done = want.parts(want.folder)
-    keep = {f"{stem}.parquet" for stem in done}
-    want.folder.remove(want.folder.names() - keep)
+    want.folder.remove(want.folder.names() - {f"{stem}.parquet" for stem in done})
     left = [chunk for chunk in chunks if f"{chunk.number:05d}" not in done]
     progress.advance(len(chunks) - len(left))
-    found = tasks.results(_write_part, left, make, want.folder, want.made_of, *shared)
-    for _ in found:
+    for _ in tasks.results(_write_part, left, make, want.folder, want.made_of, *shared):
         progress.advance()
 
 
@@ -89,19 +92,20 @@ def _write_part(
 
 
 def finish(
-    want: outputs.ExpectedOutputs, made: outputs.Manifests, **facts: object
+    want: outputs.ExpectedOutputs, made: outputs.Manifests, lists: str = "removed", **facts: object
 ) -> dict[str, Any]:
-    """Count the parts, commit the manifest."""
+    """Count the parts and commit the manifest; returns it."""
     parts = want.parts(want.folder)
     names = {name.removesuffix(".parquet") for name in want.files[want.folder]}
     if parts != names:
-        raise RuntimeError(f"{want.folder.url}: {len(names - parts)} parts went missing: run again")
+        raise RuntimeError(f"{want.folder.url}: {len(names - parts)} parts are missing: run again")
     known = outputs.part_facts(want.folder, parts)
     manifest = {
         "upstream": made["clusters"]["fingerprint"],
         "config": config.facts(want.cfg),
         "samples": sum(part["rows"] for part in known.values()),
         "of": made["embeddings"]["embedded"],
+        "lists": lists,
         **facts,
     }
     want.folder.finish(want.made_of, **manifest)

@@ -1,11 +1,11 @@
-"""Command outliers: the samples farthest from every cluster.
+"""Command outliers: list the samples farthest from every cluster.
 
 reads   assignments/
-writes  curation/{name}/{number}.parquet   OUTLIERS   what is to be removed
+writes  curation/{name}/{number}.parquet   OUTLIERS   samples to remove
 
-`outlier_score` is 1 − cosine to the nearest prototype. Its quantile over all samples is exact: the
-bits of a float32 that is not negative order as it does, so one pass counts their upper half, a
-second the lower half of those that may be it.
+`outlier_score` is 1 − cosine to the nearest prototype. Its quantile over all samples is exact.
+Non-negative float32 numbers sort like their bits. So one pass counts the upper 16 bits, and a
+second pass counts the lower 16 bits of the numbers whose upper half is that of the quantile.
 """
 
 import math
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs
-from pipeline.explore.curate import lists, shuffle
+from pipeline.explore.curate import lists
 from pipeline.explore.curate.shuffle import Chunk
 from pipeline.runtime import tasks
 from pipeline.runtime.config import setting
@@ -32,10 +32,10 @@ OUTLIERS = pa.schema([*lists.LISTED, ("outlier_score", pa.float32()), ("threshol
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What counts as an outlier: one of the two."""
+    """When a sample is an outlier; give one of the two."""
 
-    quantile: float | None = setting(None, "share of samples, 0 to 1, that are none")
-    score: float | None = setting(None, "outlier_score, 0 to 2, over which a sample is one")
+    quantile: float | None = setting(None, "quantile of outlier_score; samples above it are listed")
+    score: float | None = setting(None, "outlier_score, 0 to 2; samples above it are listed")
 
     def __post_init__(self) -> None:
         if (self.quantile is None) == (self.score is None):
@@ -43,11 +43,11 @@ class Config:
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise UserError(f"--quantile {self.quantile}: give more than 0 and less than 1")
         if self.score is not None and not 0 <= self.score <= 2:
-            raise UserError(f"--score {self.score}: give 0 to 2, as 1 − cosine is")
+            raise UserError(f"--score {self.score}: give 0 to 2, the range of 1 − cosine")
 
 
 def histogram(chunk: Chunk, paths: layout.RunPaths, upper: int | None) -> np.ndarray:
-    """How many scores of some parts have each upper half, or each lower half after that upper."""
+    """Counts (65536,) of the upper halves of scores, or of the lower halves that follow `upper`."""
     counts = np.zeros(1 << HALF, np.int64)
     for stem in chunk.stems:
         scores = tables.read(paths.assignments.file(f"{stem}.parquet"), ["outlier_score"])
@@ -59,8 +59,8 @@ def histogram(chunk: Chunk, paths: layout.RunPaths, upper: int | None) -> np.nda
 
 
 def quantile(share: float, made: outputs.Manifests, paths: layout.RunPaths) -> float:
-    """The least score that at least `share` of all samples do not exceed."""
-    chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
+    """The smallest score that at least `share` of all samples do not exceed."""
+    chunks = lists.chunks(made)
     left = math.ceil(Fraction(str(share)) * made["embeddings"]["embedded"])
     bits, upper = 0, None
     with StageProgress("quantile", 2 * len(chunks), "chunks") as progress:
@@ -76,15 +76,14 @@ def quantile(share: float, made: outputs.Manifests, paths: layout.RunPaths) -> f
 
 
 def part(chunk: Chunk, paths: layout.RunPaths, code: str, threshold: float) -> pa.Table:
-    """OUTLIERS of some parts."""
-    rows = lists.members(list(chunk.stems), paths, ["cluster_id", "outlier_score"], [])
-    over = pa.scalar(threshold, pa.float32())  # as the scores are: 0.3 is not over 0.3
+    """OUTLIERS of some shards."""
+    rows = lists.members(chunk, paths, ["cluster_id", "outlier_score"])
+    over = pa.scalar(threshold, pa.float32())  # the type of the scores, so that 0.3 is not over 0.3
     rows = rows.filter(pc.greater(rows["outlier_score"], over))
     scores = rows["outlier_score"].to_pylist()
     reasons = [f"{code}: score {score:.4f} over {threshold:.4f}" for score in scores]
     columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["outlier_score"]]
-    columns.append([threshold] * len(reasons))
-    return pa.table(dict(zip(OUTLIERS.names, columns, strict=True)), schema=OUTLIERS)
+    return pa.table([*columns, [threshold] * len(reasons)], schema=OUTLIERS)
 
 
 def run(
@@ -94,10 +93,13 @@ def run(
     code: str = "outlier",
     of: layout.RunPaths | None = None,
 ) -> dict[str, Any]:
-    """List them; the manifest, which has the `threshold`. The quantile is of the run `of`."""
+    """List the outliers; returns the manifest, with the `threshold`.
+
+    The quantile is that of the run `of`, by default the same run.
+    """
     made = outputs.upstream(paths, "clusters")
-    chunks = shuffle.cut(lists.stems_of(made), lists.MOST_PARTS)
-    want = lists.wanted(name, cfg, made, len(chunks), paths)
+    chunks = lists.chunks(made)
+    want = lists.expected(name, cfg, made, len(chunks), paths)
     if manifest := want.if_done():
         return manifest
     threshold = cfg.score
@@ -106,4 +108,4 @@ def run(
         threshold = quantile(cfg.quantile, outputs.upstream(whose, "clusters"), whose)
     with StageProgress(name, len(chunks), "chunks") as progress:
         lists.write(want, chunks, part, progress, paths, code, threshold)
-    return lists.finish(want, made, lists="removed", threshold=threshold)
+    return lists.finish(want, made, threshold=threshold)

@@ -1,10 +1,10 @@
-"""Rows on their way from the parts of a run to its clusters.
+"""Sort rows by cluster, from files per shard to files that can be read by cluster.
 
-writes  {folder}/spill-{number}.parquet  rows in the order of their clusters; the footer counts them
+writes  {folder}/spill-{number}.parquet  rows sorted by cluster; the footer counts each cluster
 
-A task commits one file of a few parts; whoever wants a cluster reads its run of rows out of every
-file. So no task holds more than SPILL_ROWS or what it asks for, whatever a collection or a cluster
-has. f files, k clusters.
+A task writes the rows of a few shards to one file. The reader of a cluster takes its range of rows
+from every file. So a task holds at most SPILL_ROWS, or the rows that it reads.
+f files, k clusters.
 """
 
 import math
@@ -21,12 +21,12 @@ from pipeline.store import tables
 from pipeline.store.storage import Folder
 
 PREFIX = "spill-"
-SPILL_ROWS = 2**18  # of a file: 256 MiB of 512 float16 each
+SPILL_ROWS = 2**18  # rows of a file: 256 MiB of 512 float16 each
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Parts that one task does."""
+    """Shards that one task works on."""
 
     number: int
     stems: Sequence[str]
@@ -36,12 +36,12 @@ class Chunk:
 
 
 def cut(stems: Sequence[str], most: int) -> list[Chunk]:
-    """The parts in at most `most` chunks, by their number alone."""
+    """Shards in at most `most` chunks; the cut depends only on their number."""
     return [Chunk(number, list(run)) for number, run in enumerate(tasks.chunks(stems, most))]
 
 
-def spill(url: str, rows: pa.Table, k: int, made_of: str) -> None:
-    """Commit rows that have a `cluster_id`, in the order of the clusters."""
+def write(url: str, rows: pa.Table, k: int, made_of: str) -> None:
+    """Commit rows, sorted by their `cluster_id`."""
     clusters = rows["cluster_id"].to_numpy()
     counts = np.bincount(clusters, minlength=k).tolist()
     order = np.argsort(clusters, kind="stable")
@@ -50,7 +50,7 @@ def spill(url: str, rows: pa.Table, k: int, made_of: str) -> None:
 
 @dataclass(frozen=True)
 class Spilled:
-    """All that was spilled."""
+    """The files that the tasks wrote."""
 
     urls: list[str]
     counts: np.ndarray  # (f, k) rows
@@ -58,7 +58,7 @@ class Spilled:
     def pieces(
         self, clusters: range, columns: Sequence[str], rows: range | None = None
     ) -> Iterator[pa.Table]:
-        """The rows of some clusters, file by file; of all of them together only the run `rows`."""
+        """The rows of some clusters, file by file; `rows` is a range among all of them."""
         before = self.counts[:, : clusters.start].sum(1)
         sizes = self.counts[:, clusters.start : clusters.stop].sum(1)
         ends = np.cumsum(sizes)
@@ -70,20 +70,25 @@ class Spilled:
                 yield tables.read_rows(url, columns, range(start, start + int(last - first)))
 
 
-def all_spilled(
-    function: Callable[..., None],
-    chunks: list[Chunk],
+def spill_all(
+    function: Callable[..., pa.Table],
+    stems: Sequence[str],
+    sizes: Sequence[int],
     folder: Folder,
     made_of: str,
     progress: StageProgress,
     *shared: object,
 ) -> Spilled:
-    """`function(chunk, url, made_of, *shared)` spills each chunk that is not there yet."""
+    """Commit the missing files; `function(chunk, *shared)` returns the rows of one.
+
+    sizes (k,) is the number of samples of each cluster.
+    """
+    chunks = cut(stems, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
     names = [f"{PREFIX}{chunk.number:05d}" for chunk in chunks]
     there = _counts(folder, names, made_of)
     left = [chunk for chunk, name in zip(chunks, names, strict=True) if name not in there]
-    progress.advance(sum(len(c.stems) for c in chunks) - sum(len(c.stems) for c in left))
-    done = tasks.results(_spill_one, left, function, folder, made_of, *shared)
+    progress.total += sum(len(chunk.stems) for chunk in left)
+    done = tasks.results(_spill, left, function, folder, made_of, len(sizes), *shared)
     for chunk, _ in zip(left, done, strict=True):
         progress.advance(len(chunk.stems))
     there = _counts(folder, names, made_of)
@@ -91,10 +96,16 @@ def all_spilled(
     return Spilled(urls, np.array([there[name] for name in names]))
 
 
-def _spill_one(
-    chunk: Chunk, function: Callable[..., None], folder: Folder, made_of: str, *shared: object
+def _spill(
+    chunk: Chunk,
+    function: Callable[..., pa.Table],
+    folder: Folder,
+    made_of: str,
+    k: int,
+    *shared: object,
 ) -> None:
-    function(chunk, folder.file(f"{PREFIX}{chunk.number:05d}.parquet"), made_of, *shared)
+    url = folder.file(f"{PREFIX}{chunk.number:05d}.parquet")
+    write(url, function(chunk, *shared), k, made_of)
 
 
 def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[int]]:
@@ -102,18 +113,8 @@ def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[in
     return {name: f["counts"] for name, f in facts.items() if f.get("made_of") == made_of}
 
 
-def forget(folder: Folder) -> None:
-    """What was spilled is needed no more."""
-    folder.remove({name for name in folder.names() if name.startswith(PREFIX)})
-
-
-def most_tasks(rows: int) -> int:
-    """For that many rows altogether to be spilled."""
-    return math.ceil(rows / SPILL_ROWS) or 1
-
-
-def packed(sizes: Sequence[int], most: int) -> list[range]:
-    """Consecutive clusters, of at most `most` rows together; a larger one stands alone."""
+def pack(sizes: Sequence[int], most: int) -> list[range]:
+    """Groups of consecutive clusters with at most `most` rows; a larger cluster is a group."""
     found, first, held = [], 0, 0
     for cluster, size in enumerate(sizes):
         if held and held + size > most:

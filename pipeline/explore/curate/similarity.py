@@ -1,18 +1,17 @@
-"""Of every sample the most similar one of its cluster that comes before it: SemDeDup's one pass.
+"""For every sample, find the most similar sample of its cluster that comes before it.
 
 reads   embeddings/, assignments/
 writes  curation/similarity/{clusters}.parquet  SIMILAR  samples with a cosine over FLOOR
         curation/similarity/effect.parquet      EFFECT   what each threshold would remove
         curation/similarity/manifest.json
 
-SemDeDup (Abbas et al. 2023, arXiv:2303.09540, and its authors' code) puts the members of a cluster
-in an order, those farthest from its centre first, and removes each that is more similar than 1 − ε
-to one that comes before, removed itself or not. So the largest cosine to those before says at once
-what every threshold removes. Cosines are of CLIP's embeddings, the distance from the centre is the
-run's `outlier_score`; ties go by sample_id.
+SemDeDup (Abbas et al. 2023, arXiv:2303.09540) sorts the members of a cluster, the farthest from its
+centre first. It removes a member whose cosine to any earlier member is over 1 − ε. So the largest
+cosine to an earlier member shows which thresholds remove a sample. Cosines are of CLIP embeddings;
+the distance from the centre is `outlier_score`; ties are sorted by sample_id.
 
-A task compares BLOCK_ROWS rows of one cluster, or as many of several whole ones, with all of their
-clusters, a block at a time: it holds two blocks, however large a cluster is.
+A task compares one block of a cluster, or several whole clusters, with all blocks of the same
+clusters. It holds two blocks of BLOCK_ROWS at a time.
 n rows in a block, m in another, D dimensions.
 """
 
@@ -38,17 +37,17 @@ from pipeline.store import tables
 from pipeline.store.storage import Folder
 
 log = logging.getLogger(__name__)
-FLOOR = 0.8  # cosines below are of different pictures; far more samples would have them
+FLOOR = 0.8  # smaller cosines are between different images, and far more frequent
 THRESHOLDS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
 BLOCK_ROWS = 2**17  # 128 MiB of 512 float16 each
-TILE = (1024, 2048)  # rows and columns of cosines that are formed at once: 8 MiB
-GRAIN = 2.0**-20  # cosines are rounded to this: equal vectors have equal ones in any block
+TILE = (1024, 2048)  # rows and columns of one matrix of cosines: 8 MiB
+GRAIN = 2.0**-20  # cosines are rounded to multiples, so that they do not depend on the blocks
 SIMILAR = pa.schema(
     [
         ("sample_id", pa.string()),
         ("cluster_id", pa.int32()),
-        ("similarity", pa.float32()),  # the largest cosine to a member that comes before
-        ("duplicate_of", pa.string()),  # that member, the first of several
+        ("similarity", pa.float32()),  # the largest cosine to an earlier member
+        ("duplicate_of", pa.string()),  # that member; the first, if several
     ]
 )
 EFFECT = pa.schema(
@@ -71,14 +70,14 @@ class Unit:
     blocks: int = 1
 
     def rows(self, block: int) -> range | None:
-        """Those of a block, among the rows of the cluster."""
+        """The rows of a block, counted from the first row of the cluster; None means all."""
         if self.blocks == 1:
             return None
         return range(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)
 
     @property
     def name(self) -> str:
-        """Of its part."""
+        """The stem of its file."""
         return f"{self.clusters.start:06d}-{self.block:05d}"
 
     def __str__(self) -> str:
@@ -86,9 +85,9 @@ class Unit:
 
 
 def units(sizes: Sequence[int]) -> list[Unit]:
-    """What is compared in one task each."""
+    """Clusters, or blocks of large ones, one for each task."""
     found = []
-    for clusters in shuffle.packed(sizes, BLOCK_ROWS):
+    for clusters in shuffle.pack(sizes, BLOCK_ROWS):
         blocks = math.ceil(sum(sizes[c] for c in clusters) / BLOCK_ROWS)
         found += [Unit(clusters, block, blocks) for block in range(blocks)]
     return found
@@ -97,20 +96,21 @@ def units(sizes: Sequence[int]) -> list[Unit]:
 def most_similar_before(
     x: Tensor, rank: Tensor, y: Tensor, other: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row of x (n, D) the largest cosine to a row of y (m, D) of lower rank, and its index.
+    """For each row of x (n, D), the largest cosine to a row of y (m, D) of lower rank.
 
-    The first of several; −inf and −1 where none is. `rank` (n,) and `other` (m,) ascend.
+    Returns cosines (n,) and indices into y (n,), the first if several are equal; −inf and −1 if
+    there is none. `rank` (n,) and `other` (m,) ascend.
     """
     best = torch.full((len(x),), -torch.inf)
     index = torch.full((len(x),), -1, dtype=torch.int64)
-    before = torch.searchsorted(other, rank)  # (n,) rows of y of lower rank: they come first
+    before = torch.searchsorted(other, rank)  # (n,) how many rows of y have a lower rank
     for start in range(0, len(x), TILE[0]):
         rows = slice(start, start + TILE[0])
         own = normalize(x[rows].float(), dim=1)
         for first in range(0, int(before[rows][-1]), TILE[1]):
             others = normalize(y[first : first + TILE[1]].float(), dim=1)
             cosines = (own @ others.T).mul_(1 / GRAIN).round_()
-            if (stop := first + len(others)) > before[start]:  # not all are before every row
+            if (stop := first + len(others)) > before[start]:  # some do not come before every row
                 cosines[torch.arange(first, stop) >= before[rows, None]] = -torch.inf
             found, where = cosines.max(1)
             found *= GRAIN
@@ -121,7 +121,7 @@ def most_similar_before(
 
 
 class Block:
-    """Rows of some clusters, in ORDER, and what has been found for them."""
+    """Rows of some clusters, in ORDER, and the most similar earlier row of each."""
 
     def __init__(self, rows: pa.Table) -> None:
         rows = rows.combine_chunks()
@@ -130,10 +130,12 @@ class Block:
         vectors = tables.to_matrix(rows["embedding"])[order.to_numpy()]
         self.vectors = torch.from_numpy(vectors)
         self.similarity = np.full(len(order), -np.inf, np.float32)
-        self.partner: list[tuple[float, str] | None] = [None] * len(order)  # as ORDER has them
+        self.partner: list[tuple[float, str] | None] = [None] * len(
+            order
+        )  # −outlier_score, sample_id
 
     def meet(self, other: "Block") -> None:
-        """Compare with the rows of the same clusters in another block, or this one."""
+        """Compare with another block of the same clusters, or with itself."""
         own, others = (b.keys["cluster_id"].to_numpy() for b in (self, other))
         rank, other_rank = (torch.from_numpy(ranks) for ranks in _ranks(self, other))
         for cluster in np.unique(own).tolist():
@@ -144,7 +146,7 @@ class Block:
             self._keep(a.start, found, index + b.start * (index >= 0), other)
 
     def _keep(self, start: int, found: np.ndarray, index: np.ndarray, other: "Block") -> None:
-        """What is more similar than what was found before, or as similar and comes before it."""
+        """Keep pairs that are more similar than earlier ones, or equal and earlier in ORDER."""
         close = np.flatnonzero((found > FLOOR) & (found >= self.similarity[start:][: len(found)]))
         keys = other.keys.select(["outlier_score", "sample_id"]).take(pa.array(index[close]))
         scores, ids = (column.to_pylist() for column in keys.columns)
@@ -155,17 +157,17 @@ class Block:
                 self.similarity[row], self.partner[row] = cosine, key
 
     def similar(self) -> pa.Table:
-        """SIMILAR: the rows for which something was found."""
+        """SIMILAR: the rows with a similar earlier row."""
         close = np.flatnonzero(self.similarity > FLOOR)
         keys = self.keys.take(pa.array(close))
         partners = [self.partner[row] for row in close.tolist()]
         columns = [keys["sample_id"], keys["cluster_id"], self.similarity[close]]
         columns.append([partner[1] for partner in partners if partner])
-        return pa.table(dict(zip(SIMILAR.names, columns, strict=True)), schema=SIMILAR)
+        return pa.table(columns, schema=SIMILAR)
 
 
 def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the rows of both among all of them, in ORDER."""
+    """Ranks (n,) and (m,) of the rows of two blocks, among all of them in ORDER."""
     n = own.keys.num_rows
     if own is other:
         return np.arange(n), np.arange(n)
@@ -175,15 +177,13 @@ def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
     return rank[:n], rank[n:]
 
 
-def spill(chunk: Chunk, url: str, made_of: str, paths: layout.RunPaths, k: int) -> None:
-    """Spill the rows of some parts by cluster."""
-    assigned = ["cluster_id", "outlier_score"]
-    rows = lists.members(list(chunk.stems), paths, assigned, ["embedding"])
-    shuffle.spill(url, rows, k, made_of)
+def members(chunk: Chunk, paths: layout.RunPaths) -> pa.Table:
+    """The rows of some shards: COLUMNS and `embedding`."""
+    return lists.members(chunk, paths, ["cluster_id", "outlier_score"], ["embedding"])
 
 
 def compare(unit: Unit, spilled: Spilled, folder: Folder, made_of: str) -> int:
-    """Commit the part of one unit; returns how many rows it compared."""
+    """Commit the part of one unit; returns how many rows it has."""
 
     def block(number: int) -> Block:
         pieces = spilled.pieces(unit.clusters, [*COLUMNS, "embedding"], unit.rows(number))
@@ -200,8 +200,8 @@ def compare(unit: Unit, spilled: Spilled, folder: Folder, made_of: str) -> int:
     return own.keys.num_rows
 
 
-def wanted(made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
-    """A part for every unit of the clusters."""
+def expected(made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedOutputs:
+    """A part for every unit."""
     target = lists.folder(paths, "similarity")
     made_of = config.digest({"floor": FLOOR}, THRESHOLDS, made["clusters"]["fingerprint"])
     names = [f"{unit.name}.parquet" for unit in units(made["clusters"]["sizes"])]
@@ -209,8 +209,8 @@ def wanted(made: outputs.Manifests, paths: layout.RunPaths) -> outputs.ExpectedO
 
 
 def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
-    """Compare what has not been compared yet; the manifest, with the effect of the thresholds."""
-    want = wanted(made, paths)
+    """Compare all units that are not done; returns the manifest."""
+    want = expected(made, paths)
     if manifest := want.if_done():
         return manifest
     sizes, made_of, target = made["clusters"]["sizes"], want.made_of, want.folder
@@ -218,13 +218,11 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
     spills = {name for name in target.names() if name.startswith(shuffle.PREFIX)}
     target.remove(target.names() - {f"{stem}.parquet" for stem in done} - spills)
     left = [unit for unit in todo if unit.name not in done]
-    chunks = shuffle.cut(lists.stems_of(made), shuffle.most_tasks(sum(sizes)))
-    parts = sum(len(chunk.stems) for chunk in chunks)
-    with StageProgress("similarity", parts + len(todo), "parts") as progress:
+    with StageProgress("similarity", len(todo), "parts") as progress:
         progress.advance(len(todo) - len(left))
         if left:
-            given = (target, made_of, progress, paths, len(sizes))
-            spilled = shuffle.all_spilled(spill, chunks, *given)
+            given = (lists.stems(made), sizes, target, made_of, progress, paths)
+            spilled = shuffle.spill_all(members, *given)
             for rows in tasks.results(compare, left, spilled, target, made_of):
                 progress.advance(samples=rows)
     known = outputs.part_facts(target, want.parts(target))
@@ -243,6 +241,6 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
         removed=removed,
         seconds=round(progress.seconds, 2),
     )
-    shuffle.forget(target)
+    target.remove({name for name in target.names() if name.startswith(shuffle.PREFIX)})
     console.log_finished(log, "similarity", progress.seconds, f"{compared:,} samples")
     return target.manifest()

@@ -1,11 +1,11 @@
 """`export clip-retrieval`: the layout that clip-retrieval's inference writes.
 
 reads   embeddings/{stem}.parquet, labels/{stem}.parquet
-writes  {out}/img_emb/img_emb_{i}.npy            (n, d) float16, as they are in embeddings/
+writes  {out}/img_emb/img_emb_{i}.npy            (n, D) float16, as in embeddings/
         {out}/metadata/metadata_{i}.parquet      the same n rows
 
-`i` is the number of the part. Its readers pair the files of the two folders by their order, and
-leave out an .npy without rows, so a part without rows has neither.
+`i` is the number of the shard. clip-retrieval pairs the files of the two folders by their order and
+ignores an .npy without rows, so a shard without rows gets neither file.
 """
 
 import numpy as np
@@ -20,12 +20,12 @@ from pipeline.store.storage import Folder
 
 NAME = "clip-retrieval"
 OURS = ("sample_id", "caption", "cluster_id", "cluster_caption", "confidence")
-TAKEN = {"image_path", "metadata"}  # what clip-retrieval, too, takes from no json
+TAKEN = {"image_path", "metadata"}  # names that clip-retrieval does not take from json
 
 
 def run(paths: layout.RunPaths, out: str) -> None:
-    """Write what is missing of the parts, then the manifest."""
-    source, folder = common_layout.finished(paths), Folder(storage.absolute(out))
+    """Write the missing files of every shard, then the manifest."""
+    source, folder = common_layout.open_run(paths), Folder(storage.absolute(out))
     made_of = source.made_of(NAME)
     if not common_layout.begin(folder, NAME, made_of, paths.root):
         return
@@ -39,7 +39,7 @@ def run(paths: layout.RunPaths, out: str) -> None:
 
 
 def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: set[str]) -> int:
-    """The two files of a part, metadata last, unless it is among `done`; returns its rows."""
+    """Write the two files of a shard, metadata last, unless it is in `done`; returns its rows."""
     stem, suffix = source.shards[i]["stem"], number(i, len(source.shards))
     name = f"metadata_{suffix}.parquet"
     rows = metadata(source, stem)
@@ -57,12 +57,12 @@ def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: 
 
 
 def number(i: int, parts: int) -> str:
-    """Of a part, so that names sort in the order of the parts."""
+    """The number of a shard, padded so that names sort in the order of shards."""
     return f"{i:0{len(str(parts - 1))}d}"
 
 
 def metadata(source: common_layout.ExportedRun, stem: str) -> pa.Table:
-    """`image_path` is the key, as clip-retrieval has it of shards; then OURS, then the json's."""
+    """Columns `image_path` (the sample's key), OURS, then those of the samples' json."""
     originals = [name for name in source.originals if name not in TAKEN]
     table = source.rows(stem, ["key", *OURS, *originals])
     return table.rename_columns(["image_path", *OURS, *originals])

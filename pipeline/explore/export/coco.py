@@ -1,12 +1,11 @@
-"""`export coco`: one json file as of COCO's instances, a category for each cluster.
+"""`export coco`: one json file in the format of COCO instances, with a category for each cluster.
 
 reads   labels/{stem}.parquet, twice; clusters.parquet
 writes  {out}  info, licenses, categories, images, annotations
 
-A sample is an image with one annotation, whose box and polygon are the whole image: so the readers
-of COCO (pycocotools, torchvision, FiftyOne, detectors) take it without a special case. Ids count
-from 1, of categories too (`cluster_id` stands beside), as some readers take 0 for the background.
-`file_name` is what `export fiftyone` calls the picture below its data/.
+Each image has one annotation, whose box and polygon cover the whole image, so every reader of COCO
+(pycocotools, torchvision, FiftyOne) accepts it. Ids start at 1, also those of categories, since
+some readers take 0 as the background. `file_name` is the path below data/ of `export fiftyone`.
 """
 
 import json
@@ -26,16 +25,16 @@ NAME = "coco"
 SOURCE = ("sample_id", "index", "image_member", "image_width", "image_height")
 COLUMNS = (*SOURCE, "cluster_id", "confidence", "caption")
 HEAD = '{"info": '
-HEAD_BYTES = 1 << 16  # of a file that is there, to see what it is
+HEAD_BYTES = 1 << 16  # of an existing file, to identify it
 
 Entry = Callable[[int, str, dict[str, Any]], dict[str, Any]]
 
 
 def run(paths: layout.RunPaths, out: str) -> None:
-    """Stream the file: images in one pass over the parts, annotations in a second."""
-    source, url = common_layout.finished(paths), storage.absolute(out)
+    """Stream the file: images in one pass over the shards, annotations in a second."""
+    source, url = common_layout.open_run(paths), storage.absolute(out)
     if not url.endswith(".json"):
-        raise UserError(f"--out {out}: give the name of the file, such as {url}/coco.json")
+        raise UserError(f"--out {out}: give the name of a file, such as {url}/coco.json")
     info = {
         "description": f"clusters of {paths.root}, by ratecluster",
         "ratecluster": source.made_of(NAME),
@@ -43,7 +42,7 @@ def run(paths: layout.RunPaths, out: str) -> None:
     if storage.exists(url):
         if not _is(url, info["ratecluster"]):
             raise UserError(
-                f"{out} is there and is no COCO export of {paths.root} as it is now; delete it, "
+                f"{out} exists and is no COCO export of {paths.root} as it is now; delete it, "
                 "or choose another --out"
             )
         console.log_already_done(log, f"export {NAME}", url)
@@ -60,11 +59,11 @@ def run(paths: layout.RunPaths, out: str) -> None:
         _write(file, '],\n"annotations": [\n')
         _stream(file, _entries(source, annotation, progress))
         _write(file, "]}\n")
-    common_layout.said(NAME, samples, progress.seconds, url)
+    common_layout.log_finished(NAME, samples, progress.seconds, url)
 
 
 def categories(source: common_layout.ExportedRun) -> list[dict[str, Any]]:
-    """One for each cluster."""
+    """A category for each cluster."""
     return [
         {"id": row["cluster_id"] + 1, "name": row["name"], "supercategory": "cluster"}
         | {"cluster_id": row["cluster_id"]}
@@ -73,7 +72,7 @@ def categories(source: common_layout.ExportedRun) -> list[dict[str, Any]]:
 
 
 def image(number: int, stem: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a sample, whose id is its number, among images."""
+    """The entry of a sample in images."""
     found = {
         "id": number,
         "file_name": common_layout.file_name(stem, row["index"], row["image_member"]),
@@ -86,7 +85,7 @@ def image(number: int, stem: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def annotation(number: int, _: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a sample among annotations."""
+    """The entry of a sample in annotations."""
     w, h = row["image_width"], row["image_height"]
     return {
         "id": number,
@@ -103,11 +102,12 @@ def annotation(number: int, _: str, row: dict[str, Any]) -> dict[str, Any]:
 def _entries(
     source: common_layout.ExportedRun, entry: Entry, progress: StageProgress
 ) -> Iterator[str]:
-    """The entries of all samples, numbered through, as json."""
+    """The entries of all samples as json, numbered from 1."""
     wanted = [*COLUMNS, *({"url"} & set(source.originals))]
     number = 0
-    parts = common_layout.in_order(lambda stem: source.rows(stem, wanted), source.stems())
-    for stem, table in zip(source.stems(), parts, strict=True):
+    stems = [shard["stem"] for shard in source.shards]
+    parts = common_layout.in_order(lambda stem: source.rows(stem, wanted), stems)
+    for stem, table in zip(stems, parts, strict=True):
         for row in table.to_pylist():
             number += 1
             yield json.dumps(entry(number, stem, row), allow_nan=False)
@@ -115,7 +115,7 @@ def _entries(
 
 
 def _stream(file: IO[bytes], entries: Iterator[str]) -> int:
-    """Write the items of a list; returns how many they are."""
+    """Write the items of a list; returns their number."""
     count = 0
     for count, text in enumerate(entries, start=1):
         _write(file, text if count == 1 else f",\n{text}")
@@ -127,7 +127,7 @@ def _write(file: IO[bytes], text: str) -> None:
 
 
 def _is(url: str, made_of: str) -> bool:
-    """Whether the file is the export of this fingerprint."""
+    """Whether the file is the export with this fingerprint."""
     head = storage.read_range(url, 0, HEAD_BYTES).decode("utf-8", "replace")
     try:
         info, _ = json.JSONDecoder().raw_decode(head, len(HEAD))

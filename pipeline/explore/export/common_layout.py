@@ -1,11 +1,10 @@
-"""What exports of a finished run have in common: what they read, where they write.
+"""What all exports of a finished run share: what they read, and how they write a folder.
 
 reads   labels/{stem}.parquet, clusters.parquet, the manifests
-writes  {out}/export.json    of what it is an export, first: another one is refused
+writes  {out}/export.json    first: which run and export the folder holds
         {out}/manifest.json  last
 
-An export goes on where it was interrupted. Rejected samples are in none: there is no picture of
-them, no embedding, no cluster.
+An interrupted export resumes. Rejected samples are in no export.
 """
 
 import json
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 U = TypeVar("U")
 CLAIM = "export.json"
-AHEAD = 8  # parts under way at once, and held: stores answer slowly, and many at a time
+AHEAD = 8  # shards that are read at once, since object stores answer slowly
 
 
 @dataclass(frozen=True)
@@ -39,32 +38,28 @@ class ExportedRun:
 
     paths: layout.RunPaths
     shards: list[dict[str, Any]]  # stem, url, size, version of each input shard
-    originals: list[str]  # the columns of labels that come from the samples' json
-    clusters: list[dict[str, Any]]  # rows of CLUSTERS, and a `name` that no other cluster has
+    originals: list[str]  # columns of the labels that come from the samples' json
+    clusters: list[dict[str, Any]]  # rows of CLUSTERS, each with a unique `name`
     fingerprint: str  # of the labels
-
-    def stems(self) -> list[str]:
-        """Of the parts, in order."""
-        return [shard["stem"] for shard in self.shards]
 
     def made_of(self, export: str, **options: object) -> str:
         """The fingerprint of an export of this run."""
         return config.digest({"export": export, **options}, self.fingerprint)
 
     def rows(self, stem: str, columns: Sequence[str]) -> pa.Table:
-        """Columns of the labels of a part, of the samples that have one."""
+        """Columns of the labels of a shard, without rejected samples."""
         url = self.paths.labels.file(f"{stem}.parquet")
         table = tables.read(url, list(dict.fromkeys([*columns, "status"])))
         return table.filter(pc.equal(table["status"], "success")).select(list(columns))
 
 
-def finished(paths: layout.RunPaths) -> ExportedRun:
-    """The run at a root; UserError where its labels are not written, or made of something older."""
+def open_run(paths: layout.RunPaths) -> ExportedRun:
+    """The run at a root; UserError if its labels are missing or out of date."""
     made = outputs.upstream(paths, "captions")
     labels = paths.labels.manifest()
     if labels["upstream"] != made["captions"]["fingerprint"]:
         raise UserError(
-            f"{paths.root}: what labels were made from has been made again since; run "
+            f"{paths.root}: the input of the labels has changed since; run "
             "`ratecluster write` again first"
         )
     embedded = made["embeddings"]
@@ -72,13 +67,13 @@ def finished(paths: layout.RunPaths) -> ExportedRun:
         paths,
         [fact["shard"] for fact in embedded["shards"]],
         sorted(schemas.label_names(embedded["columns"]).values()),
-        named(tables.read(paths.clusters_table).to_pylist()),
+        name_clusters(tables.read(paths.clusters_table).to_pylist()),
         labels["fingerprint"],
     )
 
 
-def named(clusters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Clusters by number, with names: the caption, and the number where another has the same."""
+def name_clusters(clusters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Clusters by number, each with a unique `name`: its caption, with its number if it repeats."""
     captions = [row["cluster_caption"] or "cluster" for row in clusters]
     times, taken = Counter(captions), set(captions)
     rows = []
@@ -92,18 +87,15 @@ def named(clusters: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def file_name(stem: str, index: int, member: str) -> str:
-    """What the picture of a sample is called outside its shard: nothing of it comes from the tar.
-
-    But for the suffix, which is one of IMAGE_SUFFIXES.
-    """
+    """The name of an exported image; only its suffix, one of IMAGE_SUFFIXES, is from the tar."""
     suffix = member.rpartition(".")[2].lower()
     if suffix not in IMAGE_SUFFIXES:
-        raise RuntimeError(f"export: {stem}: sample {index} has a picture of the kind {suffix!r}")
+        raise RuntimeError(f"export: {stem}: sample {index} has an image of the kind {suffix!r}")
     return f"{stem}/{index:08d}.{suffix}"
 
 
 def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
-    """Whether there is something left to do; UserError where anything else lies in the folder."""
+    """Whether the export must run; UserError if the folder holds anything else."""
     names = folder.names()
     if names and _claim(folder, names) != made_of:
         raise UserError(
@@ -120,28 +112,28 @@ def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
 
 
 def finish(folder: Folder, export: str, made_of: str, samples: int, seconds: float) -> None:
-    """Write the manifest, and say what there is."""
+    """Write the manifest and log the last line."""
     folder.finish(made_of, samples=samples, seconds=round(seconds, 2))
-    said(export, samples, seconds, folder.url)
+    log_finished(export, samples, seconds, folder.url)
 
 
-def said(export: str, samples: int, seconds: float, url: str) -> None:
-    """The line at the end."""
+def log_finished(export: str, samples: int, seconds: float, url: str) -> None:
+    """The last line of an export."""
     console.log_finished(log, f"export {export}", seconds, f"{samples:,} samples", url)
 
 
 def _claim(folder: Folder, names: set[str]) -> str | None:
-    """What made an export there, finished or not; None where none is."""
+    """The fingerprint of the export that a folder holds, or None."""
     if CLAIM not in names:
         return None
     try:
         return str(json.loads(storage.read_bytes(folder.file(CLAIM)))["made_of"])
-    except (ValueError, KeyError, TypeError):  # a file of this name that is not ours
+    except (ValueError, KeyError, TypeError):  # another program's file of this name
         return None
 
 
 def in_order(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """`function` of every item, in their order; AHEAD of them in threads, no more are held."""
+    """`function` of every item, in order; AHEAD of them run in threads."""
     with ThreadPoolExecutor(AHEAD) as pool:
         running: deque[Future[U]] = deque()
         try:

@@ -1,12 +1,12 @@
 """`export fiftyone`: a folder that `fiftyone.Dataset.from_dir` imports as a FiftyOneDataset.
 
-reads   labels/{stem}.parquet, clusters.parquet, the pictures in the input shards
-writes  {out}/data/{stem}/{index}.{suffix}  the pictures, their bytes as in the shard
-        {out}/samples.json                  a sample for each, with its labels
+reads   labels/{stem}.parquet, clusters.parquet, the images in the input shards
+writes  {out}/data/{stem}/{index}.{suffix}  the images, byte for byte
+        {out}/samples.json                  a sample with its labels for each image
         {out}/metadata.json                 the classes
 
-samples.json is of the form without a database version, whose samples FiftyOne reads one by one and
-whose fields it infers. It holds all of samples.json in memory: what is exported should fit there.
+samples.json has no database version, so FiftyOne infers the fields of the samples. FiftyOne reads
+the whole file into memory.
 """
 
 import json
@@ -28,29 +28,27 @@ log = logging.getLogger(__name__)
 NAME = "fiftyone"
 SOURCE = ("index", "image_member", "tar_offset", "tar_size", "image_width", "image_height")
 OURS = ("sample_id", "shard", "key", "caption", "cluster_id", "margin", "outlier_score")
-PLAIN = re.compile(r"[A-Za-z]\w*", re.ASCII)  # a dot or $ means something to its database
-PIECE = 1 << 20  # bytes between pictures that are read at once
-
-Row = dict[str, Any]
+PLAIN = re.compile(r"[A-Za-z]\w*", re.ASCII)  # MongoDB gives `.` and `$` a meaning
+PIECE = 1 << 20  # bytes between images that are skipped at once
 
 
 def run(paths: layout.RunPaths, out: str, truth: str | None) -> None:
-    """Pictures part by part, and beside them samples.json, streamed; then the manifest.
+    """Write the images and samples.json shard by shard, then the manifest.
 
     The json column `truth`, if given, becomes the field ground_truth.
     """
-    source, folder = common_layout.finished(paths), Folder(storage.absolute(out))
+    source, folder = common_layout.open_run(paths), Folder(storage.absolute(out))
     if storage.local_path(folder.url) is None:
-        raise UserError(f"{out}: FiftyOne reads local folders alone; choose one as --out")
+        raise UserError(f"{out}: FiftyOne reads only local folders; choose one as --out")
     if truth and truth not in source.originals:
         listed = ", ".join(map(printable, source.originals)) or "none"
-        raise UserError(f"--label {truth} is no json column of the labels; there are: {listed}")
+        raise UserError(f"--label {truth} is not a json column of the labels; these are: {listed}")
     made_of = source.made_of(NAME, truth=truth)
     if not common_layout.begin(folder, NAME, made_of, paths.root):
         return
     kept = [name for name in source.originals if PLAIN.fullmatch(name)]
     if left := len(source.originals) - len(kept):
-        log.warning("export %s: %d json columns are left out for their names", NAME, left)
+        log.warning("export %s: %d json columns are ignored because of their names", NAME, left)
     samples = 0
     with (
         StageProgress(f"export {NAME}", len(source.shards), "parts") as progress,
@@ -78,22 +76,24 @@ def part(
     kept: list[str],
     truth: str | None,
 ) -> list[str]:
-    """Commit the pictures of a part that are not there; returns its samples as json."""
+    """Commit the missing images of a shard; returns its samples as json."""
     originals = [*kept, *([truth] if truth else [])]
     rows = source.rows(shard["stem"], [*SOURCE, *OURS, "confidence", *dict.fromkeys(originals)])
     samples, found = [], rows.to_pylist()
     for row in found:
         row["file"] = common_layout.file_name(shard["stem"], row["index"], row["image_member"])
-        sample = described(row, source.clusters[row["cluster_id"]]["name"], kept, truth)
+        sample = as_sample(row, source.clusters[row["cluster_id"]]["name"], kept, truth)
         samples.append(json.dumps(sample, allow_nan=False))
     there = Folder(folder.file(f"data/{shard['stem']}")).names()
     missing = [row for row in found if row["file"].rpartition("/")[2] not in there]
-    copy_pictures(shard, missing, folder)
+    copy_images(shard, missing, folder)
     return samples
 
 
-def described(row: Row, cluster: str, kept: list[str], truth: str | None) -> Row:
-    """A sample as FiftyOne has it in json."""
+def as_sample(
+    row: dict[str, Any], cluster: str, kept: list[str], truth: str | None
+) -> dict[str, Any]:
+    """A sample in the json of FiftyOne."""
     known = {"_cls": "ImageMetadata", "size_bytes": row["tar_size"]}
     known |= {"width": row["image_width"], "height": row["image_height"]}
     sample = {"filepath": f"data/{row['file']}", "tags": [], "metadata": known}
@@ -105,12 +105,12 @@ def described(row: Row, cluster: str, kept: list[str], truth: str | None) -> Row
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN, though samples' json may."""
+    """None for NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def copy_pictures(shard: dict[str, Any], rows: list[Row], folder: Folder) -> None:
-    """Commit the pictures of rows, which are in the order of the shard, in one pass over it."""
+def copy_images(shard: dict[str, Any], rows: list[dict[str, Any]], folder: Folder) -> None:
+    """Commit the images of rows, which are in tar order, in one pass over the shard."""
     if not rows:
         return
     with storage.open_read(shard["url"], shard["size"], shard["version"]) as stream:
@@ -122,7 +122,7 @@ def copy_pictures(shard: dict[str, Any], rows: list[Row], folder: Folder) -> Non
             if len(data) < row["tar_size"] or images.format_class(data) is None:
                 raise RuntimeError(
                     f"export: {shard['url']} changed since it was embedded: at byte "
-                    f"{row['tar_offset']} there is no picture any more"
+                    f"{row['tar_offset']} there is no longer an image"
                 )
             storage.write_bytes(folder.file(f"data/{row['file']}"), data)
 

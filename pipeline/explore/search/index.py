@@ -1,17 +1,15 @@
-"""Command index: a FAISS index over a run's embeddings, or over what its network makes of them.
+"""Command index: build a FAISS index of a run's embeddings, or of its network's features.
 
 reads   embeddings/{stem}.parquet; network/… for the space z
-writes  index/{space}/{fingerprint}-trained.faiss   centroids and codebooks, of no sample yet
-        index/{space}/{fingerprint}-{stem}.lists    inverted lists of a run of parts, named after
-                                                    the first of them
+writes  index/{space}/{fingerprint}-trained.faiss   centroids and codebooks, without samples
+        index/{space}/{fingerprint}-{stem}.lists    inverted lists of a group of shards, named after
+                                                    the first one
         index/{space}/manifest.json
 
-A sample's id is its row among all embeddings, the parts in the order of their manifest, which is
-the only table of ids. Small runs: one list of float16 vectors, which is as exact as what is stored.
-Larger ones: IVF-PQ, 72 bytes a sample; HNSW would need all vectors and their links in memory, for
-10⁸ samples of 512 dimensions 130 GB instead of 7. What compressing loses is made good by `search`,
-which compares the candidates by the embeddings themselves.
-N samples, D dimensions of an embedding, d of what is compared.
+A sample's id is its row among all embeddings, with the shards in the order of the manifest.
+A small run gets one list of float16 vectors, as exact as the embeddings. A larger one gets IVF-PQ
+with 72 bytes per sample. `search` ranks its candidates by the embeddings.
+N samples, D dimensions of an embedding, d of a compared vector.
 """
 
 import hashlib
@@ -35,24 +33,25 @@ from pipeline.store import storage, tables
 from pipeline.train import sampling
 
 log = logging.getLogger(__name__)
-MOST_GROUPS = 64  # of parts, each a task and a file: a list is read in as many pieces
-MOST_LISTS = 1 << 14  # training holds PER_LIST times as many vectors: 1.3 GB of 512 dimensions
+MOST_GROUPS = 64  # of shards; each is a task and a file
+MOST_LISTS = 1 << 14  # training holds PER_LIST vectors for each: 1.3 GB of 512 dimensions
 PER_LIST = 40  # training samples; FAISS warns below 39
 LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
+CODE_BYTES = 64  # of a compressed vector
 BATCH_ROWS = 1 << 14  # added at once
-SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index is made from
+SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index depends on
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The ids of a run's samples: those of part i are [ends[i − 1], ends[i])."""
+    """The ids of a run's samples; those of shard i are [ends[i − 1], ends[i])."""
 
     stems: list[str]
     ends: np.ndarray  # (parts,) int64
 
     @classmethod
     def of(cls, embedded: dict[str, Any]) -> "Rows":
-        """From the manifest of the embeddings; shards without a readable sample have no part."""
+        """From the manifest of the embeddings; shards without readable samples are ignored."""
         counts = {s["shard"]["stem"]: s["embedded"] for s in embedded["shards"] if s["embedded"]}
         return cls(list(counts), np.cumsum(list(counts.values()), dtype=np.int64))
 
@@ -62,16 +61,16 @@ class Rows:
         return int(self.ends[-1])
 
     def ids(self, part: int) -> range:
-        """Of the samples of a part."""
+        """The ids of the samples of a shard."""
         return range(int(self.ends[part - 1]) if part else 0, int(self.ends[part]))
 
     def parts(self, ids: np.ndarray) -> np.ndarray:
-        """The numbers of the parts in which ids are."""
+        """The numbers of the shards that hold these samples."""
         return np.searchsorted(self.ends, ids, side="right")
 
 
 def load_faiss() -> Any:
-    """The module; UserError where it is not installed."""
+    """The module faiss; UserError if it is not installed."""
     try:
         import faiss  # of the extras cpu and gpu
     except ImportError:
@@ -82,42 +81,42 @@ def load_faiss() -> Any:
 
 
 def as_vectors(x: np.ndarray, network: Network | None) -> np.ndarray:
-    """Stored embeddings (n, D) → the unit rows that are compared (n, d) float32."""
+    """Embeddings (n, D) → the vectors that are compared: (n, d) float32, unit rows."""
     wide = x.astype(np.float32)
     return wide if network is None else network.features(torch.from_numpy(wide)).numpy()
 
 
-def padded(x: np.ndarray, width: int) -> np.ndarray:
-    """(n, d) → (n, width): zeros change no cosine, and make d a multiple of the code's bytes."""
+def pad(x: np.ndarray, width: int) -> np.ndarray:
+    """(n, d) → (n, width), by zeros, which change no cosine."""
     return x if x.shape[1] == width else np.pad(x, ((0, 0), (0, width - x.shape[1])))
 
 
 def lists(cfg: Config, samples: int) -> int:
-    """How many inverted lists: one, for so few samples that all are compared, else about 4·√N."""
+    """How many inverted lists: one below cfg.flat_below samples, else about 4·√N."""
     if samples < cfg.flat_below:
         return 1
     return min(MOST_LISTS, samples // PER_LIST, 1 << round(np.log2(4 * samples**0.5)))
 
 
 def empty(cfg: Config, samples: int, x: np.ndarray) -> Any:
-    """An index for so many samples, of none of them yet, its centroids made from x (n, d)."""
+    """An empty index for so many samples, with centroids from x (n, d)."""
     faiss = load_faiss()
     dim, count, product = x.shape[1], lists(cfg, samples), faiss.METRIC_INNER_PRODUCT
     if count == 1:
         half = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, 1, half, product, False)
     else:
-        codes = min(cfg.code_bytes, dim)
+        codes = min(CODE_BYTES, dim)
         width = -(-dim // codes) * codes
         index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, count, codes, 8, product)
         index.cp.spherical = True
-    index.train(padded(x, index.d))
+    index.train(pad(x, index.d))
     return index
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """What is indexed, and where to."""
+    """What to index, and where."""
 
     paths: layout.RunPaths
     want: outputs.ExpectedOutputs
@@ -126,12 +125,12 @@ class IndexJob:
 
     @property
     def trained(self) -> str:
-        """URL of what has the centroids."""
+        """URL of the file with the centroids."""
         return self.want.folder.file(_trained(self.want.made_of))
 
 
 def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
-    """Commit an index without samples."""
+    """Commit an empty index."""
     rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
     source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
     x = as_vectors(sampling.read_embeddings(source, range(len(source))), job.network)
@@ -141,7 +140,7 @@ def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
 
 
 def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
-    """Commit the inverted lists of some parts; returns their samples. `data` is what is trained."""
+    """Commit the inverted lists of some shards; `data` is the empty index. Returns the samples."""
     faiss = load_faiss()
     index = faiss.deserialize_index(data)
     for part, stem in enumerate(stems, start=job.rows.stems.index(stems[0])):
@@ -150,7 +149,7 @@ def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
         if len(x) != len(ids):
             raise RuntimeError(f"index: {url} has {len(x)} rows, its manifest says {len(ids)}")
         for start in range(0, len(x), BATCH_ROWS):
-            batch = padded(as_vectors(x[start : start + BATCH_ROWS], job.network), index.d)
+            batch = pad(as_vectors(x[start : start + BATCH_ROWS], job.network), index.d)
             index.add_with_ids(batch, np.arange(len(batch)) + ids.start + start)
     with storage.commit(job.want.folder.file(_lists(job.want.made_of, stems))) as file:
         faiss.write_InvertedLists(index.invlists, faiss.PyCallbackIOWriter(file.write))
@@ -165,10 +164,10 @@ def _lists(made_of: str, stems: Sequence[str]) -> str:
     return f"{made_of}-{stems[0]}.lists"
 
 
-def wanted(
+def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths, space: Space
 ) -> outputs.ExpectedOutputs:
-    """What indexing what has these manifests is to leave."""
+    """The files of the index of a run with these manifests."""
     made_of = config.fingerprint(cfg, made[SOURCE[space]]["fingerprint"], space.value)
     groups = tasks.chunks(Rows.of(made["embeddings"]).stems, MOST_GROUPS)
     names = [_trained(made_of), *(_lists(made_of, stems) for stems in groups)]
@@ -177,15 +176,15 @@ def wanted(
 
 
 def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
-    """Train on a sample, commit the lists of every group of parts, then the manifest."""
+    """Train on a sample, commit the lists of every group of shards, then the manifest."""
     faiss = load_faiss()
     made = outputs.upstream(paths, SOURCE[space])
-    want = wanted(cfg, made, paths, space)
+    want = expected(cfg, made, paths, space)
     if manifest := want.if_done():
         return manifest
     network = load_network(paths) if space is Space.Z else None
     job = IndexJob(paths, want, Rows.of(made["embeddings"]), network)
-    stems, there = job.rows.stems, _resumed(want)
+    stems, there = job.rows.stems, _remove_others(want)
     groups = tasks.chunks(stems, MOST_GROUPS)
     todo = [group for group in groups if _lists(want.made_of, group) not in there]
     with StageProgress("index", len(stems), "parts") as progress:
@@ -212,10 +211,10 @@ def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
     return want.folder.manifest()
 
 
-def _resumed(want: outputs.ExpectedOutputs) -> set[str]:
-    """The files that an interrupted build of the same has left; all others go.
+def _remove_others(want: outputs.ExpectedOutputs) -> set[str]:
+    """Keep the files of an interrupted build of the same index; returns their names.
 
-    Without what they were trained by, lists are worth nothing: another machine may train otherwise.
+    Lists are useless without their centroids: another machine may train different ones.
     """
     names = {name for name in want.folder.names() if not name.startswith(".")}
     whole = _trained(want.made_of) in names

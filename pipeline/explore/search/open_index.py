@@ -1,6 +1,4 @@
-"""An index opened for queries, memory-mapped: the lists of all its files beside each other.
-
-reads   index/{space}/…
+"""Open an index for queries; its files are memory-mapped.
 
 N samples, d dimensions.
 """
@@ -15,34 +13,34 @@ import numpy as np
 
 from pipeline.artifacts import layout, outputs
 from pipeline.artifacts.layout import Space
-from pipeline.explore.search.index import load_faiss, padded, wanted
+from pipeline.explore.search.index import expected, load_faiss, pad
 from pipeline.explore.search.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
 
-PROBES = 64  # inverted lists that a query looks at, more where they hold too few
-WIDER = 4  # times as many at the next try
+PROBES = 64  # inverted lists that a query searches first
+WIDER = 4  # times as many if they hold too few samples
 
 
 @dataclass(frozen=True)
 class Index:
-    """What FAISS searches; `held` are the lists that it points to and does not keep alive."""
+    """An index of FAISS, and the lists that it points to without keeping them alive."""
 
     ivf: Any
     held: list[Any]
 
     @property
     def flat(self) -> bool:
-        """Whether nothing was compressed but to float16."""
+        """Whether vectors are only rounded to float16."""
         return bool(self.ivf.nlist == 1)
 
     def candidates(
         self, query: np.ndarray, most: int, members: np.ndarray | None = None
     ) -> np.ndarray:
-        """Ids of `most` samples near the query (d,), nearest first, by compressed vectors.
+        """Ids of `most` samples near the query (d,), nearest first by compressed vectors.
 
-        `members` (N,) bool: of these alone. Never fewer than there are, up to `most`.
+        `members` (N,) bool limits the search. Fewer are returned only if there are no more.
         """
         faiss = load_faiss()
         limits: dict[str, Any] = {}
@@ -50,7 +48,7 @@ class Index:
             if not (most := min(most, int(members.sum()))):
                 return np.empty(0, np.int64)
             limits["sel"] = faiss.IDSelectorBitmap(np.packbits(members, bitorder="little"))
-        rows, probes = padded(query[None], self.ivf.d), PROBES
+        rows, probes = pad(query[None], self.ivf.d), PROBES
         while True:
             asked = faiss.SearchParametersIVF(nprobe=min(probes, self.ivf.nlist), **limits)
             _, ids = self.ivf.search(rows, most, params=asked)
@@ -60,17 +58,17 @@ class Index:
             probes *= WIDER
 
 
-def opened(paths: layout.RunPaths, made: outputs.Manifests, space: Space) -> Index:
-    """The index of a run with these manifests; UserError names the command that makes it.
+def open_index(paths: layout.RunPaths, made: outputs.Manifests, space: Space) -> Index:
+    """The index of a run with these manifests; UserError names the command that builds it.
 
-    Local files are mapped where they are, remote ones copied to a cache of this machine once.
+    Remote files are copied once to a cache on this machine.
     """
     faiss, folder = load_faiss(), paths.index(space.value)
     command = f"run `ratecluster index --root {paths.root} --space {space.value}`"
     manifest = folder.peek()
     if manifest is None:
         raise UserError(f"{paths.root} has no index of {space.value}: {command} first")
-    want = wanted(config.as_made(Config(), manifest["config"]), made, paths, space)
+    want = expected(config.as_made(Config(), manifest["config"]), made, paths, space)
     _, reason = want.compare()
     if reason:
         raise UserError(f"{folder.url} is out of date, {reason}: {command} again")
@@ -89,7 +87,7 @@ def opened(paths: layout.RunPaths, made: outputs.Manifests, space: Space) -> Ind
 
 
 def _local(url: str, cache: Path) -> str:
-    """The path of a file on this machine: its own, or that of a copy."""
+    """The path of a local file, or of the local copy of a remote one."""
     if path := storage.local_path(url):
         return str(path)
     copy = cache / url.rpartition("/")[2]

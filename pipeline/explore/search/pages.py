@@ -1,29 +1,31 @@
-"""What a search has found: for a terminal, as JSON, as a page; its texts are the web's."""
+"""Search results as a table for a terminal, as JSON, and as a page. Their texts are untrusted."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.explore.search.search import Hit
+from pipeline.runtime import templates
 from pipeline.runtime.reject_reasons import printable
 from pipeline.vision import thumbnails
 
 LONGEST = 120  # characters of a text in a table
 SIDE = 192  # pixels of a thumbnail's longer side
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("site", "query", "alert", "note", "hits", "clusters", "number", "last")
+)  # values of page.html that a page may lack
 
 
 def text(hits: Sequence[Hit]) -> str:
-    """A table as wide as the terminal; nothing in it steers that or is taken for markup."""
+    """A table as wide as the terminal, without control characters or markup from the texts."""
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    table.add_column("sample", overflow="fold", no_wrap=True)  # the others give way to it
+    table.add_column("sample", overflow="fold", no_wrap=True)  # the other columns shrink first
     table.add_column("cluster", overflow="fold")
     table.add_column("alt text", overflow="fold")
     for hit in hits:
@@ -37,7 +39,7 @@ def text(hits: Sequence[Hit]) -> str:
 
 
 def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """For a script, best first."""
+    """Results as JSON values, best first."""
     rows = []
     for hit in hits:
         url, offset, size = hit.place
@@ -46,25 +48,13 @@ def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     return rows
 
 
-def pictured(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:
-    """Each with its thumbnail as a data: URI; None where the picture cannot be read any more."""
+def with_thumbnails(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:
+    """Each result with its thumbnail as a data: URI; None if the image is no longer readable."""
     found = thumbnails.thumbnails([hit.place for hit in hits], max_pixels, SIDE)
     return list(zip(hits, found, strict=True))
 
 
-def page(title: str, **facts: Any) -> str:
-    """The page of a search; whatever is put into it is escaped, and unseen characters are spelt."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
+def page(title: str, **values: Any) -> str:
+    """The page of a search. Every value is escaped, and invisible characters are written out."""
     template = resources.files("pipeline.explore.search").joinpath("page.html").read_text("utf-8")
-    return environment.from_string(template).render(title=title, **facts)
-
-
-def _visible(value: Any) -> Any:
-    plain = isinstance(value, str) and not isinstance(value, Markup)
-    return printable(value) if plain else value
+    return templates.environment().from_string(template).render({"title": title} | NOTHING | values)

@@ -1,10 +1,10 @@
-"""Command search: the samples of a finished run that are most like a picture or a text.
+"""Command search: find the samples of a finished run that are most similar to an image or a text.
 
 reads   index/{space}/…; embeddings/{stem}.parquet, a few row groups; assignments/…, captions/…,
-        network/… for the space z; all assignments where one cluster is searched
+        network/… for the space z; all assignments to search one cluster
 
-The index proposes, the embeddings decide: candidates are ordered by the cosines of what is stored,
-so that scores are exact. N samples, D dimensions of an embedding, d of what is compared.
+The index proposes candidates. They are ranked by the embeddings, so scores are exact.
+N samples, D dimensions of an embedding, d of a compared vector.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.artifacts import layout, outputs
 from pipeline.artifacts.layout import Space
 from pipeline.explore.search.index import Rows, as_vectors
-from pipeline.explore.search.open_index import opened
+from pipeline.explore.search.open_index import open_index
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
@@ -29,26 +29,26 @@ from pipeline.store.storage import Folder
 from pipeline.vision import clip, images
 from pipeline.vision.thumbnails import Place
 
-CANDIDATES = 10  # for each result, by compressed vectors; a flat index has the very ones
+CANDIDATES = 10  # for each result, if the index is compressed
 LEAST_CANDIDATES = 100
-READERS = 16  # parts read at once
+READERS = 16  # shards read at once
 SHOWN = ["sample_id", "caption", "tar_offset", "tar_size"]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A sample that was found."""
+    """A search result."""
 
     sample_id: str
     score: float  # cosine, −1 to 1
     cluster_id: int
     cluster_caption: str
-    caption: str  # the sample's own; "" where it has none
-    place: Place  # of its picture's bytes
+    caption: str  # of the sample; "" if it has none
+    place: Place  # of the bytes of its image
 
 
 class Search:
-    """A finished run, opened for queries in some spaces. UserError where something is missing."""
+    """A finished run, opened for queries in some spaces. Raises UserError if a file is missing."""
 
     def __init__(self, paths: layout.RunPaths, spaces: Sequence[Space]) -> None:
         self.paths, self.made = paths, outputs.upstream(paths, "captions")
@@ -58,11 +58,11 @@ class Search:
         self.max_pixels: int = embedded["config"]["max_image_pixels"]
         self.captions: list[str | None] = self.made["captions"]["captions"]
         self.sizes: list[int] = self.made["clusters"]["sizes"]
-        self.indices = {space: opened(paths, self.made, space) for space in spaces}
+        self.indices = {space: open_index(paths, self.made, space) for space in spaces}
 
     @cached_property
     def encoder(self) -> clip.Encoder:
-        """The model that made the run's embeddings, in full precision: one query is no haste."""
+        """The model of the run's embeddings, in full precision."""
         made_with = self.made["embeddings"]["config"]
         return clip.load(made_with["model"], made_with["pretrained"], precision="fp32")
 
@@ -74,35 +74,35 @@ class Search:
         return as_vectors(x, self._network if space is Space.Z else None)
 
     def of_image(self, data: bytes, space: Space, max_pixels: int) -> np.ndarray:
-        """The query (d,) for a picture's file; UserError where it cannot be used."""
+        """The query (d,) for an image file; UserError if it cannot be decoded."""
         try:
             picture = images.decode(data, max_pixels)
         except images.BadImage as bad:
-            raise UserError(f"the picture cannot be used: {bad.reason}") from None
+            raise UserError(f"the image cannot be used: {bad.reason}") from None
         pixels = self.encoder.prepare(picture)
         return np.asarray(self._vectors(self.encoder.encode_images(pixels[None]), space)[0])
 
     def of_text(self, text: str) -> np.ndarray:
-        """The query (D,) in space clip for words, as they are: no prompt is put around them.
+        """The query (D,) in space clip for a text, without a prompt.
 
-        None for z: the network was trained on embeddings of images, and CLIP puts texts elsewhere.
+        There is none in space z: the network knows only embeddings of images.
         """
         if not text.strip():
-            raise UserError("the text is empty: say what to look for")
+            raise UserError("the text is empty; describe an image")
         return np.asarray(self.encoder.encode_texts([text], 1)[0])
 
     def nearest(
         self, query: np.ndarray, space: Space, top: int, cluster: int | None = None
     ) -> list[Hit]:
-        """The `top` samples of highest cosine; of one cluster all, where it has no more."""
+        """The `top` samples with the highest cosine, of the whole run or of one cluster."""
         members = None if cluster is None else self._members(cluster)
-        ids, scores = self.ranked(query, space, top, members)
+        ids, scores = self.rank(query, space, top, members)
         return self._hits(ids, scores) if len(ids) else []
 
-    def ranked(
+    def rank(
         self, query: np.ndarray, space: Space, top: int, members: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and cosines, best first; `members` (N,) bool: of these alone."""
+        """Ids and cosines, best first; `members` (N,) bool limits the search."""
         index = self.indices[space]
         most = top if index.flat else max(CANDIDATES * top, LEAST_CANDIDATES)
         ids = index.candidates(query, min(most, self.rows.total), members)
@@ -114,12 +114,12 @@ class Search:
         return ids[best], scores[best]
 
     def typical(self, cluster: int) -> list[Hit]:
-        """The most typical members of a cluster; scores are cosines to its nearest prototype."""
+        """The most typical members of a cluster; scores are cosines to the nearest prototype."""
         self._check(cluster)
         return self._exemplars(pc.field("cluster_id") == cluster)
 
     def most_typical(self, clusters: Sequence[int]) -> list[Hit]:
-        """One member of each cluster, in their order; none of a cluster without members."""
+        """One member of each cluster that has members, in this order."""
         found = self._exemplars(pc.field("rank") == 0)
         by_cluster = {hit.cluster_id: hit for hit in found}
         return [by_cluster[cluster] for cluster in clusters if cluster in by_cluster]
@@ -132,10 +132,10 @@ class Search:
 
     def _check(self, cluster: int) -> None:
         if not 0 <= cluster < len(self.sizes):
-            raise UserError(f"there is no cluster {cluster}: they are 0 to {len(self.sizes) - 1}")
+            raise UserError(f"there is no cluster {cluster}; give 0 to {len(self.sizes) - 1}")
 
     def _members(self, cluster: int) -> np.ndarray:
-        """Which samples are in the cluster, (N,) bool."""
+        """(N,) bool: which samples are in the cluster."""
         self._check(cluster)
         found = np.zeros(self.rows.total, bool)
 
@@ -149,7 +149,7 @@ class Search:
         return found
 
     def _read(self, folder: Folder, wanted: list[str], ids: np.ndarray) -> pa.Table:
-        """Columns of samples, in the order of their ids; of the parts no more than is needed."""
+        """Columns of samples, in the order of `ids`; reads few row groups."""
         parts = self.rows.parts(ids)
         order = np.argsort(parts, kind="stable")
         held, firsts = np.unique(parts[order], return_index=True)

@@ -1,9 +1,9 @@
-"""Command serve: a small web page for looking into a finished run, for its user's own machine.
+"""Command serve: web pages to search and browse a finished run, on the user's own machine.
 
-reads   what `search` reads; clusters/exemplars.parquet; pictures in the input shards, by byte range
+reads   what `search` reads; clusters/exemplars.parquet; images in the input shards, by byte range
 
-No script, no cookie, nothing written. Requests carry words, numbers and pictures, none of which is
-used as a path. aiohttp serves it, which Ray brings.
+The pages have no scripts and no cookies; nothing is written. No part of a request is used as a
+path. aiohttp serves them; Ray installs it.
 """
 
 import asyncio
@@ -43,19 +43,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages of one run. They are made one after another, on a thread of their own.
+    """The pages of one run, which one thread renders one after another.
 
-    torch keeps a team of threads for every thread that calls it, and pictures take memory.
+    torch starts a pool of threads for every thread that calls it, and images take memory.
     """
 
     def __init__(self, search: Search, hosts: set[str] | None) -> None:
-        self.search, self.hosts = search, hosts  # None: any name
+        self.search, self.hosts = search, hosts  # None allows every name
         self.thread = ThreadPoolExecutor(1)
         self.root, self.sizes = search.paths.root, search.sizes
         self.spaces = [space.value for space in search.indices]
 
     def application(self) -> web.Application:
-        """What aiohttp serves."""
+        """The aiohttp application."""
         app = web.Application(client_max_size=UPLOAD_BYTES, middlewares=[self._guarded()])
         app.router.add_get("/", self.home, allow_head=False)
         app.router.add_get("/text", self.by_text, allow_head=False)
@@ -66,32 +66,32 @@ class Site:
     def _guarded(self) -> Any:
         @web.middleware
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            """No other site asks in a user's name; an error is a page that says no more than it."""
+            """Refuse requests from other sites; show errors as pages without details."""
             try:
                 self._refuse_others(request)
                 response = await handler(request)
             except web.HTTPException as error:
                 response = self._page(error.reason, error.status, known=error.status != FORBIDDEN)
             except UserError as error:
-                response = self._page("That did not work", 400, alert=str(error))
+                response = self._page("The request failed", 400, alert=str(error))
             except Exception:
                 log.exception("serve: %s %r failed", request.method, request.path)
-                response = self._page("That failed", 500, alert="the terminal says why")
+                response = self._page("The server failed", 500, alert="see the terminal")
             response.headers.update(HEADERS)
             return response
 
         return guarded
 
     def _refuse_others(self, request: web.Request) -> None:
-        """A name that someone made point to this machine, a form on someone's page."""
+        """Refuse other host names (DNS rebinding) and forms on other sites."""
         if self.hosts is not None and _hostname(request.host) not in self.hosts:
-            raise web.HTTPForbidden(reason="Not the name of this server")
+            raise web.HTTPForbidden(reason="Unknown host name")
         site = request.headers.get("Sec-Fetch-Site", "none")
         if request.method == "POST" and site not in ("same-origin", "none"):
-            raise web.HTTPForbidden(reason="Not from another site")
+            raise web.HTTPForbidden(reason="Forms of other sites are refused")
 
     async def home(self, request: web.Request) -> web.Response:
-        """All clusters, largest first, each by a typical member."""
+        """All clusters, largest first, each with a typical member."""
         last = max(1, -(-len(self.sizes) // CLUSTERS))
         number = page_number(request.query.get("page", ""), last)
         order = sorted(range(len(self.sizes)), key=lambda cluster: -self.sizes[cluster])
@@ -101,45 +101,45 @@ class Site:
         return await self._gallery(title, "clusters", hits, number=number, last=last)
 
     async def by_text(self, request: web.Request) -> web.Response:
-        """The samples most like some words."""
+        """The samples most similar to a text."""
         words = request.query.get("q", "")
         query = await self._work(self.search.of_text, words)
         hits = await self._work(self.search.nearest, query, Space.CLIP, TOP)
-        return await self._gallery(f"Most like “{words}”", "hits", hits, query=words)
+        return await self._gallery(f"Most similar to “{words}”", "hits", hits, query=words)
 
     async def by_image(self, request: web.Request) -> web.Response:
-        """The samples most like an uploaded picture."""
+        """The samples most similar to an uploaded image."""
         try:
             form = await request.post()
         except ValueError:
-            raise UserError("the upload is no form that can be read: try again") from None
+            raise UserError("the upload cannot be read; try again") from None
         file, name = form.get("file"), form.get("space", Space.CLIP.value)
         if not isinstance(file, web.FileField):
-            raise UserError("no picture was sent: choose a file")
+            raise UserError("no image was sent; choose a file")
         if name not in self.spaces:
-            raise UserError(f"there is no space {name!r} here")
+            raise UserError(f"unknown space {name!r}")
         space, limit = Space(name), min(UPLOAD_PIXELS, self.search.max_pixels)
         data = await self._work(file.file.read)
         query = await self._work(self.search.of_image, data, space, limit)
         hits = await self._work(self.search.nearest, query, space, TOP)
-        return await self._gallery("Most like your picture", "hits", hits)
+        return await self._gallery("Most similar to your image", "hits", hits)
 
     async def cluster(self, request: web.Request) -> web.Response:
         """The typical members of a cluster."""
         number = int(request.match_info["number"])
         hits = await self._work(self.search.typical, number)
-        note = f"Cluster {number} · {self.sizes[number]:,} samples; the most typical:"
+        note = f"Cluster {number} · {self.sizes[number]:,} samples; the most typical members:"
         title = self.search.captions[number] or "(no caption)"
         return await self._gallery(title, "hits", hits, note=note)
 
     async def _gallery(self, title: str, name: str, hits: Any, **facts: Any) -> web.Response:
-        shown: Any = await self._work(pages.pictured, hits, self.search.max_pixels)
+        shown: Any = await self._work(pages.with_thumbnails, hits, self.search.max_pixels)
         return self._page(title, **{name: shown}, **facts)
 
     def _page(
         self, title: str, status: int = 200, known: bool = True, **facts: Any
     ) -> web.Response:
-        """Who is not known to ask for the run's own user is not told where the run is."""
+        """A page; without `known` it does not name the run."""
         html = pages.page(title, site=self if known else None, **facts)
         return web.Response(text=html, status=status, content_type="text/html", charset="utf-8")
 
@@ -148,14 +148,13 @@ class Site:
         return await loop.run_in_executor(self.thread, function, *arguments)
 
 
-def page_number(asked: str, last: int) -> int:
-    """The page that is asked for, or the nearest there is; the first for what is no number."""
-    return min(last, max(1, int(asked))) if asked.isdecimal() and len(asked) < 10 else 1
+def page_number(text: str, last: int) -> int:
+    """The number of a page, limited to 1 and `last`; 1 if the text is no number."""
+    return min(last, max(1, int(text))) if text.isdecimal() and len(text) < 10 else 1
 
 
 def loopback_names(host: str) -> set[str] | None:
-    """Names by which a browser on this machine may ask a server on `host`; None: it is no loopback
-    address, and others may ask by names that are not known here."""
+    """Host names that requests to a server on a loopback address may use; else None."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -171,13 +170,13 @@ def _hostname(netloc: str) -> str | None:
 
 
 def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve until interrupted; `say` is told the address once it is open."""
+    """Serve until interrupted; `say` prints the address when the server is ready."""
     with _listening(host, port) as opened:
         spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
         search, hosts = Search(paths, spaces), loopback_names(host)
-        assert search.encoder  # loaded before the first visitor waits
+        assert search.encoder  # loads it before the first request
         if hosts is None:
-            log.warning("serve: whoever reaches %s sees the pictures; there is no password", host)
+            log.warning("serve: anyone who reaches %s sees the images; there is no password", host)
         shown = f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{opened.getsockname()[1]}/")
         web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)

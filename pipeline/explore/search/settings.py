@@ -10,17 +10,14 @@ LEAST_COMPRESSED = 1000  # samples: codebooks have 256 centroids
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How much an index gives up of exactness for its size."""
+    """When an index is compressed."""
 
     flat_below: int = setting(
-        100_000, "samples: fewer are compared one by one, more by IVF-PQ, compressed"
+        100_000, "samples from which an index is compressed (IVF-PQ); smaller ones are exact"
     )
-    code_bytes: int = setting(64, "of a compressed vector")
 
     def __post_init__(self) -> None:
         if self.flat_below < LEAST_COMPRESSED:
             raise UserError(
                 f"index.flat_below = {self.flat_below}: give {LEAST_COMPRESSED} or more"
             )
-        if not 1 <= self.code_bytes <= 1024:
-            raise UserError(f"index.code_bytes = {self.code_bytes}: give 1 to 1024")

@@ -1,4 +1,4 @@
-"""What must hold of one shard of a run: its rows in every table.
+"""Checks the rows of one shard in every table of a run.
 
 Of the stages' code it shares the meaning of json columns alone.
 
@@ -20,23 +20,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import layout, schemas
-from pipeline.ops.verify.violations import DAMAGE, Findings, footer, open_part, read_part
+from pipeline.ops.verify.violations import DAMAGE, Violations, footer, open_part, read_part
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
 
 BATCH_ROWS = 4096
-UNIT = 1e-3  # by which the length of a float16 vector may be off
-CLOSE = 1e-5  # by which a float32 may be off
+UNIT = 1e-3  # tolerance of the length of a float16 vector
+CLOSE = 1e-5  # tolerance of a float32
 IDENTITY = [name for name, _ in schemas.IDENTITY]
 SOURCE = [name for name, _ in schemas.SOURCE]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the manifests say of all shards; None of a stage that has not run."""
+    """Facts from the manifests that all shards share; None for stages that have not run."""
 
     paths: layout.RunPaths
-    embedded: str  # what embed's parts were made of
+    embedded: str  # fingerprint in the footers of embed's parts
     columns: dict[str, str]  # kinds of the json columns
     clustered: str | None  # fingerprint of the clusters
     k: int
@@ -47,10 +47,10 @@ class RunFacts:
 
 @dataclass
 class Shard:
-    """One shard's tables as far as they can be read, and what is wrong with them."""
+    """The tables of one shard as far as they can be read, and their violations."""
 
-    facts: dict[str, Any]  # of the manifest of the embeddings
-    found: Findings = field(default_factory=Findings)
+    facts: dict[str, Any]  # about the shard, from the manifest of the embeddings
+    found: Violations = field(default_factory=Violations)
     dim: int = 0
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     labels: pa.Table | None = None
@@ -61,7 +61,7 @@ class Shard:
 
 
 def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
-    """Everything about the tables of one shard."""
+    """Check all tables of one shard."""
     shard = Shard(facts, sizes=np.zeros(run.k, np.int64))
     embedded, rejected = _embedded(shard, run), _rejected(shard, run)
     if embedded is not None and rejected is not None:
@@ -84,7 +84,7 @@ def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
 
 
 def _excluded(shard: Shard, run: RunFacts) -> pa.Table | None:
-    """exclude/: as many rows as its manifest says; none where it does not name the shard."""
+    """Check exclude/: the number of rows in its manifest; no table for other shards."""
     if shard.stem not in run.excluded:
         return schemas.EXCLUDED.empty_table()
     table = _part(shard, run.paths.exclude, schemas.EXCLUDED, {})
@@ -95,7 +95,7 @@ def _excluded(shard: Shard, run: RunFacts) -> pa.Table | None:
 
 
 def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict[str, Any]]:
-    """The labels, those of excluded samples saying so and why."""
+    """The expected labels, with the status and reason of excluded samples."""
     why = {row["sample_id"]: row["reason"] for row in left_out.to_pylist()}
     for row in rows:
         told = why.get(row["sample_id"])
@@ -103,7 +103,7 @@ def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict
 
 
 def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -> bool:
-    """Whether every row has these columns; else a violation."""
+    """Whether every row has a value in these columns; adds a violation otherwise."""
     empty = [name for name in names if table[name].null_count]
     if empty:
         shard.found.add(place, f"has rows without {', '.join(empty)}")
@@ -113,7 +113,7 @@ def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -
 def _part(
     shard: Shard, folder: Folder, schema: pa.Schema, facts: dict[str, Any]
 ) -> pa.Table | None:
-    """One table of the shard, whose footer says what it should."""
+    """Read one table of the shard and check its footer."""
     place = f"{folder.url.rpartition('/')[2]}/{shard.stem}"
     file = open_part(folder.file(f"{shard.stem}.parquet"), place, shard.found)
     table = read_part(file, schema, place, shard.found)
@@ -132,7 +132,7 @@ def _footer_says(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str
 
 
 def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
-    """embeddings/: rows without the embedding, which has been checked."""
+    """Check embeddings/; returns the rows without the vectors."""
     place = f"embeddings/{shard.stem}"
     url = run.paths.embeddings.file(f"{shard.stem}.parquet")
     if (file := open_part(url, place, shard.found)) is None:
@@ -177,7 +177,7 @@ def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list
 
 
 def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
-    """rejects/: the rows that are samples; those without an id tell of the shard's damage."""
+    """Check rejects/; returns the rows of samples. The others describe damage of the shard."""
     place, url = f"rejects/{shard.stem}", run.paths.rejects.file(f"{shard.stem}.parquet")
     file = open_part(url, place, shard.found)
     table = read_part(file, schemas.REJECTS, place, shard.found)
@@ -188,7 +188,7 @@ def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
     damage = table.filter(pc.invert(sample))["reason"].to_pylist()
     said = [] if shard.facts["end"] == "complete" else [f"shard: {shard.facts['end']}"]
     if damage != said:
-        shard.found.add(place, f"tells of the damage {damage}, not {said}")
+        shard.found.add(place, f"reports the damage {damage}, not {said}")
     table = table.filter(sample)
     if table.num_rows != shard.facts["rejected"]:
         shard.found.add(place, f"has {table.num_rows} samples, not {shard.facts['rejected']}")
@@ -198,7 +198,7 @@ def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
 
 
 def _identified(shard: Shard, place: str, table: pa.Table) -> bool:
-    """sample_id = {stem}/{key}, with #2 … after the key for one that came before."""
+    """Check sample_id = {stem}/{key}, where a repeated key gets #2, #3, …"""
     if not _complete(shard, place, table, IDENTITY):
         return False
     rows = zip(*(table[name].to_pylist() for name in ("sample_id", "shard", "key")), strict=True)
@@ -211,7 +211,7 @@ def _identified(shard: Shard, place: str, table: pa.Table) -> bool:
 
 
 def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> None:
-    """Embedded and rejected rows together are the samples of the tar."""
+    """Check that embedded and rejected rows together are the samples of the tar."""
     place = f"embeddings/ and rejects/{shard.stem}"
     both = pa.concat_tables([embedded.select(IDENTITY), rejected.select(IDENTITY)])
     twice = [key for key, n in Counter(both["sample_id"].to_pylist()).items() if n > 1]
@@ -222,7 +222,7 @@ def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> 
 
 
 def _assigned(shard: Shard, run: RunFacts) -> pa.Table | None:
-    """assignments/: rows that make sense; counts the clusters' sizes."""
+    """Check assignments/ and count the clusters' sizes."""
     table = _part(shard, run.paths.assignments, schemas.ASSIGNMENTS, {"made_of": run.clustered})
     place = f"assignments/{shard.stem}"
     if table is None or not _complete(shard, place, table, table.column_names):
@@ -238,7 +238,7 @@ def _assigned(shard: Shard, run: RunFacts) -> pa.Table | None:
 
 
 def _unsound(row: dict[str, Any], k: int) -> str:
-    """What is wrong with one assignment; "" if nothing is."""
+    """The fault of one assignment; "" if there is none."""
     clusters, shares = row["top_clusters"], row["top_shares"]
     if not 0 <= row["cluster_id"] < k:
         return "cluster_id is out of range"
@@ -259,8 +259,8 @@ def _unsound(row: dict[str, Any], k: int) -> str:
     return ""
 
 
-def _same_samples(found: Findings, place: str, ids: pa.ChunkedArray, others: Any) -> bool:
-    """Whether these are the samples of the embeddings, in their order; else violations."""
+def _same_samples(found: Violations, place: str, ids: pa.ChunkedArray, others: Any) -> bool:
+    """Whether the samples and their order equal those of the embeddings; adds violations."""
     if ids.equals(others):
         return True
     there, wanted = Counter(ids.to_pylist()), Counter(others.to_pylist())
@@ -279,7 +279,7 @@ def _labels(shard: Shard, run: RunFacts) -> pa.Table | None:
 def expected(
     embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: RunFacts
 ) -> Iterator[dict[str, Any]]:
-    """The labels that the other tables ask for, in the order of the tar."""
+    """The labels that follow from the other tables, in the order of the tar."""
     rows = [
         {**row, **label, "status": "success", "cluster_caption": run.captions[label["cluster_id"]]}  # type: ignore[index]
         for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
@@ -298,7 +298,7 @@ def expected(
 
 
 def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table) -> None:
-    """Labels have the values of the other tables, row by row."""
+    """Check that labels have the values of the other tables, row by row."""
     place, wanted = f"labels/{shard.stem}", list(rows)
     ids = pa.chunked_array([pa.array([row["sample_id"] for row in wanted], pa.string())])
     if not _same_samples(shard.found, place, labels["sample_id"], ids):

@@ -1,4 +1,4 @@
-"""Command verify: reads every manifest and every part again and proves the contract of the rows.
+"""Command verify: reads every manifest and every part again and checks that they agree.
 
 reads   everything below a run's root, and the input shards where they can still be read
 writes  nothing
@@ -21,7 +21,7 @@ from pipeline.artifacts import layout, schemas
 from pipeline.artifacts.stages import chain, chain_to
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
-from pipeline.ops.verify.violations import Findings, open_part, read_part
+from pipeline.ops.verify.violations import Violations, open_part, read_part
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -30,22 +30,22 @@ from pipeline.store.listing import current
 
 log = logging.getLogger(__name__)
 OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
-SPACES = {"clip": "embeddings", "z": "network"}  # of an index -> folder that it is made from
+SPACES = {"clip": "embeddings", "z": "network"}  # space of an index -> folder of its input
 Manifests = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What every task gets beside its shard."""
+    """What every task gets in addition to its shard."""
 
     run: RunFacts
-    tars: bool  # there are labelled shards
-    limit: int  # bytes that embed read of a sample
+    tars: bool  # whether there are labelled shards
+    limit: int  # bytes of a sample that embed read
 
 
-def run(paths: layout.RunPaths) -> Findings:
-    """Look at everything; UserError where there is nothing."""
-    found = Findings()
+def run(paths: layout.RunPaths) -> Violations:
+    """Check a whole run; UserError if there is none."""
+    found = Violations()
     made = _chain(paths, found)
     if "embeddings" not in made:
         if not paths.embeddings.names():
@@ -68,7 +68,7 @@ def run(paths: layout.RunPaths) -> Findings:
 
 
 def check_shard(facts: dict[str, Any], job: ShardJob) -> Shard:
-    """Everything about one shard; its tables stay behind."""
+    """Check one shard; the result is small, without its tables."""
     shard = row_checks.check_rows(facts, job.run)
     if job.tars and shard.labels is not None:
         _tar(shard, job)
@@ -77,16 +77,16 @@ def check_shard(facts: dict[str, Any], job: ShardJob) -> Shard:
 
 
 def _tar(shard: Shard, job: ShardJob) -> None:
-    """The labelled tar beside the input, if that can still be read and is what was embedded."""
+    """Compare the labelled tar with its input, if that is unchanged and can be read."""
     place, was = f"labeled/{shard.stem}", shard.facts["shard"]
     target = job.run.paths.labeled.file(f"{shard.stem}.tar")
-    if shard.labels is None or not storage.exists(target):  # told already, or where files are told
+    if shard.labels is None or not storage.exists(target):  # reported already, or by `_folders`
         return
     try:
         if current(was["url"]) != (was["size"], was["version"]):
             shard.found.note(f"{place}: not compared, its input has changed since: {was['url']}")
             return
-    except Exception as error:  # whatever a store raises, it is no fault of the run
+    except Exception as error:  # stores raise anything; it is no fault of the run
         shard.found.note(f"{place}: not compared, its input cannot be read: {error}")
         return
     labels = shard.labels.select(["sample_id", "shard", *schemas.IN_JSON]).to_pylist()
@@ -97,8 +97,8 @@ def _tar(shard: Shard, job: ShardJob) -> None:
         shard.found.note(f"{place}: not compared to its end: {error}")
 
 
-def _chain(paths: layout.RunPaths, found: Findings) -> Manifests:
-    """The manifests, each made from the one before and as its own settings say; to the first gap.
+def _chain(paths: layout.RunPaths, found: Violations) -> Manifests:
+    """The manifests up to the first gap; checks that each follows from the one before.
 
     Fingerprints of network and captions hold word lists, which do not lie below the root.
     """
@@ -123,7 +123,7 @@ def _chain(paths: layout.RunPaths, found: Findings) -> Manifests:
     return made
 
 
-def _manifest(paths: layout.RunPaths, name: str, found: Findings) -> dict[str, Any] | None:
+def _manifest(paths: layout.RunPaths, name: str, found: Violations) -> dict[str, Any] | None:
     try:
         return paths.folder(name).peek()
     except storage.DamagedError as error:
@@ -136,17 +136,17 @@ def _last(made: Manifests) -> str | None:
 
 
 def _digest(name: str, manifest: dict[str, Any]) -> str:
-    """The fingerprint that a manifest should have, where it can be made again."""
+    """The fingerprint that a manifest should have, if it can be computed from the run."""
     if name == "embeddings":
         inputs = [[s["shard"][f] for f in ("stem", "size", "version")] for s in manifest["shards"]]
         return config.digest(manifest["config"], inputs)
     if name in ("clusters", "labels"):
-        lists = manifest.get("exclude", [])  # of labels: what its lists hold
+        lists = manifest.get("exclude", [])  # digests of the lists
         return config.digest(manifest["config"], manifest["upstream"], *lists)
     return str(manifest["fingerprint"])
 
 
-def _job(paths: layout.RunPaths, made: Manifests, found: Findings) -> ShardJob:
+def _job(paths: layout.RunPaths, made: Manifests, found: Violations) -> ShardJob:
     embedded, clustered = made["embeddings"], made.get("clusters", {})
     written = made.get("labels", {})
     lists = written.get("exclude", [])
@@ -167,8 +167,8 @@ def _job(paths: layout.RunPaths, made: Manifests, found: Findings) -> ShardJob:
     return ShardJob(facts, tars, embedded["config"]["max_sample_bytes"])
 
 
-def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Findings) -> None:
-    """Every file that a finished stage leaves is there, and nothing else."""
+def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Violations) -> None:
+    """Check that the folders hold all files of the finished stages, and no others."""
     stems = [shard["shard"]["stem"] for shard in made["embeddings"]["shards"]]
     twice = [stem for stem, times in Counter(stems).items() if times > 1]
     found.add("embeddings/manifest.json", "names a shard twice", twice)
@@ -187,7 +187,7 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Find
     for name, files in wanted.items():
         there = paths.folder(name).names() - {"manifest.json"}
         more = sorted(there - files)
-        if name in ("embeddings", "rejects"):  # of shards that are listed no more
+        if name in ("embeddings", "rejects"):  # parts of shards that are no longer listed
             for part in more:
                 found.note(f"{name}: {part} belongs to no shard of the run")
         else:
@@ -198,9 +198,9 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Find
 
 
 def _tables(
-    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Findings
+    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Violations
 ) -> None:
-    """What is of the whole run agrees with its parts."""
+    """Check the tables of the whole run against its parts."""
     shards, manifest = made["embeddings"]["shards"], made["embeddings"]
     for name in ("samples", "embedded", "rejected"):
         if (total := sum(shard[name] for shard in shards)) != manifest[name]:
@@ -217,12 +217,12 @@ def _tables(
         _index(paths, made, space, found)
 
 
-def _network(paths: layout.RunPaths, dim: int, found: Findings) -> None:
+def _network(paths: layout.RunPaths, dim: int, found: Violations) -> None:
     try:
         shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
         load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
     except FileNotFoundError:
-        return  # told where files are
+        return  # reported by `_folders`
     except Exception as error:  # safetensors has errors of its own
         found.add("network", f"cannot be read: {error}")
         return
@@ -232,14 +232,16 @@ def _network(paths: layout.RunPaths, dim: int, found: Findings) -> None:
 
 
 def _table(
-    paths: layout.RunPaths, name: str, schema: pa.Schema, found: Findings
+    paths: layout.RunPaths, name: str, schema: pa.Schema, found: Violations
 ) -> list[dict[str, Any]]:
-    """The rows of a table of the run; none, and a violation, if it is not what it should be."""
+    """The rows of a table; none, and a violation, if it has another schema."""
     table = read_part(open_part(paths.top.file(name), name, found), schema, name, found)
     return [] if table is None else table.to_pylist()
 
 
-def _clusters(paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found: Findings) -> None:
+def _clusters(
+    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found: Violations
+) -> None:
     said = made["clusters"]
     if sizes.tolist() != said["sizes"] or said["samples"] != sum(said["sizes"]):
         off = [
@@ -264,8 +266,8 @@ def _clusters(paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found:
             found.add(place, "is not of every cluster")
 
 
-def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Findings) -> None:
-    """An index that search would take is of all that was embedded."""
+def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Violations) -> None:
+    """Check that an index that search accepts holds all embedded samples."""
     place = f"index/{space}"
     if (manifest := _manifest(paths, place, found)) is None:
         return
@@ -277,7 +279,7 @@ def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Findings)
     found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
 
 
-def _captions(paths: layout.RunPaths, made: Manifests, dim: int, found: Findings) -> None:
+def _captions(paths: layout.RunPaths, made: Manifests, dim: int, found: Violations) -> None:
     _table(paths, "captions/candidates.parquet", schemas.candidates_schema(dim), found)
     _table(paths, "captions/voted.parquet", schemas.CAPTIONS, found)
     rows = _table(paths, "captions/captions.parquet", schemas.CAPTIONS, found)
@@ -289,12 +291,12 @@ def _captions(paths: layout.RunPaths, made: Manifests, dim: int, found: Findings
         found.add("captions/captions.parquet", "is not what the manifest names the clusters")
 
 
-def _written(paths: layout.RunPaths, made: Manifests, found: Findings) -> None:
-    """clusters.parquet and run.json say what the other tables and manifests say."""
+def _written(paths: layout.RunPaths, made: Manifests, found: Violations) -> None:
+    """Check clusters.parquet and run.json against the other tables and manifests."""
     if made["labels"]["labels"] != made["embeddings"]["samples"]:
         found.add("labels/manifest.json", "has not as many labels as there are samples")
     ranked: dict[int, list[str]] = {}
-    for row in _table(paths, "captions/captions.parquet", schemas.CAPTIONS, Findings()):
+    for row in _table(paths, "captions/captions.parquet", schemas.CAPTIONS, Violations()):
         ranked.setdefault(row["cluster_id"], []).append(row["caption"])
     wanted = [
         (c, size, made["captions"]["captions"][c], ranked.get(c, []))

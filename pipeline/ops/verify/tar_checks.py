@@ -1,4 +1,4 @@
-"""What must hold of a labelled shard: the input's members in order, untouched, and the labels.
+"""Checks a labelled shard: the members of the input in order, unchanged, and the labels.
 
 Samples that are excluded are not in it.
 
@@ -24,7 +24,7 @@ Difference = tuple[str, str]  # sample_id or "", what is wrong
 def differences(
     shard: dict[str, Any], target: str, labels: list[dict[str, Any]], limit: int
 ) -> Iterator[Difference]:
-    """How the tar `target` is not the input shard with the `labels`, rows of the labels table.
+    """Differences between the tar `target` and the input shard with `labels`, rows of the table.
 
     `limit` is what the stages read of a sample. Errors of the store are raised.
     """
@@ -78,7 +78,7 @@ def _data(target: str, member: Member) -> bytes:
 
 
 def _label(data: bytes, name: str, sample: Sample, row: dict[str, Any]) -> Iterator[Difference]:
-    """The json member holds what it held, and the label of the table."""
+    """Check that a json member holds its input and the label of the table."""
     key = row["sample_id"]
     try:
         facts = json.loads(data)

@@ -1,4 +1,4 @@
-"""What verify has found, and reading so that damage of a file is found and not raised."""
+"""Violations that verify found, and readers that report damaged files as violations."""
 
 import json
 from collections.abc import Iterable
@@ -17,40 +17,40 @@ DAMAGE = (pa.ArrowException, OSError)  # what pyarrow raises for bytes it cannot
 
 
 @dataclass
-class Findings:
-    """Violations of the contract, and what could not be looked at."""
+class Violations:
+    """What is wrong with a run, and what could not be checked."""
 
     count: int = 0
     lines: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # no violations
+    notes: list[str] = field(default_factory=list)  # not violations
 
     def add(self, place: str, what: str, keys: Iterable[str] = ("",)) -> None:
-        """One violation per key, or one of the whole place."""
+        """Add one violation per key, or one for the whole place."""
         for key in keys:
             self.count += 1
             if len(self.lines) < MOST:
                 self.lines.append(_plain(": ".join(part for part in (place, key, what) if part)))
 
     def note(self, text: str) -> None:
-        """Something a reader should know."""
+        """Add something that a reader should know and that is no violation."""
         self.notes.append(_plain(text))
 
-    def merge(self, more: "Findings") -> None:
-        """What was found elsewhere."""
+    def merge(self, more: "Violations") -> None:
+        """Add what was found elsewhere."""
         self.count += more.count
         self.lines += more.lines[: MOST - len(self.lines)]
         self.notes += more.notes
 
 
 def _plain(text: str) -> str:
-    """Keys come from the web: nothing in them may act on a terminal."""
+    """Keys come from the web: their control characters must not reach a terminal."""
     return printable(redacted(text))
 
 
-def open_part(url: str, place: str, found: Findings) -> pq.ParquetFile | None:
-    """A Parquet file, in memory; a violation if it is not there or is none.
+def open_part(url: str, place: str, found: Violations) -> pq.ParquetFile | None:
+    """A Parquet file in memory; adds a violation if it is missing or damaged.
 
-    Not by `tables.read`: an error of the store is raised, the file's own damage is told.
+    Not by `tables.read`: an error of the store is raised, damage of the file is reported.
     """
     try:
         data = storage.read_bytes(url)
@@ -68,10 +68,10 @@ def read_part(
     file: pq.ParquetFile | None,
     schema: pa.Schema,
     place: str,
-    found: Findings,
+    found: Violations,
     leave_out: Iterable[str] = (),
 ) -> pa.Table | None:
-    """Its rows, but for some columns, if it has the schema; else a violation."""
+    """The rows without some columns if the schema is right; adds a violation otherwise."""
     if file is None:
         return None
     if not file.schema_arrow.equals(schema):
@@ -86,7 +86,7 @@ def read_part(
 
 
 def footer(file: pq.ParquetFile) -> dict[str, Any]:
-    """The facts a part carries; none where they cannot be read."""
+    """The facts in the footer of a part; empty if they cannot be read."""
     try:
         return dict(json.loads((file.schema_arrow.metadata or {}).get(tables.FACTS_KEY, b"{}")))
     except (ValueError, TypeError):

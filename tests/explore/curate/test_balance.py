@@ -68,7 +68,8 @@ def test_candidates_are_the_same_however_parts_are_cut(tmp_path, members, how, m
     for cut in ([stems], [stems[:1], stems[1:]], [[stem] for stem in stems]):
         urls = [str(tmp_path / f"{len(cut)}-{number}.parquet") for number in range(len(cut))]
         for number, (run, url) in enumerate(zip(cut, urls, strict=True)):
-            balance.spill(balance.Chunk(number, run), url, "m", paths, cfg, 3)
+            rows = balance.candidates(balance.Chunk(number, run), paths, cfg)
+            balance.shuffle.write(url, rows, 3, "m")
         counts = np.array([balance.tables.facts(url)["counts"] for url in urls])
         assert (counts <= cfg.most).all()
         spilled = balance.Spilled(urls, counts)

@@ -63,7 +63,7 @@ def compared(root, members, parts=3, files=2) -> dict[str, tuple[float, str]]:
     ]
     urls = [folder.file(f"spill-{chunk.number}.parquet") for chunk in chunks]
     for chunk, url in zip(chunks, urls, strict=True):
-        similarity.spill(chunk, url, "made-of", paths, 3)
+        shuffle.write(url, similarity.members(chunk, paths), 3, "made-of")
     spilled = Spilled(urls, np.array([tables.facts(url)["counts"] for url in urls]))
     found = {}
     for unit in units(np.bincount(members.clusters, minlength=3).tolist()):
@@ -115,7 +115,7 @@ def test_spilled_rows_come_back_by_cluster(tmp_path):
     paths = cut_run.build(tmp_path, members)
     urls = [str(tmp_path / f"spill-{i}.parquet") for i in range(3)]
     for i, url in enumerate(urls):
-        similarity.spill(Chunk(i, [f"{i:05d}"]), url, "m", paths, 3)
+        shuffle.write(url, similarity.members(Chunk(i, [f"{i:05d}"]), paths), 3, "m")
     spilled = Spilled(urls, np.array([tables.facts(url)["counts"] for url in urls]))
     own = [i for i, c in zip(members.ids, members.clusters, strict=True) if c in (1, 2)]
     columns = ["sample_id", "cluster_id"]
@@ -128,10 +128,10 @@ def test_spilled_rows_come_back_by_cluster(tmp_path):
 
 
 def test_packed():
-    assert shuffle.packed([3, 3, 3, 9, 1], 6) == [
+    assert shuffle.pack([3, 3, 3, 9, 1], 6) == [
         range(0, 2),
         range(2, 3),
         range(3, 4),
         range(4, 5),
     ]
-    assert shuffle.packed([0, 0, 1], 6) == [range(0, 3)]
+    assert shuffle.pack([0, 0, 1], 6) == [range(0, 3)]

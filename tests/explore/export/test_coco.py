@@ -61,7 +61,7 @@ def test_pycocotools_takes_the_annotations_as_results(made, tmp_path):
 
 
 def test_without_a_column_url(made, tmp_path):
-    source = common_layout.finished(made[0])
+    source = common_layout.open_run(made[0])
     row = labelled_run.rows(made[0])[0]
     assert "coco_url" not in export_coco.image(1, "00000", {**row, "url": None})
     assert "coco_url" not in export_coco.image(1, "00000", {**row, "url": 5})

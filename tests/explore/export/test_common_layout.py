@@ -132,7 +132,7 @@ def test_claims_that_are_not_ours(tmp_path):
 def test_names_of_clusters_are_unique_and_in_order():
     captions = ["a", "b", None, "a", "a (0)"]
     rows = [{"cluster_id": i, "cluster_caption": c} for i, c in enumerate(captions)]
-    names = [row["name"] for row in common_layout.named(rows[::-1])]
+    names = [row["name"] for row in common_layout.name_clusters(rows[::-1])]
     assert names == ["a (0) (0)", "b", "cluster", "a (3)", "a (0)"]
 
 

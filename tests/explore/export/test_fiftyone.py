@@ -84,12 +84,12 @@ def test_coco_names_the_same_pictures(made, tmp_path):
 
 
 def test_a_label_that_is_no_column_is_refused(made, tmp_path):
-    with pytest.raises(UserError, match=r"--label kind is no json column.*label, odd, url"):
+    with pytest.raises(UserError, match=r"--label kind is not a json column.*label, odd, url"):
         export_fiftyone.run(made[0], str(tmp_path / "out"), "kind")
 
 
 def test_stores_that_fiftyone_does_not_read_are_refused(made):
-    with pytest.raises(UserError, match="local folders alone"):
+    with pytest.raises(UserError, match="only local folders"):
         export_fiftyone.run(made[0], "memory://out", None)
 
 
@@ -107,7 +107,7 @@ def test_names_and_values_that_a_database_or_json_does_not_take():
         assert not export_fiftyone.PLAIN.fullmatch(name)
     row = dict.fromkeys([*export_fiftyone.SOURCE, *export_fiftyone.OURS], 0)
     row |= {"file": "0/1.png", "confidence": 0.5, "width": float("nan"), "n": 7}
-    found = export_fiftyone.described(row, "a", ["width"], "n")
+    found = export_fiftyone.as_sample(row, "a", ["width"], "n")
     assert found["original"] == {"width": None}
     assert found["ground_truth"]["label"] == "7"
     json.dumps(found, allow_nan=False)

@@ -76,7 +76,7 @@ def test_the_table_names_samples_and_the_strip_shows_them(asked, tmp_path):
     page = Page(strip.read_text(encoding="utf-8"))
     assert len([s for s in page.all("img", "src") if s.startswith("data:image/webp;")]) == 30
     assert not [tag for tag, _ in page.tags if tag in ("script", "form", "a")]
-    assert fake_run.SCRIPT in page.text and r"\u202ereversed\x1b[31m" in page.text
+    assert fake_run.SCRIPT in page.text and "⟨U+202E⟩reversed⟨U+001B⟩[31m" in page.text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", strip.read_text("utf-8"))
 
 
@@ -101,7 +101,7 @@ def test_a_sample_without_a_caption_has_an_empty_one(searchable):
         (("--text", "  "), "the text is empty"),
         (("--text", "a dog", "--space", "z"), "look for texts in --space clip"),
         (("--image", "nowhere.png"), "nowhere.png cannot be read: No such file"),
-        (("--text", "a", "--cluster", "3"), "no cluster 3: they are 0 to 2"),
+        (("--text", "a", "--cluster", "3"), "no cluster 3; give 0 to 2"),
         (("--text", "a", "--top", "0"), "--top"),
         (("--text", "a", "--space", "pixels"), "--space"),
     ],
@@ -114,7 +114,7 @@ def test_mistakes_are_told(asked, arguments, said):
 def test_a_bad_picture_is_told(asked, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"<script>alert(1)</script>")
     code, _, err = asked("--image", "bad.png")
-    assert code == 2 and "the picture cannot be used: not_an_image" in err
+    assert code == 2 and "the image cannot be used: not_an_image" in err
 
 
 def test_a_run_without_captions_is_told(searchable, tmp_path):

@@ -88,7 +88,7 @@ def test_any_page_number_is_a_page(request_, asked):
 def test_a_text_finds_samples(request_):
     status, _, text = request_("GET", "/text?q=a%20red%20square")
     page = Page(text)
-    assert status == 200 and "Most like “a red square”" in page.text
+    assert status == 200 and "Most similar to “a red square”" in page.text
     assert len(shown(text)) == 24
 
 
@@ -111,7 +111,7 @@ def test_a_picture_finds_itself(request_, searchable, space):
     body, kind = form(picture(searchable, row), space)
     status, _, text = request_("POST", "/image", body, Content_Type=kind)
     page = Page(text)
-    assert status == 200 and "Most like your picture" in page.text
+    assert status == 200 and "Most similar to your image" in page.text
     assert page.text.index(row["sample_id"]) < page.text.index("00000/")
     assert "1.000" in page.text
 
@@ -122,7 +122,7 @@ def test_a_cluster_shows_its_typical_members_and_hostile_captions_as_text(reques
     assert "9 samples; the most typical" in page.text and len(shown(text)) == 9
     assert fake_run.SCRIPT in page.text and "<script" not in text
     _, _, text = request_("GET", "/cluster/2")
-    assert r"blue\u202e thing\x1b[2J" in Page(text).text and "\u202e" not in text
+    assert "blue⟨U+202E⟩ thing⟨U+001B⟩[2J" in Page(text).text and "\u202e" not in text
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_bad_pictures_are_told(request_, data, said):
 )
 def test_bad_forms_are_told(request_, body, kind):
     status, _, text = request_("POST", "/image", body, Content_Type=kind)
-    assert status == 400 and "That did not work" in Page(text).text
+    assert status == 400 and "The request failed" in Page(text).text
 
 
 def test_an_upload_has_a_limit(request_):
@@ -279,14 +279,14 @@ def _use(page, address: str, query: Path, sample_id: str) -> None:
     page.keyboard.press("Tab")
     page.keyboard.type("a red square")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Most like “a red square”")
+    page.wait_for_selector("text=Most similar to “a red square”")
     assert page.locator("img").count() == 24
     assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     _photograph(page, "text")
     page.set_input_files("input[type=file]", str(query))
     page.select_option("select", "z")
-    page.get_by_role("search", name="By picture").get_by_role("button", name="Search").click()
-    page.wait_for_selector("text=Most like your picture")
+    page.get_by_role("search", name="By image").get_by_role("button", name="Search").click()
+    page.wait_for_selector("text=Most similar to your image")
     assert sample_id in page.locator("figcaption").first.inner_text()
     page.goto(f"{address}cluster/0")
     assert page.locator("h1").inner_text() == fake_run.SCRIPT

@@ -287,7 +287,7 @@ SPOILT = {  # what is done -> what must be said
     ),
     "damage made up": (
         edit(f"{R}/{FIRST}", lambda rows: [{"shard": "00000", "reason": "shard: x"}]),
-        "rejects/00000: tells of the damage ['shard: x']",
+        "rejects/00000: reports the damage ['shard: x']",
     ),
     "not finite": (vector(lambda x: x * np.nan), "embedding is not finite"),
     "not of unit length": (vector(lambda x: x * 1.01), "embedding is not of unit length"),
@@ -476,7 +476,7 @@ def test_an_error_of_the_store_is_no_violation(paths, monkeypatch):
     monkeypatch.setattr(row_checks.tables, "FACTS_KEY", b"ratecluster")
     monkeypatch.setattr(storage, "read_bytes", broken)
     with pytest.raises(TimeoutError):
-        row_checks.open_part(paths.labels.file(FIRST), "labels/00000", verify.Findings())
+        row_checks.open_part(paths.labels.file(FIRST), "labels/00000", verify.Violations())
 
 
 @pytest.fixture
