@@ -6,7 +6,6 @@ from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
 from pipeline.vision import weights
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 READERS = 2  # shards that one encoder reads at once where its own threads decode
 
 
@@ -34,9 +33,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in weights.PRECISIONS:
             raise UserError(
-                f"embed.precision = {self.precision!r}: choose one of {', '.join(PRECISIONS)}"
+                f"embed.precision = {self.precision!r}: "
+                f"choose one of {', '.join(weights.PRECISIONS)}"
             )
         for name in ("batch_size", "max_image_pixels", "max_sample_bytes"):
             if getattr(self, name) < 1:

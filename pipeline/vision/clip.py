@@ -19,14 +19,13 @@ from torch import Tensor
 
 from pipeline.runtime.errors import UserError
 from pipeline.vision import batch_norm
-from pipeline.vision.weights import PICO, check, source, tensors_only
+from pipeline.vision.weights import PICO, PRECISIONS, check, source, tensors_only
 
 if TYPE_CHECKING:
     from torchvision import transforms
 log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
 TEXTS_PER_BATCH = 256  # through the text encoder at once
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -20,6 +20,7 @@ from pipeline.runtime.errors import UserError
 
 PICO = "pico-clip"  # the bundled model
 RANDOM = "none"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own; config and weights come together
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
