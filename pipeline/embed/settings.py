@@ -29,7 +29,9 @@ class Config:
     max_sample_bytes: int = setting(67_108_864, "bytes of a sample's files; larger are rejected")
     decode_timeout_s: float = setting(60.0, "seconds for decoding a sample; slower are rejected")
     max_reject_fraction: float = setting(
-        0.5, "of a shard's or the run's samples, 0 to 1; more rejected fails", operational=True
+        0.5,
+        "largest share of rejected samples in a shard or the run, 0 to 1; more fails embed",
+        operational=True,
     )
 
     def __post_init__(self) -> None:

@@ -13,8 +13,10 @@ from pipeline.runtime.errors import UserError
 class Config:
     """What the clusters are compared with."""
 
-    label: str = setting("", "json field that holds the true class; '': label")
-    baseline: bool = setting(True, "score k-means on the same embeddings too")
+    label: str = setting(
+        "", "json field with the true class; '': `run` does not evaluate, `evaluate` reads label"
+    )
+    baseline: bool = setting(True, "also score k-means on the same embeddings")
 
 
 FILE = "evaluation.json"

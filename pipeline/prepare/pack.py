@@ -1,7 +1,7 @@
 """Command shards: a folder of images, packed as img2dataset would have packed it.
 
 reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name
-writes  {shard:05d}.tar          {key}.jpg (the file's own bytes), .json, .txt
+writes  {shard:05d}.tar          {key}.jpg (the file's own bytes), .txt, .json
         {shard:05d}.parquet      RECORD, the same facts as the json members
         {shard:05d}_stats.json   counts; written last, so a shard that has it is done
 
@@ -117,7 +117,8 @@ def pack_shard(shard: ShardPlan, out: str) -> int:
         for place, picture in enumerate(shard.pictures):
             record, members = sample(picture, f"{shard.stem}{place:04d}")
             records.append(record)
-            writer.write({"__key__": record["key"], **members})
+            for suffix, data in members.items():  # one by one: TarWriter sorts those of a call
+                writer.write({"__key__": record["key"], suffix: data})
     with storage.commit(f"{out}/{shard.stem}.parquet") as file:
         pq.write_table(pa.Table.from_pylist(records, RECORD), file)
     count = len(records)
@@ -141,10 +142,9 @@ def sample(picture: Picture, key: str) -> tuple[dict[str, Any], dict[str, bytes]
         "label": picture.label,
         "source": picture.source,
     }
-    members = {picture.path.suffix[1:].lower(): data, "json": json.dumps(record).encode()}
-    if caption is not None:
-        members["txt"] = caption.encode()
-    return record, members
+    text = {"txt": caption.encode()} if caption is not None else {}
+    suffix = picture.path.suffix[1:].lower()
+    return record, {suffix: data, **text, "json": json.dumps(record).encode()}
 
 
 def _caption(image: Path, source: str) -> str | None:

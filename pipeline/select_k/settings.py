@@ -19,13 +19,15 @@ class Config:
 
     k: int = setting(0, "clusters; 0: chosen by coding length")
     k_min: int = setting(2, "smallest number of clusters to choose from")
-    k_max: int = setting(0, "largest number of clusters to choose from; 0: fit, 2√N up to 1000")
-    leaves: int = setting(0, "small groups that clusters are merged from; 0: fit, 2 × k_max")
+    k_max: int = setting(
+        0, "largest number of clusters to choose from; 0: 2√N for N samples, up to 1000"
+    )
+    leaves: int = setting(0, "small groups that clusters are merged from; 0: 2 × k_max")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     statistics_bytes: int = setting(
         2**30, "most memory of the leaves' statistics, in bytes: dimensions² × 8 per leaf"
     )
-    seed: int = setting(0, "of the over-segmentation and the resamples")
+    seed: int = setting(0, "seed of the over-segmentation and the resamples")
 
     def __post_init__(self) -> None:
         for name in ("k", "k_max", "leaves"):

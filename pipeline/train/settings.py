@@ -20,20 +20,24 @@ class Config:
         4096, "words compared with each image: the most probable ones of the sample; 0: none"
     )
     vocabulary: tuple[str, ...] = setting(
-        (), "imagenet, wordnet, pico-clip or files of one word per line; none: fit to the model"
+        (),
+        "imagenet, wordnet, pico-clip or files of one word per line; default: chosen to match "
+        "the model",
     )
-    feature_dim: int = setting(0, "dimensions of the features z; 0: fit, about √N, 32 to 128")
+    feature_dim: int = setting(
+        0, "dimensions of the features z; 0: about √N for N samples, 32 to 128"
+    )
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
-    steps: int = setting(240, "of training; the best of the validated networks is kept")
-    learning_rate: float = setting(3e-4, "of Adam")
+    steps: int = setting(240, "training steps; the best validated network is kept")
+    learning_rate: float = setting(3e-4, "learning rate of Adam")
     eps_sq: float = setting(0.1, "ε², squared distortion allowed per unit-norm feature")
     eta: float = setting(0.1, "η, temperature of the Sinkhorn membership")
-    columns: int = setting(64, "of Π sampled for the compression term per step; 0: all")
+    columns: int = setting(64, "columns of Π sampled per step for the compression term; 0: all")
     max_samples: int = setting(
         500_000, "most training samples, from all parts; fewer if the steps need fewer"
     )
     landmarks: int = setting(15_000, "samples whose features are kept for select_k and report")
-    seed: int = setting(0, "of the weights, the order of samples and the sampled columns")
+    seed: int = setting(0, "seed of the weights, the order of samples and the sampled columns")
     workers: int = setting(1, "processes that train together", operational=True)
     checkpoint_steps: int = setting(200, "steps between checkpoints", operational=True)
 
