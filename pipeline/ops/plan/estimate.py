@@ -5,6 +5,7 @@ N images. Nothing is measured here: every stage is a rate multiplied by N, and a
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.caption import stage as caption
 from pipeline.mcr2.model_selection import validation_steps
@@ -36,11 +37,9 @@ class Target:
     encode_rate: float  # images/s of one GPU; 0: unknown
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "cpus"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: give 1 or more")
-        if self.gpus < 0:
-            raise UserError(f"--gpus {self.gpus}: give 0 or more, of each node")
+        for name, least in (("nodes", 1), ("cpus", 1), ("gpus", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: give {least} or more")
         if self.encode_rate and not self.gpus:
             raise UserError(f"--encode-rate {self.encode_rate:g} is of a GPU: give --gpus, too")
         if not (self.encode_rate >= 0 and math.isfinite(self.encode_rate)):
@@ -83,27 +82,21 @@ def stages(
 ) -> list[Stage]:
     """The stages in their order, for N images in so many shards."""
     gpus, cpus, start = target.nodes * target.gpus, target.nodes * target.cpus, found["start_s"]
-    rate = encode_rate(found, target)
+    faster = target.cpus / found["cores"]  # than here; a GPU by as much as it is with images
+    word_s = found["word_s"] / (encode_rate(found, target) * found["encode_s"] if gpus else faster)
 
-    def words_s(words: int) -> float:  # a GPU is as much faster as it is with images
-        seconds = words * found["word_s"]
-        faster = rate * found["encode_s"] if gpus else target.cpus / found["cores"]
-        return float(seconds / faster)
-
-    def passes_s(each: float, most: int) -> float:
-        return images * each / min(cpus, len(tasks.chunks(range(shards), most)))
+    def passes(seconds: float, most: int) -> float:
+        return images * seconds / min(cpus, len(tasks.chunks(range(shards), most)))
 
     def stage(name: str, cpu_s: float, start_s: float, gpu_s: float = 0.0, **work: float) -> Stage:
         """The parts of the work happen one after the other; the longest is named."""
         longest = max(work, key=lambda part: work[part])
         return Stage(name, cpu_s / 3600, gpu_s / 3600, start_s, sum(work.values()), longest)
 
-    cfg = sections["train"]
-    read = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
-    steps = cfg.steps * found["step_s"]
-    data = read + found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
-    words = words_s(found["train_words"]) if cfg.words else 0.0
-    pool = POOL_STARTS * start + found["load_text_s"]
+    cfg, pool = sections["train"], POOL_STARTS * start + found["load_text_s"]
+    data = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
+    data += found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
+    steps, words = cfg.steps * found["step_s"], found["train_words"] * word_s if cfg.words else 0.0
     train = stage(
         "train",
         data + steps + words,
@@ -111,41 +104,37 @@ def stages(
         cfg.workers * (data + steps) + words if gpus >= cfg.workers else 0.0,
         **{"steps": steps, "data and validation": data, "words": words},
     )
-    each = found["statistics_s"] + found["assign_s"]
-    passes, cut = passes_s(each, full_passes.MOST_TASKS), found["cut_s"]
-    select = stage("select_k", images * each + cut, start, parts=passes, landmarks=cut)
-    each, words = found["count_s"] + found["votes_s"], words_s(found["caption_words"])
-    votes = passes_s(each, caption.MOST_TASKS)
-    gpu_s = words if gpus else 0.0
-    named = stage("caption", images * each + words, pool, gpu_s, parts=votes, words=words)
-    slots = min(cpus, shards)
-    parts, wait = images * found["write_s"] / slots, images * found["waited_s"] / slots
-    write = stage("write", images * found["write_s"], WRITE_STARTS * start, parts=parts, read=wait)
+    cut, all_s = found["cut_s"], images * found["select_s"]
+    parts = passes(found["select_s"], full_passes.MOST_TASKS)
+    select = stage("select_k", all_s + cut, start, parts=parts, landmarks=cut)
+    words, all_s = found["caption_words"] * word_s, images * found["caption_s"]
+    parts, gpu_s = passes(found["caption_s"], caption.MOST_TASKS), words if gpus else 0.0
+    captions = stage("caption", all_s + words, pool, gpu_s, parts=parts, words=words)
+    all_s, read = images * found["write_s"], passes(found["waited_s"], shards)
+    parts = passes(found["write_s"], shards)
+    write = stage("write", all_s, WRITE_STARTS * start, parts=parts, read=read)
     report = stage("report", REPORT_S, SESSION_STARTS * start, pictures=REPORT_S)
-    return [_embed(sections, shards, images, found, target), train, select, named, write, report]
+    embed = _embed(sections["embed"], shards, images, found, target)
+    return [embed, train, select, captions, write, report]
 
 
-def _embed(sections: Sections, shards: int, images: int, found: Facts, target: Target) -> Stage:
+def _embed(cfg: Any, shards: int, images: int, found: Facts, target: Target) -> Stage:
     """Decoding, encoding and reading happen at once: the slowest decides."""
-    cfg, gpus = sections["embed"], target.nodes * target.gpus
+    gpus = target.nodes * target.gpus
     encoders = min(cfg.actors or max(1, gpus), shards)
     cores = decoders = target.cpus * min(target.nodes, encoders)
     readers = encoders * cfg.readers
     if cfg.decode_cpus:  # on any node, next to the encoders
-        spare = max(1, target.nodes * target.cpus - encoders)
-        decoders = min(readers, spare)
+        decoders = min(readers, max(1, target.nodes * target.cpus - encoders))
     seconds = {
         "decode": images * found["decode_s"] / decoders,
         "read": images * found["waited_s"] / readers,
+        "encode": images / (encode_rate(found, target) * encoders)
+        if gpus
+        else images * found["embed_s"] * found["cores"] / cores,
     }
-    if gpus:
-        seconds["encode"] = images / (encode_rate(found, target) * encoders)
-        cpu_s = images * found["decode_s"]
-    else:
-        seconds["encode"] = images * found["embed_s"] * found["cores"] / cores
-        cpu_s = images * found["embed_cpu_s"]
     bound = max(seconds, key=lambda name: seconds[name])
     work = seconds[bound] * math.ceil(shards / encoders) * encoders / shards
+    cpu_s = images * found["decode_s" if gpus else "embed_cpu_s"]
     start_s = (RAY_STARTS + POOL_STARTS) * found["start_s"] + found["load_s"]
-    gpu_h = encoders * work / 3600 if gpus else 0.0
-    return Stage("embed", cpu_s / 3600, gpu_h, start_s, work, bound)
+    return Stage("embed", cpu_s / 3600, encoders * work / 3600 * bool(gpus), start_s, work, bound)

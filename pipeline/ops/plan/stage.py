@@ -76,30 +76,24 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
 def notes(sections: Sections, found: Facts, target: Target) -> list[str]:
     """What a reader must know before believing the figures."""
     cfg, gpus = sections["embed"], target.nodes * target.gpus
-    device = "GPU" if found["device"].startswith("cuda") else f"CPU, {found['cores']} cores"
-    lines = [
-        f"measured here on {found['images']:,} images, {cfg.model} on this "
-        f"machine's {device}; a process takes {found['start_s']:.1f} s to start"
-    ]
-    if gpus and not target.encode_rate:
-        lines.append(
-            f"the rate of a GPU is assumed to be that of this machine's {device}: give "
-            "--encode-rate"
-        )
-    if gpus and not found["device"].startswith("cuda"):
-        lines.append("training was measured on this machine's CPU: its time on a GPU is unknown")
-    encoders = cfg.actors or max(1, gpus)
-    if not gpus and encoders < target.nodes:
-        lines.append(
-            f"{encoders} encoder on {target.nodes} nodes: set embed.actors={target.nodes} to use "
-            "all of them"
-        )
-    if sections["train"].workers > 1:
-        lines.append("training was measured with one worker; more are faster")
-    if sections["evaluate"].label:
-        lines.append("evaluate is not included")
-    lines.append("writing to the store of --root and downloading the model are not included")
-    return lines
+    on_gpu, encoders = found["device"].startswith("cuda"), cfg.actors or max(1, gpus)
+    device = "GPU" if on_gpu else f"CPU, {found['cores']} cores"
+    lines = {
+        f"measured here on {found['images']:,} images, {cfg.model} on this machine's {device}; a "
+        f"process takes {found['start_s']:.1f} s to start": True,
+        f"the rate of a GPU is assumed to be that of this machine's {device}: give --encode-rate": (
+            gpus and not target.encode_rate
+        ),
+        "training was measured on this machine's CPU: its time on a GPU is unknown": (
+            gpus and not on_gpu
+        ),
+        f"{encoders} encoder on {target.nodes} nodes: set embed.actors={target.nodes} to use all "
+        "of them": not gpus and encoders < target.nodes,
+        "training was measured with one worker; more are faster": sections["train"].workers > 1,
+        "evaluate is not included": sections["evaluate"].label,
+        "writing to the store of --root and downloading the model are not included": True,
+    }
+    return [line for line, holds in lines.items() if holds]
 
 
 def text(plan: Facts) -> str:

@@ -15,12 +15,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ import torch
 from pipeline.artifacts import layout
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
-from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.embed import survey
 from pipeline.embed import worker as embed_worker
@@ -99,22 +96,21 @@ def measure(sections: Sections, sampled: list[Sampled], images: int, root: str) 
     """Every stage once over the samples, as it will be for N images."""
     cfg, paths, count = sections["embed"], layout.RunPaths(root), sum(s.images for s in sampled)
     found = _embed(cfg, [s.copy for s in sampled], paths)
-    beside = train_settings.read_words(sections["train"], cfg.model)
+    total = round(images * found["embedded"])
+    known = train_settings.read_words(sections["train"], cfg.model)
     names = caption_settings.read_vocabulary(sections["caption"], cfg.model)
-    longest = max(beside, names, key=len)
-    vectors, scale, texts = _encode_words(cfg, sections["caption"].templates, longest)
-    total, words = round(images * found["embedded"]), redraw(vectors, len(beside))
-    trained = _train(sections["train"], paths, total, words, scale)
-    leaves, prototypes, cut = _cluster(sections["select_k"], paths, total)
-    passes = _pass_over(leaves, prototypes, redraw(vectors, len(names)), sections, paths)
+    vectors, scale, texts = _encode_words(sections, max(known, names, key=len))
+    trained = _train(sections["train"], paths, total, redraw(vectors, len(known)), scale)
+    labelled = _label(sections, paths, total, redraw(vectors, len(names)))
     began = CLOCK()
     subprocess.run([sys.executable, "-c", WORKER], check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
     return {
-        **(found | texts | trained | cut | passes),
+        **(found | texts | trained | labelled),
         "start_s": CLOCK() - began,
         "images": count,
         "waited_s": sum(s.waited_s for s in sampled) / count,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "part_bytes": {
             folder: sum(Path(f"{root}/{folder}/{name}").stat().st_size for name in files) / count
             for folder in ("embeddings", "rejects", "assignments", "labels", "labeled")
@@ -123,47 +119,40 @@ def measure(sections: Sections, sampled: list[Sampled], images: int, root: str) 
     }
 
 
-def _embed(cfg: embed_settings.Config, shards: list[Shard], paths: layout.RunPaths) -> Facts:
+def _embed(cfg: Any, shards: list[Shard], paths: layout.RunPaths) -> Facts:
     """One encoder over the sampled shards, as an actor of the run does it."""
-    began, cores = CLOCK(), os.cpu_count() or 1
-    embedder = embed_worker.Embedder(replace(cfg, decode_cpus=0), paths, cores)  # no Ray to ask
-    load_s, began, own = CLOCK() - began, CLOCK(), time.process_time()
-    with ThreadPoolExecutor(embed_settings.READERS) as pool:
+    stamps, cores, cfg = [CLOCK()], os.cpu_count() or 1, replace(cfg, decode_cpus=0)  # without Ray
+    embedder = embed_worker.Embedder(cfg, paths, cores)
+    stamps, own = [*stamps, CLOCK()], time.process_time()
+    with ThreadPoolExecutor(cfg.readers) as pool:
         rows = list(pool.map(embedder, [{"shard": json.dumps(asdict(s))} for s in shards]))
-    embed_s, embed_cpu_s = CLOCK() - began, time.process_time() - own
+    stamps, own = [*stamps, CLOCK()], time.process_time() - own
     if errors := [row["error"] for row in rows if row["error"]]:
         raise RuntimeError(f"plan: {errors[0]}")
+    load_s, embed_s = np.diff(stamps).tolist()
     done = [json.loads(row["facts"]) for row in rows]
     summary = embed.summary(done, cfg, embed_s)
     if not summary["embedded"]:
         raise UserError("no image of the sampled shards can be decoded: correct --shards")
     paths.embeddings.finish(survey.fingerprint(cfg, shards), **summary)
-    samples = summary["samples"]
-    return {
-        "load_s": load_s,
-        "decode_s": sum(facts["took"]["decode_s"] for facts in done) / samples,
-        "encode_s": sum(facts["took"]["encode_s"] for facts in done) / samples,
-        "embed_s": embed_s / samples,
-        "embed_cpu_s": embed_cpu_s / samples,
-        "embedded": summary["embedded"] / samples,
-        "device": summary["precisions"][0],
-        "cores": cores,
-    }
+    took = {name: sum(facts["took"][name] for facts in done) for name in ("decode_s", "encode_s")}
+    each = {**took, "embed_s": embed_s, "embed_cpu_s": own, "embedded": summary["embedded"]}
+    rates = {name: value / summary["samples"] for name, value in each.items()}
+    return {**rates, "load_s": load_s, "device": summary["precisions"][0], "cores": cores}
 
 
-def _encode_words(
-    cfg: embed_settings.Config, templates: tuple[str, ...], words: list[str]
-) -> tuple[np.ndarray, float, Facts]:
+def _encode_words(sections: Sections, words: list[str]) -> tuple[np.ndarray, float, Facts]:
     """Vectors (V, D) of as many of the words as TIMED_S allow, and the encoder's logit scale."""
-    began = CLOCK()
-    filled = prompts.templates(cfg.model, templates)
-    encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, filled)
+    began, cfg = CLOCK(), sections["embed"]
+    templates = prompts.templates(cfg.model, sections["caption"].templates)
+    encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, templates)
     encoder({"index": 0, "words": words[:1]})
-    load_s, starts, rows = CLOCK() - began, iter(range(0, len(words), clip.TEXTS_PER_BATCH)), []
-    began = CLOCK()
-    while CLOCK() - began < TIMED_S and (start := next(starts, None)) is not None:
+    load_s, began, rows = CLOCK() - began, CLOCK(), list[Facts]()
+    for start in range(0, len(words), clip.TEXTS_PER_BATCH):
         batch = words[start : start + clip.TEXTS_PER_BATCH]
         rows.append(encoder({"index": start, "words": batch}))
+        if CLOCK() - began > TIMED_S:
+            break
     vectors = np.concatenate([row["vectors"] for row in rows])
     facts = {"load_text_s": load_s, "word_s": (CLOCK() - began) / len(vectors)}
     return vectors, rows[0]["logit_scale"], facts
@@ -180,9 +169,7 @@ def redraw(rows: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([rows, more.astype(rows.dtype)])
 
 
-def _train(
-    cfg: train_settings.Config, paths: layout.RunPaths, total: int, words: np.ndarray, scale: float
-) -> Facts:
+def _train(cfg: Any, paths: layout.RunPaths, total: int, words: np.ndarray, scale: float) -> Facts:
     """One worker that trains alone: STEPS steps on the rows that all workers see."""
     began, most = CLOCK(), train_settings.samples_to_read(cfg)
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, cfg.seed)
@@ -201,7 +188,7 @@ def _train(
         kept = loop.landmark_rows(fit, len(seen))
         worker.write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
     paths.network.finish("plan", upstream=paths.embeddings.manifest()["fingerprint"], config={})
-    step_s, validation_s = median(np.diff(stamps[1:]).tolist()), ends - stamps[-1]
+    step_s, validation_s = float(np.median(np.diff(stamps[1:]))), ends - stamps[-1]
     return {
         "read_row_s": read_s,
         "once_s": stamps[1] - stamps[0] - step_s - validation_s + CLOCK() - ends,
@@ -212,56 +199,39 @@ def _train(
     }
 
 
-def _cluster(
-    cfg: select_k_settings.Config, paths: layout.RunPaths, total: int
-) -> tuple[torch.Tensor, assignment.Prototypes, Facts]:
-    """The choice of k on the landmarks, without the passes over all parts."""
+def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.ndarray) -> Facts:
+    """The choice of k on the landmarks, then the passes over all parts: seconds per image."""
+    embedded, cfg = paths.embeddings.manifest(), sections["caption"]
+    shards, network = [shard["shard"] for shard in embedded["shards"]], load_network(paths)
+    stems = [shard["stem"] for shard in shards]
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
-    fit = select_k_settings.fit_settings(cfg, total, *z.shape)
+    fit = select_k_settings.fit_settings(sections["select_k"], total, *z.shape)
     with one_thread():
-        began = CLOCK()
+        stamps = [CLOCK()]
         leaves = choose_k.over_segment(z, fit)
         stats = coding_rate.statistics(z, assignment.nearest(z, leaves), len(leaves))
         for sums in stats:
             sums *= total / len(z)
         prototypes = choose_k.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit)
-        seconds = CLOCK() - began
-    sums_bytes = len(leaves) * z.shape[1] ** 2 * 8
-    return leaves, prototypes, {"cut_s": seconds, "leaf_bytes": sums_bytes}
-
-
-def _pass_over(
-    leaves: torch.Tensor,
-    prototypes: assignment.Prototypes,
-    words: np.ndarray,
-    sections: Sections,
-    paths: layout.RunPaths,
-) -> Facts:
-    """The passes over all parts, as each stage makes them: seconds per image."""
-    captioning, embedded = sections["caption"], paths.embeddings.manifest()
-    shards = [shard["shard"] for shard in embedded["shards"]]
-    stems, network = [shard["stem"] for shard in shards], load_network(paths)
-    urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems]
-    assigner = Assigner(network, prototypes, "plan")
-    captions: list[str | None] = ["a caption"] * prototypes.k
-    limit = embedded["config"]["max_sample_bytes"]
-    job = write.WriteJob(
-        paths, embedded["columns"], captions, sections["write"].shards, "plan", limit
-    )
-    steps: dict[str, Callable[[], Any]] = {
-        "statistics_s": lambda: statistics(urls, network, leaves),
-        "assign_s": lambda: assign_parts(stems, paths, assigner),
-        "count_s": lambda: (
-            captioning.alt_texts and caption.count_ngrams(stems, paths, prototypes.k)
-        ),
-        "votes_s": lambda: caption.votes(stems, paths, words, prototypes.k, captioning.temperature),
-        "write_s": lambda: write.write_shards(shards, job),
+        stamps.append(CLOCK())
+        statistics([paths.embeddings.file(f"{stem}.parquet") for stem in stems], network, leaves)
+        assign_parts(stems, paths, Assigner(network, prototypes, "plan"))
+        stamps.append(CLOCK())
+        if cfg.alt_texts:
+            caption.count_ngrams(stems, paths, prototypes.k)
+        caption.votes(stems, paths, words, prototypes.k, cfg.temperature)
+        stamps.append(CLOCK())
+        names: list[str | None] = ["a caption"] * prototypes.k
+        tars, limit = sections["write"].shards, sections["embed"].max_sample_bytes
+        job = write.WriteJob(paths, embedded["columns"], names, tars, "plan", limit)
+        write.write_shards(shards, job)
+        stamps.append(CLOCK())
+    cut_s, *passes = np.diff(stamps).tolist()
+    each = [seconds / embedded["samples"] for seconds in passes]
+    return {
+        **dict(zip(("select_s", "caption_s", "write_s"), each, strict=True)),
+        "cut_s": cut_s,
+        "leaf_bytes": len(leaves) * z.shape[1] ** 2 * 8,
+        "caption_words": len(words),
     }
-    stamps = [CLOCK()]
-    with one_thread():
-        for step in steps.values():
-            step()
-            stamps.append(CLOCK())
-    each = np.diff(stamps) / embedded["samples"]
-    return {"caption_words": len(words), **dict(zip(steps, each.tolist(), strict=True))}
