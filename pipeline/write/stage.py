@@ -192,7 +192,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     """Write what is missing of labels and shards, check the counts, commit the tables."""
     made = outputs.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
-    want = expected(cfg, made, paths)
+    lists = digests(cfg)  # once: the lists may change while the stage runs
+    want = expected(cfg, made, paths, lists)
     if manifest := want.if_done():
         return manifest
     exclude_lists.check(cfg.exclude, made)  # before anything that is there is given up
@@ -203,7 +204,6 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
-    lists = digests(cfg)
     listed = exclude_lists.run(cfg.exclude, lists, made, paths)
     known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
     job = WriteJob(paths, *known)

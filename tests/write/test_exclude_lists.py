@@ -203,6 +203,15 @@ def test_what_counts_is_the_content_of_the_lists(tmp_path, paths, ray_session, m
 
 
 @pytest.mark.ray
+def test_a_run_reads_the_digest_of_a_list_once(tmp_path, paths, ray_session, monkeypatch):
+    """A list that changes in between would be recorded with another content than was used."""
+    digests = iter(["first"])
+    monkeypatch.setattr(exclude_lists, "digest", lambda url: next(digests))
+    manifest = written(paths, listing(tmp_path / "bad.parquet", ["00000/d0/001"]))
+    assert manifest["exclude"] == paths.exclude.manifest()["digests"] == ["first"]
+
+
+@pytest.mark.ray
 def test_ids_of_no_sample_are_told_of(tmp_path, paths, ray_session, caplog):
     ids = ["00000/d0/001", "00000/never", "other/1", "", *HOSTILE]
     manifest = written(paths, listing(tmp_path / "bad.parquet", ids))
