@@ -10,10 +10,11 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from functools import cache
 
+from pipeline.vision.vocabulary import JOINERS
+
 HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 HIRAGANA = "\u3041-\u309f"
 KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff"
-JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian and in Indic scripts
 SPACELESS = re.compile(f"[{HAN}{HIRAGANA}{KATAKANA}]")
 ASCII = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # what `_pattern` finds, sooner
 SIBILANTS = ("s", "x", "z", "ch", "sh")

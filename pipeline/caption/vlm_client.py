@@ -25,6 +25,7 @@ from pipeline.runtime import redaction
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
+from pipeline.vision.vocabulary import JOINERS
 
 PROMPT = (
     "These pictures are typical members of one cluster of a large image collection. Say in one to "
@@ -140,7 +141,7 @@ def caption_of(answer: bytes) -> str:
         caption = " ".join(text.split()).strip(" .\"'`")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UnnamedError("the answer holds no caption") from None
-    spelt = all(c.isprintable() or c in tokenization.JOINERS for c in caption)
+    spelt = all(c.isprintable() or c in JOINERS for c in caption)
     if not (0 < len(caption) <= MAX_CHARACTERS and spelt and tokenization.key(caption)):
         raise UnnamedError(f"the answer is no caption: {printable(caption[:MAX_CHARACTERS])!r}")
     return caption
