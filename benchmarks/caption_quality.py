@@ -5,7 +5,7 @@ reads   captions/candidates.parquet, clusters/prototypes.parquet
 A vocabulary that holds the classes' names can be right by their names alone. So all is ranked a
 second time without the candidates that say one (in either number, or among more words), the members
 vote again, and what is left is judged by how near it is to the cluster's commonest class.
-n labelled samples, D dimensions, k clusters. Core: `compared`, `judged`. Shell: `scored`.
+n labelled samples, D dimensions, k clusters. Core: `best_captions`, `judge`. Shell: `score`.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Voters:
         return Voters(self.x[::step], self.clusters[::step], self.truth[::step])
 
 
-def unnamed(names: list[str], classes: set[str]) -> np.ndarray:
+def without_class_names(names: list[str], classes: set[str]) -> np.ndarray:
     """Places of the candidates that say no class's name."""
     keys = {tokenization.key(name) for name in classes} - {()}
     kept = [
@@ -52,21 +52,21 @@ def unnamed(names: list[str], classes: set[str]) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def compared(
+def best_captions(
     voters: Voters, found: Candidates, near: sp.csr_matrix, temperature: float
 ) -> dict[str, Named]:
     """The best candidate of each cluster, by our ranking and by the plain vote."""
     if not found.names:
         return {name: [None] * near.shape[0] for name in (OURS, PLAIN)}
     total = ranking.votes(voters.x, voters.clusters, found.texts, near.shape[0], temperature)
-    scores = {OURS: ranking.combined(total, found.by_texts, near), PLAIN: total}
+    scores = {OURS: ranking.combine(total, found.by_texts, near), PLAIN: total}
     return {
         name: [None if i is None else found.names[i] for i in ranking.best(score)]
         for name, score in scores.items()
     }
 
 
-def judged(
+def judge(
     captions: Named, majorities: Named, cosine: Callable[[str, str], float]
 ) -> dict[str, Any]:
     """Means over the clusters that have both; None where none can be judged."""
@@ -94,10 +94,10 @@ def score_run(paths: layout.RunPaths, field: str) -> dict[str, Any]:
     voters = Voters(samples.embeddings, samples.clusters, samples.truth)
     rows = evaluate.majorities(samples, made["clusters"]["sizes"], {})
     majorities = [row["majority"] for row in rows]
-    return scored(voters, majorities, made["embeddings"], made["captions"], paths)
+    return score(voters, majorities, made["embeddings"], made["captions"], paths)
 
 
-def scored(
+def score(
     voters: Voters,
     majorities: Named,
     embedded: dict[str, Any],
@@ -107,11 +107,11 @@ def scored(
     """All comparisons; majorities are the commonest classes, the others two manifests."""
     k, temperature = len(captioned["captions"]), captioned["config"]["temperature"]
     found, near = candidates.read(paths, k), candidates.neighbourhood(paths)
-    kept = unnamed(found.names, set(voters.truth.tolist()))
+    kept = without_class_names(found.names, set(voters.truth.tolist()))
     some = voters.some()
-    given = compared(some, found, near, temperature)
+    given = best_captions(some, found, near, temperature)
     shown = {OURS: captioned["captions"], PLAIN: given[PLAIN]}
-    blind = compared(some, found.only(kept), near, temperature)
+    blind = best_captions(some, found.only(kept), near, temperature)
     cosine = _cosine(
         {
             text
@@ -127,7 +127,7 @@ def scored(
         "candidates": len(found.names),
         "class_names": len(found.names) - len(kept),
         "rows": [
-            {"name": name, "class_names": names, **judged(named[name], majorities, cosine)}
+            {"name": name, "class_names": names, **judge(named[name], majorities, cosine)}
             for names, named in (("left in", shown), ("removed", blind))
             for name in (OURS, PLAIN)
         ],

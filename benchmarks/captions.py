@@ -29,7 +29,7 @@ def command(*arguments: str, **settings: Any) -> None:
         raise RuntimeError(f"ratecluster {arguments[0]} failed")
 
 
-def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
+def measure(data: Path, out: Path, name: str) -> dict[str, Any]:
     """The scores of the captions of a set, for each of VARIANTS."""
     field, k = SETS[name]
     root, found = str(out / name), {}
@@ -47,7 +47,7 @@ def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def printed(name: str, found: dict[str, Any]) -> None:
+def print_scores(name: str, found: dict[str, Any]) -> None:
     """One line for each ranking, names left in and removed."""
     for title, result in found.items():
         removed = f"{result['class_names']} of {result['candidates']} candidates say a class's name"
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SETS, action="append", help="sets")
     arguments = parser.parse_args()
     for name in arguments.only or SETS:
-        printed(name, measured(arguments.data, arguments.out, name))
+        print_scores(name, measure(arguments.data, arguments.out, name))
 
 
 if __name__ == "__main__":

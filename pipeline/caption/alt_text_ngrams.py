@@ -56,7 +56,7 @@ def _pieces(run: str) -> Iterator[str]:
                 yield run[start:stop]
 
 
-def trimmed(counter: Counter[str]) -> Counter[str]:
+def trim(counter: Counter[str]) -> Counter[str]:
     """The KEPT_NGRAMS commonest of one cluster, ties by name."""
     if len(counter) <= KEPT_NGRAMS:
         return counter

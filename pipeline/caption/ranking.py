@@ -70,7 +70,7 @@ def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((scores, shares.indices, shares.indptr), shape=shares.shape)
 
 
-def combined(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
+def combine(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     """Scores (k, V): the separation of the shares of votes, and of those of alt texts, added.
 
     `texts` (k, V) is the separation by alt texts. Pictures and words have to agree.
@@ -84,7 +84,7 @@ def best(scores: sp.csr_matrix) -> list[int | None]:
     return [next(iter(_order(scores, row).tolist()), None) for row in range(scores.shape[0])]
 
 
-def ranked(
+def rank(
     scores: sp.csr_matrix, keys: Sequence[tokenization.Key], texts: np.ndarray
 ) -> list[list[int]]:
     """Of each cluster up to RANKED candidates, best first, none of them said before.

@@ -54,7 +54,7 @@ def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_n
         ):
             if text:
                 counts[number].update(alt_text_ngrams.ngrams(text[:1000]) | {""})
-        counts = [alt_text_ngrams.trimmed(counter) for counter in counts]
+        counts = [alt_text_ngrams.trim(counter) for counter in counts]
     return counts
 
 
@@ -85,13 +85,13 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})
-    voted = _ranked_before(paths, voted_of) or _rank(
+    voted = _earlier_ranking(paths, voted_of) or _rank(
         cfg, names, made, paths, want.made_of, voted_of
     )
     table = tables.read(paths.captions.file("voted.parquet"))
     k, named = len(clustered["sizes"]), dict[str, Any]()
     if cfg.namer:
-        table, named = vlm_captions.named(cfg, table, embedded, paths, want.made_of)
+        table, named = vlm_captions.name_clusters(cfg, table, embedded, paths, want.made_of)
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
@@ -111,7 +111,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return paths.captions.manifest()
 
 
-def _ranked_before(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
+def _earlier_ranking(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
     """The facts of a ranking from the same inputs; None where there is none."""
     found = outputs.part_facts(paths.captions, ["candidates", "voted"])
     same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
@@ -144,8 +144,8 @@ def _rank(
         given = (paths, texts, k, cfg.temperature)
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
     by_texts = said.of(words)
-    scores = ranking.combined(total, by_texts, near)
-    places = ranking.ranked(scores, [tokenization.key(word) for word in words], texts)
+    scores = ranking.combine(total, by_texts, near)
+    places = ranking.rank(scores, [tokenization.key(word) for word in words], texts)
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
@@ -172,7 +172,7 @@ def _all_counts(
     for chunk, more in zip(left, tasks.results(count_ngrams, left, paths, k), strict=True):
         for counter, extra in zip(counts, more, strict=True):
             counter.update(extra)
-        counts = [alt_text_ngrams.trimmed(counter) for counter in counts]
+        counts = [alt_text_ngrams.trim(counter) for counter in counts]
         running.advance(lambda counts=counts: {"counts": _as_array(counts)})  # type: ignore[misc]
         progress.advance(len(chunk))
     return counts

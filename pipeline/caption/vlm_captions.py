@@ -89,7 +89,7 @@ def _bytes(names: dict[int, str]) -> np.ndarray:
     return np.frombuffer(json.dumps(names).encode(), np.uint8)
 
 
-def named(
+def name_clusters(
     cfg: vlm_client.Config,
     voted: pa.Table,
     embedded: dict[str, Any],

@@ -83,7 +83,7 @@ def read_all(
     )
 
 
-def centred(x: np.ndarray) -> np.ndarray:
+def centre(x: np.ndarray) -> np.ndarray:
     """Rows less their mean, unit norm again: CLIP's embeddings share one large direction."""
     moved = x - x.mean(axis=0)
     unit: np.ndarray = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
@@ -103,7 +103,7 @@ def kmeans(x: np.ndarray, k: int) -> np.ndarray:
 def baselines(samples: Labelled, ks: list[int]) -> list[dict[str, Any]]:
     """Scores of k-means for each k, on the embeddings as they are and centred."""
     name = "mini-batch k-means" if len(samples.truth) > MAX_KMEANS else "k-means"
-    features = {name: samples.embeddings, f"{name}, centred features": centred(samples.embeddings)}
+    features = {name: samples.embeddings, f"{name}, centred features": centre(samples.embeddings)}
     return [row(title, k, samples.truth, kmeans(x, k)) for k in ks for title, x in features.items()]
 
 
@@ -144,7 +144,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     captions = _best_captions(paths) if captioned else {}
     result = {"fingerprint": want.made_of, "clustering": clustered["fingerprint"], "label": field}
     result["config"] = config.facts(cfg)
-    result |= evaluated(samples, clustered["sizes"], captions, cfg)
+    result |= compare(samples, clustered["sizes"], captions, cfg)
     data = json.dumps(result, indent=1, sort_keys=True).encode()
     storage.write_bytes(paths.evaluation_json, data)
     paths.top.sweep()
@@ -155,9 +155,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return result
 
 
-def evaluated(
-    samples: Labelled, sizes: list[int], captions: Captions, cfg: Config
-) -> dict[str, Any]:
+def compare(samples: Labelled, sizes: list[int], captions: Captions, cfg: Config) -> dict[str, Any]:
     """All that is scored; k-means gets the run's k, then the true number of classes."""
     n, k, classes = len(samples.truth), len(sizes), len(set(samples.truth.tolist()))
     rows = [row("ratecluster", k, samples.truth, samples.clusters)]
