@@ -2,9 +2,9 @@
 
 reads   captions/candidates.parquet, clusters/prototypes.parquet
 
-A vocabulary that holds the classes' names can be right by their names alone. So all is ranked a
-second time without the candidates that say one (in either number, or among more words), the members
-vote again, and what is left is judged by how near it is to the cluster's commonest class.
+A vocabulary that contains the class names is right if it finds just these. So a second ranking
+removes all candidates that contain a class name (singular or plural, or among more words), and lets
+the members vote again. Its captions are scored by their similarity to the most frequent class.
 n labelled samples, D dimensions, k clusters. Core: `best_captions`, `judge`. Shell: `score`.
 """
 
@@ -38,13 +38,13 @@ class Voters:
     truth: np.ndarray  # (n,) str
 
     def some(self) -> "Voters":
-        """MAX_VOTERS of them at most."""
+        """At most MAX_VOTERS of them, evenly spaced."""
         step = -(-len(self.x) // MAX_VOTERS)
         return Voters(self.x[::step], self.clusters[::step], self.truth[::step])
 
 
 def without_class_names(names: list[str], classes: set[str]) -> np.ndarray:
-    """Places of the candidates that say no class's name."""
+    """Indices of the candidates that contain no class name."""
     keys = {tokenization.key(name) for name in classes} - {()}
     kept = [
         i for i, name in enumerate(names) if not tokenization.says_any(tokenization.key(name), keys)
@@ -69,7 +69,7 @@ def best_captions(
 def judge(
     captions: Named, majorities: Named, cosine: Callable[[str, str], float]
 ) -> dict[str, Any]:
-    """Means over the clusters that have both; None where none can be judged."""
+    """Means over the clusters that have both a caption and a class; None where there are none."""
     pairs = [(c, m) for c, m in zip(captions, majorities, strict=True) if c and m]
     paths = [wordnet.path_similarity(*pair) for pair in pairs]
     known = [path for path in paths if path is not None]
@@ -104,7 +104,10 @@ def score(
     captioned: dict[str, Any],
     paths: layout.RunPaths,
 ) -> dict[str, Any]:
-    """All comparisons; majorities are the commonest classes, the others two manifests."""
+    """All comparisons. `majorities`: the most frequent class of each cluster.
+
+    `embedded` and `captioned` are the manifests of embed and caption.
+    """
     k, temperature = len(captioned["captions"]), captioned["config"]["temperature"]
     found, near = candidates.read(paths, k), candidates.neighbourhood(paths)
     kept = without_class_names(found.names, set(voters.truth.tolist()))

@@ -1,9 +1,9 @@
-"""How good captions are: ours, those of pictures alone, and the plain top-5 vote of CPP.
+"""Quality of captions: ours, ours from images alone, and the plain top-5 vote of CPP.
 
     python -m benchmarks.captions --data ../shared/data --out /tmp/captions
 
 One run of the command line for each set (k given, pico-clip, one seed), then caption again without
-alt texts. Only `caption_quality.py`, which explains the columns, reads the labels.
+alt texts. Only `caption_quality.py` reads the labels; it explains the columns.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def measure(data: Path, out: Path, name: str) -> dict[str, Any]:
 
 
 def print_scores(name: str, found: dict[str, Any]) -> None:
-    """One line for each ranking, names left in and removed."""
+    """Print one line for each ranking, with class names left in and removed."""
     for title, result in found.items():
-        removed = f"{result['class_names']} of {result['candidates']} candidates say a class's name"
+        removed = f"{result['class_names']} of {result['candidates']} candidates hold a class name"
         print(f"{name}, {title}: {removed}")
         for row in result["rows"]:
             same, path, text = (

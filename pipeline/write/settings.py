@@ -10,11 +10,12 @@ from pipeline.write import exclude_lists
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is written."""
+    """Which files are written, and which samples are left out."""
 
     shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
     exclude: tuple[str, ...] = setting(
-        (), "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt"
+        (),
+        "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt",
     )
 
     def __post_init__(self) -> None:

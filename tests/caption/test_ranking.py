@@ -1,4 +1,4 @@
-"""Votes as the formula has them; separation by closed forms; nothing is said twice."""
+"""Votes as the formula has them; separation by closed forms; no caption is repeated."""
 
 import numpy as np
 import pytest

@@ -70,14 +70,14 @@ def test_a_table_may_have_reasons(tmp_path):
 
 def test_what_is_no_list_of_what_is_removed_is_refused(tmp_path):
     for url in (f"{tmp_path}/none.parquet", f"{tmp_path}/none.txt", f"{tmp_path}/none"):
-        with pytest.raises(UserError, match=r"is not there|holds no list"):
+        with pytest.raises(UserError, match=r"does not exist|holds no list"):
             exclude_lists.files(url)
     kept = Folder(f"{tmp_path}/kept")
     tables.write(kept.file("0.parquet"), pa.table({"sample_id": ["s/1"]}), made_of="x")
     with pytest.raises(UserError, match="is not finished"):
         exclude_lists.files(kept.url)
     kept.finish("x", lists="kept")
-    with pytest.raises(UserError, match="lists what is kept, not what is removed"):
+    with pytest.raises(UserError, match="lists samples that are kept, not removed"):
         exclude_lists.files(kept.url)
     kept.finish("x", lists="removed")
     assert exclude_lists.files(kept.url) == [kept.file("0.parquet")]
