@@ -107,7 +107,7 @@ def pico():
 
 @pytest.mark.ray
 def test_a_run_names_what_the_vectors_are_of(tmp_path, pico, ray_session):
-    truth = b'{"label": "SECRET", "caption": "SECRET"}'
+    truth = b'{"label": "SECRET"}'
     first = [{"jpg": t.encode(), "json": truth} for t in small_run.THINGS * 4]
     second = [{"jpg": b"car", "txt": b"the zorgmobile", "json": truth}] * 4
     root = small_run.build(tmp_path, pico.__getitem__, (first, second))

@@ -167,7 +167,7 @@ def test_a_missing_shard_leaves_boxes_and_one_warning(paths, caplog, tmp_path):
     assert html.count("no longer readable") == 15  # of 30: it is said once for each
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert "15 of 30 pictures" in warnings[0]
+    assert "15 of 30 images" in warnings[0]
     assert "00000.tar" in warnings[0]
     (tmp_path / "moved.tar").rename(shard)
     assert len(pictures(Page(made(paths)))) == 33  # not done while pictures are missing

@@ -99,7 +99,7 @@ def test_a_sample_without_a_caption_has_an_empty_one(searchable):
         ((), "give either --image or --text"),
         (("--text", "a", "--image", "b"), "give either --image or --text"),
         (("--text", "  "), "the text is empty"),
-        (("--text", "a dog", "--space", "z"), "look for texts in --space clip"),
+        (("--text", "a dog", "--space", "z"), "search for texts with --space clip"),
         (("--image", "nowhere.png"), "nowhere.png cannot be read: No such file"),
         (("--text", "a", "--cluster", "3"), "no cluster 3; give 0 to 2"),
         (("--text", "a", "--top", "0"), "--top"),
