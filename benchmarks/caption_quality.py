@@ -2,10 +2,10 @@
 
 reads   captions/candidates.parquet, clusters/prototypes.parquet
 
-A vocabulary that holds the classes' names can be right by their names alone. So all is ranked a
-second time without the candidates that say one (in either number, or among more words), the members
-vote again, and what is left is judged by how near it is to the cluster's commonest class.
-n labelled samples, D dimensions, k clusters. Core: `compared`, `judged`. Shell: `scored`.
+A vocabulary that contains the class names is right if it finds just these. So a second ranking
+removes all candidates that contain a class name (singular or plural, or among more words), and lets
+the members vote again. Its captions are scored by their similarity to the most frequent class.
+n labelled samples, D dimensions, k clusters. Core: `best_captions`, `judge`. Shell: `score`.
 """
 
 from collections.abc import Callable
@@ -38,13 +38,13 @@ class Voters:
     truth: np.ndarray  # (n,) str
 
     def some(self) -> "Voters":
-        """MAX_VOTERS of them at most."""
+        """At most MAX_VOTERS of them, evenly spaced."""
         step = -(-len(self.x) // MAX_VOTERS)
         return Voters(self.x[::step], self.clusters[::step], self.truth[::step])
 
 
-def unnamed(names: list[str], classes: set[str]) -> np.ndarray:
-    """Places of the candidates that say no class's name."""
+def without_class_names(names: list[str], classes: set[str]) -> np.ndarray:
+    """Indices of the candidates that contain no class name."""
     keys = {tokenization.key(name) for name in classes} - {()}
     kept = [
         i for i, name in enumerate(names) if not tokenization.says_any(tokenization.key(name), keys)
@@ -52,24 +52,24 @@ def unnamed(names: list[str], classes: set[str]) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def compared(
+def best_captions(
     voters: Voters, found: Candidates, near: sp.csr_matrix, temperature: float
 ) -> dict[str, Named]:
     """The best candidate of each cluster, by our ranking and by the plain vote."""
     if not found.names:
         return {name: [None] * near.shape[0] for name in (OURS, PLAIN)}
     total = ranking.votes(voters.x, voters.clusters, found.texts, near.shape[0], temperature)
-    scores = {OURS: ranking.combined(total, found.by_texts, near), PLAIN: total}
+    scores = {OURS: ranking.combine(total, found.by_texts, near), PLAIN: total}
     return {
         name: [None if i is None else found.names[i] for i in ranking.best(score)]
         for name, score in scores.items()
     }
 
 
-def judged(
+def judge(
     captions: Named, majorities: Named, cosine: Callable[[str, str], float]
 ) -> dict[str, Any]:
-    """Means over the clusters that have both; None where none can be judged."""
+    """Means over the clusters that have both a caption and a class; None where there are none."""
     pairs = [(c, m) for c, m in zip(captions, majorities, strict=True) if c and m]
     paths = [wordnet.path_similarity(*pair) for pair in pairs]
     known = [path for path in paths if path is not None]
@@ -94,24 +94,27 @@ def score_run(paths: layout.RunPaths, field: str) -> dict[str, Any]:
     voters = Voters(samples.embeddings, samples.clusters, samples.truth)
     rows = evaluate.majorities(samples, made["clusters"]["sizes"], {})
     majorities = [row["majority"] for row in rows]
-    return scored(voters, majorities, made["embeddings"], made["captions"], paths)
+    return score(voters, majorities, made["embeddings"], made["captions"], paths)
 
 
-def scored(
+def score(
     voters: Voters,
     majorities: Named,
     embedded: dict[str, Any],
     captioned: dict[str, Any],
     paths: layout.RunPaths,
 ) -> dict[str, Any]:
-    """All comparisons; majorities are the commonest classes, the others two manifests."""
+    """All comparisons. `majorities`: the most frequent class of each cluster.
+
+    `embedded` and `captioned` are the manifests of embed and caption.
+    """
     k, temperature = len(captioned["captions"]), captioned["config"]["temperature"]
     found, near = candidates.read(paths, k), candidates.neighbourhood(paths)
-    kept = unnamed(found.names, set(voters.truth.tolist()))
+    kept = without_class_names(found.names, set(voters.truth.tolist()))
     some = voters.some()
-    given = compared(some, found, near, temperature)
+    given = best_captions(some, found, near, temperature)
     shown = {OURS: captioned["captions"], PLAIN: given[PLAIN]}
-    blind = compared(some, found.only(kept), near, temperature)
+    blind = best_captions(some, found.only(kept), near, temperature)
     cosine = _cosine(
         {
             text
@@ -127,7 +130,7 @@ def scored(
         "candidates": len(found.names),
         "class_names": len(found.names) - len(kept),
         "rows": [
-            {"name": name, "class_names": names, **judged(named[name], majorities, cosine)}
+            {"name": name, "class_names": names, **judge(named[name], majorities, cosine)}
             for names, named in (("left in", shown), ("removed", blind))
             for name in (OURS, PLAIN)
         ],

@@ -1,9 +1,9 @@
-"""How good captions are: ours, those of pictures alone, and the plain top-5 vote of CPP.
+"""Quality of captions: ours, ours from images alone, and the plain top-5 vote of CPP.
 
     python -m benchmarks.captions --data ../shared/data --out /tmp/captions
 
 One run of the command line for each set (k given, pico-clip, one seed), then caption again without
-alt texts. Only `caption_quality.py`, which explains the columns, reads the labels.
+alt texts. Only `caption_quality.py` reads the labels; it explains the columns.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def command(*arguments: str, **settings: Any) -> None:
         raise RuntimeError(f"ratecluster {arguments[0]} failed")
 
 
-def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
+def measure(data: Path, out: Path, name: str) -> dict[str, Any]:
     """The scores of the captions of a set, for each of VARIANTS."""
     field, k = SETS[name]
     root, found = str(out / name), {}
@@ -47,10 +47,10 @@ def measured(data: Path, out: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def printed(name: str, found: dict[str, Any]) -> None:
-    """One line for each ranking, names left in and removed."""
+def print_scores(name: str, found: dict[str, Any]) -> None:
+    """Print one line for each ranking, with class names left in and removed."""
     for title, result in found.items():
-        removed = f"{result['class_names']} of {result['candidates']} candidates say a class's name"
+        removed = f"{result['class_names']} of {result['candidates']} candidates hold a class name"
         print(f"{name}, {title}: {removed}")
         for row in result["rows"]:
             same, path, text = (
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SETS, action="append", help="sets")
     arguments = parser.parse_args()
     for name in arguments.only or SETS:
-        printed(name, measured(arguments.data, arguments.out, name))
+        print_scores(name, measure(arguments.data, arguments.out, name))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How near two nouns are in WordNet: path similarity, as its users know it.
+"""Path similarity of two nouns in WordNet.
 
-reads   kinds.txt.gz    a line per meaning: its words, the lines above it
+reads   kinds.txt.gz    one line per meaning: its words | line numbers of its hypernyms
 """
 
 import gzip
@@ -11,7 +11,7 @@ from pipeline.caption import tokenization
 
 Kinds = tuple[
     dict[tokenization.Key, list[int]], list[list[int]]
-]  # senses of a word; what is above each
+]  # senses of a word; hypernyms of each sense
 
 
 @cache
@@ -28,7 +28,7 @@ def _kinds() -> Kinds:
 
 
 def senses(phrase: str) -> list[int]:
-    """The meanings of a noun; of a phrase that WordNet does not know, of its longest known end.
+    """The meanings of a noun; for an unknown phrase those of its longest known end.
 
     In English that is its head: of "tabby cat in a box" none, of "a wet tabby cat" tabby cat.
     """
@@ -38,10 +38,9 @@ def senses(phrase: str) -> list[int]:
 
 
 def path_similarity(one: str, other: str) -> float | None:
-    """1 / (1 + steps from one to the other, up and down the kinds); None for an unknown noun.
+    """1 / (1 + steps from one noun to the other via hypernyms); None for an unknown noun.
 
-    Of all their meanings the two that are nearest: 1 for words of one meaning, 1/2 for a kind and
-    what it is a kind of.
+    The nearest two of all their meanings count: 1 for synonyms, 1/2 for a noun and its hypernym.
     """
     ways = [_steps_up(sense) for sense in senses(one)]
     others = [_steps_up(sense) for sense in senses(other)]
@@ -55,9 +54,9 @@ def path_similarity(one: str, other: str) -> float | None:
 
 
 def _steps_up(sense: int) -> dict[int, int]:
-    """All that a meaning is a kind of, itself first, and the fewest steps to each."""
+    """A meaning and all its hypernyms, with the fewest steps to each."""
     above, steps, todo = _kinds()[1], {sense: 0}, [sense]
-    for kind in todo:  # by the number of steps, since what is found is put at the end
+    for kind in todo:  # breadth first: new hypernyms are appended
         for upper in above[kind]:
             if upper not in steps:
                 steps[upper] = steps[kind] + 1

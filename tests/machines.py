@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos import river as rivers
+from tests.chaos import real_run
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -52,7 +52,7 @@ class Machine:
 
     def run(self, *command: str) -> int:
         """Its exit code."""
-        return rivers.wait(self.start(*command))
+        return real_run.wait(self.start(*command))
 
     def said(self) -> str:
         """By all of its processes."""
@@ -66,7 +66,7 @@ class Machine:
         """SIGKILL all that runs."""
         for process in self.started:
             if process.poll() is None:
-                rivers.end(process)
+                real_run.end(process)
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Cluster:
 
 def titles(pid: int) -> Iterator[str]:
     """Of the processes of Ray's workers below one."""
-    for process in rivers.descendants(pid):
+    for process in real_run.descendants(pid):
         try:
             command = process.cmdline()
         except psutil.Error:

@@ -1,4 +1,4 @@
-"""The whole river on two tiny shards of real images, by the command line."""
+"""All stages on two tiny shards of real images, by the command line."""
 
 import io
 import json

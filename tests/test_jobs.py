@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.cli import options
 from tests import machines
-from tests.chaos import river as rivers
+from tests.chaos import real_run
 from tests.conftest import ROOT, run_arguments
 
 JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if p.stem[0] != "_")
@@ -118,7 +118,7 @@ def head(tmp_path_factory):
         machines.wait_for(lambda: "Ray runtime started" in log.read_text(), log.read_text)
         yield made
     finally:
-        rivers.end(process)
+        real_run.end(process)
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests import machines
-from tests.chaos import river as rivers
+from tests.chaos import real_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="loopback has one address elsewhere"),
 ]
 SETTINGS = {
-    **rivers.SETTINGS,
+    **real_run.SETTINGS,
     "embed.batch_size": 2,
     "embed.actors": 2,
     "train.words": 0,
@@ -59,7 +59,7 @@ def run(cluster, shards: str, root: str, address: str = ""):
     # --address wins over RAY_ADDRESS
     joins = ["RAY_ADDRESS=192.0.2.1:6379"] if address else [f"RAY_TMPDIR={cluster.head.folder}/own"]
     to = ["--address", address] if address else []
-    command = ["env", *joins, *rivers.RATECLUSTER, "run", "--shards", shards, "--root", root]
+    command = ["env", *joins, *real_run.RATECLUSTER, "run", "--shards", shards, "--root", root]
     return cluster.head.start(*command, *sets, *to)
 
 
@@ -101,7 +101,7 @@ class Driver:
 
 
 def test_nodes_that_die_change_no_byte(cluster, tmp_path):
-    rivers.make_shards(tmp_path / "shards")
+    real_run.make_shards(tmp_path / "shards")
     copy(cluster, "put", str(tmp_path / "shards"), "given/shards")
 
     driver = Driver(cluster)
@@ -110,7 +110,7 @@ def test_nodes_that_die_change_no_byte(cluster, tmp_path):
     machines.wait_for(lambda: not driver.goes_on(), cluster.head.said)
     print(f"a worker killed in embed, one in train: {driver.runs - 1} reruns of the driver")
 
-    assert rivers.wait(run(cluster, "s3://given/shards", "s3://made/calm")) == 0  # as on a laptop
+    assert real_run.wait(run(cluster, "s3://given/shards", "s3://made/calm")) == 0  # as on a laptop
     assert not [
         p
         for p in psutil.process_iter(["cmdline"])
@@ -118,18 +118,18 @@ def test_nodes_that_die_change_no_byte(cluster, tmp_path):
     ]
     for name in ("struck", "calm"):
         copy(cluster, "get", f"made/{name}", str(tmp_path / name))
-    expected = rivers.finals(tmp_path / "calm")
-    assert len(expected) > 4 * rivers.SHARDS
-    assert rivers.finals(tmp_path / "struck") == expected
+    expected = real_run.finals(tmp_path / "calm")
+    assert len(expected) > 4 * real_run.SHARDS
+    assert real_run.finals(tmp_path / "struck") == expected
 
 
 def test_what_lies_on_the_disk_of_one_machine_is_refused(cluster, tmp_path):
     private = str(cluster.head.folder) if cluster.namespaces else "/proc/self/cwd"
     shards = tmp_path / "shards"
-    rivers.make_shards(shards)
+    real_run.make_shards(shards)
     assert cluster.head.run("cp", "-r", str(shards), f"{private}/shards") == 0
     for given in ((shards, f"{private}/run"), (f"{private}/shards", tmp_path / "run")):
-        assert rivers.wait(run(cluster, *map(str, given), cluster.ray_address)) == 2
+        assert real_run.wait(run(cluster, *map(str, given), cluster.ray_address)) == 2
     said = [line for line in cluster.head.said().splitlines() if "do not see" in line]
     addresses = ", ".join(sorted(worker.address for worker in cluster.workers))
     for line, place in zip(said, ("run", "shards/00000.tar"), strict=True):
@@ -143,6 +143,6 @@ def test_a_disk_that_all_machines_see_will_do(cluster, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "one.png")
     command = ["shards", "--from", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     to = ["--address", cluster.ray_address]
-    assert cluster.head.run(*rivers.RATECLUSTER, *command, *to) == 0, cluster.head.said()[-3000:]
+    assert cluster.head.run(*real_run.RATECLUSTER, *command, *to) == 0, cluster.head.said()[-3000:]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}

@@ -1,4 +1,4 @@
-"""What the samples' own alt texts say of their clusters: n-grams, counted and compared.
+"""N-grams of the samples' alt texts: counted per cluster, and compared between clusters.
 
 V candidates, M n-grams, k clusters.
 """
@@ -15,8 +15,8 @@ from pipeline.caption import ranking, tokenization
 NGRAM_WORDS = 3
 NGRAM_CHARACTERS = 4  # of Han, which has no spaces between words
 KEPT_NGRAMS = 2000  # per cluster and task: bounds the memory of the counts
-MIN_SHARE = 0.05  # of a cluster's alt texts must hold an n-gram that becomes a candidate
-FRAGMENT = 0.9  # of the texts with an n-gram hold it in the same longer one: a part of that
+MIN_SHARE = 0.05  # of a cluster's alt texts must hold an n-gram, or it is no candidate
+FRAGMENT = 0.9  # if so many texts with an n-gram hold one longer n-gram, the shorter is a fragment
 STOPWORDS = frozenset(
     """a an and are as at be by for from has have in into is it its of on or that the this to was
     with you your i we he she they not no""".split()  # noqa: SIM905 - a list of words reads as one
@@ -26,10 +26,10 @@ Counts = list[Counter[str]]  # of each cluster: alt texts that hold an n-gram; "
 
 
 def ngrams(text: str) -> set[str]:
-    """The n-grams of 1 to 3 words of an alt text that neither begin nor end in a stop word.
+    """The n-grams of 1 to 3 words of an alt text; none begins or ends with a stop word.
 
-    Of runs of Han those of 1 to 4 characters; of Katakana the run, of Hiragana the run if it is
-    longer than the particles.
+    A run of Han gives all n-grams of 1 to 4 characters. A run of Katakana gives itself. A run of
+    Hiragana gives itself if it has more than one character: single ones are particles.
     """
     words, found = tokenization.words(text), set[str]()
     for start, word in enumerate(words):
@@ -56,8 +56,8 @@ def _pieces(run: str) -> Iterator[str]:
                 yield run[start:stop]
 
 
-def trimmed(counter: Counter[str]) -> Counter[str]:
-    """The KEPT_NGRAMS commonest of one cluster, ties by name."""
+def trim(counter: Counter[str]) -> Counter[str]:
+    """The KEPT_NGRAMS most frequent n-grams of one cluster; ties are broken by name."""
     if len(counter) <= KEPT_NGRAMS:
         return counter
     return Counter(
@@ -67,13 +67,13 @@ def trimmed(counter: Counter[str]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well n-grams set clusters apart by the alt texts that hold them."""
+    """How well each n-gram distinguishes each cluster, by the alt texts that hold it."""
 
     names: list[str]  # M n-grams, sorted
     scores: sp.csr_matrix  # (k, M), 0 to 1; 0 below MIN_SHARE, and for fragments of others
 
     def distinctive(self, per_cluster: int) -> list[str]:
-        """The best n-grams of each cluster, all clusters together, sorted."""
+        """The union of the best n-grams of each cluster, sorted by name."""
         chosen: set[str] = set()
         for row in range(self.scores.shape[0]):
             found = self._of_cluster(row)
@@ -87,7 +87,7 @@ class Separation:
         return {self.names[i]: score for i, score in scored if score > 0}
 
     def without_fragments(self, counts: Counts) -> "Separation":
-        """Fragments score 0: an n-gram that a cluster hardly says but within a longer one.
+        """The same scores, but 0 for n-grams that occur almost only inside a longer one.
 
         "rainbow" gives way to "rainbow trout", as in the C-value of terms (Frantzi et al. 2000).
         """
@@ -100,7 +100,7 @@ class Separation:
         return Separation(self.names, scores)
 
     def of(self, candidates: Sequence[str]) -> sp.csr_matrix:
-        """The scores of candidates, (k, V); 0 for what no text holds."""
+        """The scores of the candidates, (k, V); 0 for candidates that no text holds."""
         column_of = {name: column for column, name in enumerate(self.names)}
         old = np.array([column_of.get(name.lower(), -1) for name in candidates], np.int64)
         new = np.flatnonzero(old >= 0)
@@ -110,9 +110,9 @@ class Separation:
 
 
 def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
-    """`ranking.separation` of the shares of each cluster's texts, where they are no rarity.
+    """`ranking.separation` by the share of each cluster's texts that hold an n-gram.
 
-    Without fragments.
+    Shares below MIN_SHARE and fragments of longer n-grams score 0. `near` (k, k): the neighbours.
     """
     names = sorted({name for counter in counts for name, n in counter.items() if name and n >= 2})
     column_of = {name: column for column, name in enumerate(names)}
@@ -131,7 +131,7 @@ def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
 
 
 def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:
-    """Those of the n-grams that a longer one among them holds, nearly as often as they are said."""
+    """The n-grams that occur almost only inside a longer n-gram of the same cluster."""
     fragments = set()
     for long in found:
         for part in _parts(long):
@@ -141,7 +141,7 @@ def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:
 
 
 def _parts(ngram: str) -> set[str]:
-    """The shorter n-grams within one."""
+    """The shorter n-grams that an n-gram contains."""
     words = ngram.split(" ")
     if len(words) == 1:
         return set(_pieces(ngram)) - {ngram} if tokenization.SPACELESS.match(ngram) else set()

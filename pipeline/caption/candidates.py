@@ -1,4 +1,4 @@
-"""What captions are chosen from: CANDIDATES and CAPTIONS as tables; which clusters are neighbours.
+"""The tables CANDIDATES and CAPTIONS, and which clusters are neighbours.
 
 V candidates, D dimensions, k clusters.
 """
@@ -24,13 +24,16 @@ class Candidates:
     by_texts: sp.csr_matrix  # (k, V) their separation by alt texts
 
     def only(self, kept: np.ndarray) -> "Candidates":
-        """Those at some places."""
+        """The candidates with these indices."""
         names = [self.names[i] for i in kept.tolist()]
         return Candidates(names, self.texts[kept], self.by_texts[:, kept])
 
 
 def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_matrix) -> pa.Table:
-    """CANDIDATES: so many of a vocabulary, then the n-grams; texts (V, D), by_texts (k, V)."""
+    """CANDIDATES. The first `vocabulary` names are of a vocabulary, the others are n-grams.
+
+    texts (V, D), by_texts (k, V).
+    """
     columns = by_texts.tocsc()
     columns.sort_indices()
     ends = pa.array(columns.indptr, pa.int32())
@@ -46,7 +49,10 @@ def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_
 
 
 def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
-    """CAPTIONS: of each cluster the candidates (CANDIDATES) at `places`, best first."""
+    """CAPTIONS. `places` holds for each cluster the rows of CANDIDATES, best first.
+
+    scores (k, V); a caption's share is its part of the cluster's total score.
+    """
     names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
     rows = []
     for number, chosen in enumerate(places):
@@ -59,7 +65,7 @@ def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) 
 
 
 def read(paths: layout.RunPaths, k: int) -> Candidates:
-    """Those that stage caption has left."""
+    """The candidates that the stage caption wrote, for k clusters."""
     found = tables.read(paths.captions.file("candidates.parquet")).combine_chunks()
     texts = tables.to_matrix(found["vector"]).astype(np.float32)
     texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-12)
@@ -71,7 +77,7 @@ def read(paths: layout.RunPaths, k: int) -> Candidates:
 
 
 def neighbourhood(paths: layout.RunPaths) -> sp.csr_matrix:
-    """Which clusters are neighbours, (k, k): the nearest of each by their prototypes."""
+    """`ranking.neighbourhood` (k, k) of the clusters that are nearest by their prototypes."""
     found = tables.read(paths.clusters.file("prototypes.parquet"))
     vectors, clusters = tables.to_matrix(found["vector"]), found["cluster_id"].to_numpy()
     nearest = assignment.nearest_clusters(vectors, clusters, ranking.NEIGHBOURS)

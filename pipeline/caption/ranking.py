@@ -1,4 +1,4 @@
-"""Candidates to ranked captions: votes of the members, separation from neighbours, redundancy.
+"""Rank candidates: votes of the members, separation from neighbours, no redundancy.
 
 n members, D dimensions, k clusters, V candidates. Arrays in, arrays out.
 """
@@ -13,10 +13,10 @@ from pipeline.caption import tokenization
 
 TOP_VOTES = 5  # candidates that a member votes for
 BATCH_ROWS = 1024  # members whose votes are counted at once: memory is this × V
-NEIGHBOURS = 5  # clusters that a caption has to tell its own from
+NEIGHBOURS = 5  # clusters that a caption must distinguish its own cluster from
 RANKED = 10  # captions kept per cluster
 POOL = 50  # best candidates of a cluster, among which the RANKED are chosen
-LEAST = 0.1  # of the best score: what is less is noise, which would be new, but no caption
+LEAST = 0.1  # of the best score; less is noise, which novelty alone would let in
 RELEVANCE = 0.7  # λ of the maximal marginal relevance; the rest is novelty
 
 
@@ -42,7 +42,7 @@ def votes(
 
 
 def neighbourhood(nearest: Sequence[Sequence[int]]) -> sp.csr_matrix:
-    """(k, k), 1 where a cluster (row) has another as a neighbour."""
+    """(k, k): 1 where the column is one of the row's nearest clusters, else 0."""
     sizes = [len(near) for near in nearest]
     columns = np.concatenate([np.asarray(near, np.int64) for near in nearest])
     ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -50,7 +50,7 @@ def neighbourhood(nearest: Sequence[Sequence[int]]) -> sp.csr_matrix:
 
 
 def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
-    """How well each candidate sets each cluster apart, (k, V), 0 to 1, from its `shares` there.
+    """How well each candidate distinguishes each cluster, 0 to 1; `shares`, result (k, V).
 
     Class-based tf-idf, share × log(1 + k / sum of shares) as in BERTopic's c-TF-IDF (Grootendorst
     2022), over log(1 + k); times the share of this cluster in those of it and its neighbours,
@@ -70,30 +70,30 @@ def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((scores, shares.indices, shares.indptr), shape=shares.shape)
 
 
-def combined(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
+def combine(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     """Scores (k, V): the separation of the shares of votes, and of those of alt texts, added.
 
-    `texts` (k, V) is the separation by alt texts. Pictures and words have to agree.
+    `texts` (k, V) is the separation by alt texts. A candidate wins where both agree.
     """
     whole = np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1e-12)
     return (separation(sp.diags(1 / whole) @ total, near) + texts).tocsr()
 
 
 def best(scores: sp.csr_matrix) -> list[int | None]:
-    """The first of the candidates of largest score of each cluster; None where none is above 0."""
+    """The candidate with the largest score of each cluster; None where no score is above 0."""
     return [next(iter(_order(scores, row).tolist()), None) for row in range(scores.shape[0])]
 
 
-def ranked(
+def rank(
     scores: sp.csr_matrix, keys: Sequence[tokenization.Key], texts: np.ndarray
 ) -> list[list[int]]:
-    """Of each cluster up to RANKED candidates, best first, none of them said before.
+    """Up to RANKED candidates of each cluster, best first, no two of which say the same.
 
-    The POOL best by score, of no less than LEAST, are taken by maximal marginal relevance
-    (Carbonell and Goldstein 1998): RELEVANCE × score less (1 − RELEVANCE) × the largest cosine to
-    one that was taken, scores over the cluster's largest, text vectors (V, D) less their mean,
-    which all texts share. One that holds the words of another, or the same in another number, is
-    not taken beside it.
+    The POOL candidates with the best scores are selected by maximal marginal relevance (Carbonell
+    and Goldstein 1998): RELEVANCE × relevance − (1 − RELEVANCE) × the largest cosine to a selected
+    one. Relevance is the score over the cluster's largest score; it must be LEAST or more. The mean
+    of all text vectors (V, D) is subtracted first, since every text shares it. A candidate whose
+    words contain, or are contained in, those of a selected one is skipped (singular = plural).
     """
     mean = texts.mean(axis=0, dtype=np.float64).astype(np.float32)
     found = []

@@ -37,7 +37,7 @@ class Config(vlm_client.Config):
 
 
 def check(sections: Sections) -> None:
-    """UserError where the vocabulary is empty or the captioning server cannot be asked."""
+    """UserError if the vocabulary is empty or the settings of the captioning server are invalid."""
     cfg = sections["caption"]
     read_vocabulary(cfg, sections["embed"].model)
     vlm_client.check(cfg)

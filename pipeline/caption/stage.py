@@ -1,17 +1,17 @@
-"""Stage 4, caption: a ranked list of words for every cluster.
+"""Stage 4, caption: a ranked list of captions for every cluster.
 
 reads   embeddings/, assignments/        all parts, twice
         clusters/prototypes.parquet      which clusters are neighbours
-        clusters/exemplars.parquet       and the input shards: the pictures for a naming model
-writes  captions/candidates.parquet      CANDIDATES  all names that the captions were chosen from
+        clusters/exemplars.parquet       and the input shards: images for the vision-language model
+writes  captions/candidates.parquet      CANDIDATES  all candidate captions
         captions/voted.parquet           CAPTIONS    ranked by votes and alt texts
-        captions/captions.parquet        CAPTIONS    the same, after a model has named clusters
+        captions/captions.parquet        CAPTIONS    the same, with the model's names first
         captions/manifest.json
 
 Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
-Every member's image votes for some of them; `ranking` adds what the members' own texts say and puts
-first what separates a cluster from its neighbours. A vision-language model may name the clusters in
-the end (`vlm_captions`). Ground truth is never read. V candidates, D dimensions, k clusters.
+Every member's image votes for some of them. `ranking` adds the evidence of the members' own texts
+and prefers what separates a cluster from its neighbours. In the end a vision-language model may
+name the clusters (`vlm_captions`). Ground truth is never read. V candidates, k clusters.
 """
 
 import json
@@ -41,7 +41,7 @@ from pipeline.vision import text_encoding
 
 log = logging.getLogger(__name__)
 MOST_TASKS = 1024
-CSR = ("data", "indices", "indptr")  # what a sparse matrix is made of
+CSR = ("data", "indices", "indptr")  # the arrays of a sparse matrix
 
 
 def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_ngrams.Counts:
@@ -54,7 +54,7 @@ def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_n
         ):
             if text:
                 counts[number].update(alt_text_ngrams.ngrams(text[:1000]) | {""})
-        counts = [alt_text_ngrams.trimmed(counter) for counter in counts]
+        counts = [alt_text_ngrams.trim(counter) for counter in counts]
     return counts
 
 
@@ -71,9 +71,9 @@ def votes(
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Rank the candidates, let a model name the clusters if one is set; the manifest last.
+    """Rank the candidates, let a model name the clusters if one is set; write the manifest last.
 
-    Where only the model's settings changed, or it was interrupted, the ranking is used again.
+    The ranking is reused if only the model's settings changed, or if the naming was interrupted.
     """
     made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
@@ -85,13 +85,13 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
     paths.captions.remove({"manifest.json", "captions.parquet"})
-    voted = _ranked_before(paths, voted_of) or _rank(
+    voted = _earlier_ranking(paths, voted_of) or _rank(
         cfg, names, made, paths, want.made_of, voted_of
     )
     table = tables.read(paths.captions.file("voted.parquet"))
     k, named = len(clustered["sizes"]), dict[str, Any]()
     if cfg.namer:
-        table, named = vlm_captions.named(cfg, table, embedded, paths, want.made_of)
+        table, named = vlm_captions.name_clusters(cfg, table, embedded, paths, want.made_of)
     tables.write(paths.captions.file("captions.parquet"), table)
     best = {row["cluster_id"]: row["caption"] for row in table.to_pylist() if row["rank"] == 0}
     paths.captions.finish(
@@ -105,14 +105,14 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         **named,
     )
     partial_sums.remove_all(paths.captions)
-    words = voted["candidates"]
-    alone = f"{words:,} candidates ({words - len(names):,} from alt texts)"
-    console.log_finished(log, "caption", time.monotonic() - started, f"{k:,} clusters", alone)
+    total = voted["candidates"]
+    counted = f"{total:,} candidates ({total - len(names):,} from alt texts)"
+    console.log_finished(log, "caption", time.monotonic() - started, f"{k:,} clusters", counted)
     return paths.captions.manifest()
 
 
-def _ranked_before(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
-    """The facts of a ranking from the same inputs; None where there is none."""
+def _earlier_ranking(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
+    """The facts of an earlier ranking of the same inputs; None if there is none."""
     found = outputs.part_facts(paths.captions, ["candidates", "voted"])
     same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
     return same[0] if len(same) == 2 else None
@@ -134,18 +134,18 @@ def _rank(
         counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
         if cfg.alt_texts:
             counts = _all_counts(chunks, paths, k, made_of, progress)
-        said = alt_text_ngrams.separation(counts, near)
+        ngrams = alt_text_ngrams.separation(counts, near)
         known = {name.casefold() for name in names}
-        own = [name for name in said.distinctive(cfg.alt_texts) if name not in known]
+        own = [name for name in ngrams.distinctive(cfg.alt_texts) if name not in known]
         words = names + own
         texts, _ = text_encoding.encode(
             words, cfg.templates, encoder["model"], encoder["pretrained"]
         )
         given = (paths, texts, k, cfg.temperature)
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
-    by_texts = said.of(words)
-    scores = ranking.combined(total, by_texts, near)
-    places = ranking.ranked(scores, [tokenization.key(word) for word in words], texts)
+    by_texts = ngrams.of(words)
+    scores = ranking.combine(total, by_texts, near)
+    places = ranking.rank(scores, [tokenization.key(word) for word in words], texts)
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
@@ -172,7 +172,7 @@ def _all_counts(
     for chunk, more in zip(left, tasks.results(count_ngrams, left, paths, k), strict=True):
         for counter, extra in zip(counts, more, strict=True):
             counter.update(extra)
-        counts = [alt_text_ngrams.trimmed(counter) for counter in counts]
+        counts = [alt_text_ngrams.trim(counter) for counter in counts]
         running.advance(lambda counts=counts: {"counts": _as_array(counts)})  # type: ignore[misc]
         progress.advance(len(chunk))
     return counts

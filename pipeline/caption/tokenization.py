@@ -1,8 +1,8 @@
-"""Words of captions and alt texts in any script, and whether two of them say the same.
+"""Words of captions and alt texts in any script, and whether two texts have the same words.
 
-Han and Kana set no spaces: a run of one of these scripts is one match of `WORD`, compared by its
-characters. Other scripts without spaces (Thai, Lao, Khmer, Burmese) are kept as they are between
-spaces. Plural forms are English ones; the rules do nothing to other scripts.
+Han and Kana have no spaces: a run of one of these scripts is one word, compared by its characters.
+Text in Thai, Lao, Khmer and Burmese is split at spaces only. Plural rules are English; they do not
+change words of other scripts.
 """
 
 import re
@@ -10,12 +10,13 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from functools import cache
 
+from pipeline.vision.vocabulary import JOINERS
+
 HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 HIRAGANA = "\u3041-\u309f"
 KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff"
-JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian and in Indic scripts
 SPACELESS = re.compile(f"[{HAN}{HIRAGANA}{KATAKANA}]")
-ASCII = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # what `_pattern` finds, sooner
+ASCII = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # the same words as `_pattern`, faster
 SIBILANTS = ("s", "x", "z", "ch", "sh")
 
 Key = tuple[str, ...]  # of a caption: its words without plural endings, or its characters
@@ -25,7 +26,7 @@ Key = tuple[str, ...]  # of a caption: its words without plural endings, or its 
 def _pattern() -> re.Pattern[str]:
     """A word: letters, digits and the marks on them, hyphens and apostrophes inside.
 
-    Python's own word characters leave marks out, without which Hindi and Thai fall into pieces.
+    Python's `\\w` has no combining marks; without them words of Hindi and Thai would be split.
     """
     marks = (c for c in map(chr, range(0x20000)) if unicodedata.category(c)[0] == "M")
     letter = rf"[^\W_{HAN}{HIRAGANA}{KATAKANA}]"
@@ -36,9 +37,9 @@ def _pattern() -> re.Pattern[str]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; a run of Han, Hiragana or Katakana is one.
+    """The words of a text in lower case; a run of Han, Hiragana or Katakana is one word.
 
-    Compatible forms (NFKC) are one: full-width letters, half-width Katakana, ligatures.
+    NFKC unifies compatible forms: full-width letters, half-width Katakana, ligatures.
     """
     if text.isascii():
         return ASCII.findall(text.lower())
@@ -47,7 +48,7 @@ def words(text: str) -> list[str]:
 
 
 def key(text: str) -> Key:
-    """What is compared of a text: equal where two differ in case and number alone."""
+    """The form in which texts are compared: equal if two differ only in case and plural."""
     units: list[str] = []
     for word in words(text):
         units += word if SPACELESS.match(word) else [singular(word)]
@@ -55,9 +56,9 @@ def key(text: str) -> Key:
 
 
 def singular(word: str) -> str:
-    """The word without an English plural ending; to be compared, not to be read.
+    """The word without an English plural ending; for comparison, not for display.
 
-    The S-stemmer (Harman 1991), and beyond it one form for -s and -es after sibilants (bus, box),
+    The S-stemmer (Harman 1991). In addition, one form for -s and -es after sibilants (bus, box),
     -y and -ies, -f and -ves, -o and -oes, -man and -men. Irregular plurals stay as they are.
     """
     if word.endswith("men"):
@@ -73,14 +74,14 @@ def singular(word: str) -> str:
 
 
 def phrases(of: Key) -> Iterator[Key]:
-    """All runs of words of a key, itself among them."""
+    """All runs of words of a key, including the whole key."""
     for start in range(len(of)):
         for stop in range(start + 1, len(of) + 1):
             yield of[start:stop]
 
 
 def holds(text: Key, phrase: Key) -> bool:
-    """Whether the words of the phrase stand in the text, one after the other."""
+    """Whether the text contains the words of the phrase, one after the other."""
     size = len(phrase)
     return any(text[start : start + size] == phrase for start in range(len(text) - size + 1))
 

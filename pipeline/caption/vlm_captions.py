@@ -1,7 +1,7 @@
-"""Each cluster named once by a vision-language model, which is shown its typical members.
+"""Let a vision-language model name each cluster from images of its typical members.
 
-reads   clusters/exemplars.parquet      EXEMPLARS; the pictures from the input shards
-writes  captions/unfinished-names.*     the names so far; gone when the stage is done
+reads   clusters/exemplars.parquet      EXEMPLARS; the images are read from the input shards
+writes  captions/unfinished-names.*     the names so far; removed when the stage has finished
 """
 
 import json
@@ -24,16 +24,16 @@ from pipeline.store.partial_sums import PartialResult
 from pipeline.vision import thumbnails
 
 log = logging.getLogger(__name__)
-SIDE = 336  # pixels of a picture's longer side: what many vision encoders take at once
-ALT_TEXTS = 10  # of members that a model is told
+SIDE = 336  # pixels of an image's longer side: the input size of many vision encoders
+ALT_TEXTS = 10  # of members in a request
 ALT_CHARACTERS = 200  # of each
 COMMIT_S = 5.0  # between commits of the names so far
-GIVE_UP = 16  # clusters in a row without a name: the server is not there, or not what is thought
-LISTED = 20  # clusters in a message
+GIVE_UP = 16  # clusters in a row without a name: the server is down or not suitable
+LISTED = 20  # clusters named in a message
 
 
 class VlmPrompt:
-    """What the model is shown of each cluster."""
+    """Images and texts of each cluster for the model."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class VlmPrompt:
             self.members.setdefault(row["cluster_id"], []).append(row)
 
     def of(self, cluster: int) -> tuple[list[str], list[str], list[str]]:
-        """Pictures as data: URIs, candidates, alt texts; namer.UnnamedError without a picture."""
+        """Images as data: URIs, candidates, alt texts; UnnamedError if no image can be read."""
         members = self.members[cluster]
         places = [
             thumbnails.Place(self.urls[m["shard"]]["url"], m["tar_offset"], m["tar_size"])
@@ -64,12 +64,12 @@ class VlmPrompt:
         found = thumbnails.thumbnails(places, self.max_pixels, SIDE, "JPEG")
         if not (images := [uri for uri in found if uri]):
             raise vlm_client.UnnamedError("none of its pictures can be read")
-        said = dict.fromkeys(m["caption"][:ALT_CHARACTERS] for m in members if m["caption"])
-        return images, self.candidates.get(cluster, []), list(said)[:ALT_TEXTS]
+        texts = dict.fromkeys(m["caption"][:ALT_CHARACTERS] for m in members if m["caption"])
+        return images, self.candidates.get(cluster, []), list(texts)[:ALT_TEXTS]
 
 
 class _Names:
-    """The names so far; committed now and then, so that an interrupted stage goes on from them."""
+    """The names so far, saved every few seconds, so that an interrupted stage resumes from them."""
 
     def __init__(self, paths: layout.RunPaths, made_of: str) -> None:
         self.file = PartialResult(paths.captions, "names", made_of)
@@ -79,7 +79,7 @@ class _Names:
         self.saved = time.monotonic()
 
     def save(self, after_s: float = 0.0) -> None:
-        """Commit them if so long has passed since the last time."""
+        """Save the names if at least `after_s` seconds have passed since the last time."""
         if time.monotonic() - self.saved >= after_s:
             self.file.save({"names": _bytes(dict(self.of))})
             self.saved = time.monotonic()
@@ -89,16 +89,17 @@ def _bytes(names: dict[int, str]) -> np.ndarray:
     return np.frombuffer(json.dumps(names).encode(), np.uint8)
 
 
-def named(
+def name_clusters(
     cfg: vlm_client.Config,
     voted: pa.Table,
     embedded: dict[str, Any],
     paths: layout.RunPaths,
     made_of: str,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """CAPTIONS with the model's names first, and facts: how many were named, which were not.
+    """CAPTIONS with the model's names first, and facts for the manifest: `named`, `unnamed`.
 
-    `embedded` is a manifest. RuntimeError where none is named, or none of GIVE_UP in a row.
+    `embedded` is the manifest of embed. RuntimeError if no cluster gets a name, or if GIVE_UP
+    clusters in a row get none.
     """
     names, failed = _Names(paths, made_of), dict[int, str]()
     ask, shown = vlm_client.Namer(cfg), VlmPrompt(cfg, voted, embedded, paths)
@@ -132,9 +133,9 @@ def named(
 
 
 def _longest_row(name: Callable[[int], bool], todo: list[int], names: _Names, parallel: int) -> int:
-    """Name clusters, some at once; the most that went without a name one after the other.
+    """Name clusters, `parallel` at a time; returns the longest run of clusters without a name.
 
-    Where those are GIVE_UP, the others are not asked for.
+    Stops when that run reaches GIVE_UP.
     """
     row, longest, pool = 0, 0, ThreadPoolExecutor(parallel)
     with progress.StageProgress("caption", len(todo), "names") as done:
@@ -158,7 +159,7 @@ def _listed(clusters: Iterable[int]) -> str:
 
 
 def with_names(voted: pa.Table, names: dict[int, str]) -> pa.Table:
-    """CAPTIONS: the names, each before the ranking of its cluster, which does not say it again."""
+    """CAPTIONS: each name, then the ranked captions of its cluster that differ from the name."""
     rows: list[dict[str, Any]] = [
         {"cluster_id": n, "rank": -1, "caption": name, "share": 0.0, "source": "model"}
         for n, name in names.items()

@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible server, asked for the name of one cluster.
+"""Ask a vision-language model on an OpenAI-compatible server for the name of one cluster.
 
     POST {caption.namer}/v1/chat/completions     vLLM, Ollama, LM Studio, llama.cpp and others
 
@@ -7,8 +7,8 @@
         {"type": "text", "text": the prompt, and as JSON the candidates and alt_texts},
         {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,…"}}, …]}]}
 
-The answer's choices[0].message.content is {"caption": "…"}, or the caption alone. It is data: one
-line of printable characters, MAX_CHARACTERS at most; anything else is no name.
+The answer's choices[0].message.content is {"caption": "…"}, or the caption alone. It is untrusted:
+a caption is one line of at most MAX_CHARACTERS printable characters; anything else is rejected.
 """
 
 import http.client
@@ -25,6 +25,7 @@ from pipeline.runtime import redaction
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.reject_reasons import printable
+from pipeline.vision.vocabulary import JOINERS
 
 PROMPT = (
     "These pictures are typical members of one cluster of a large image collection. Say in one to "
@@ -37,7 +38,7 @@ MAX_BYTES = 1 << 20  # of an answer
 MAX_CHARACTERS = 80  # of a caption
 ATTEMPTS = 4
 WAIT_S = 1.0  # after the first attempt; doubled after each
-PASSING = (408, 409, 425, 429)  # and 500 to 599: HTTP's errors that may pass
+PASSING = (408, 409, 425, 429)  # HTTP errors that may be temporary, in addition to 500 to 599
 OBJECT = re.compile(r"\{[^{}]*\}")
 
 
@@ -72,14 +73,14 @@ class Config:
 
 
 class UnnamedError(Exception):
-    """Why a cluster has no name of the model's."""
+    """The model gave no usable name for a cluster; the message is the reason."""
 
 
 class Namer:
-    """One server, asked about one cluster at a time from any number of threads."""
+    """Asks one server about one cluster at a time; may be called from several threads."""
 
     def __init__(self, cfg: Config) -> None:
-        """Raises UserError for a secret in the URL, and for an environment without the key."""
+        """Raises UserError if the URL holds a secret, or if the variable of the key is unset."""
         self.cfg = cfg
         base = redaction.resolved(cfg.namer).rstrip("/").removesuffix("/v1")
         self.url = f"{base}/v1/chat/completions"
@@ -90,10 +91,10 @@ class Namer:
         self.opener = urllib.request.build_opener(_NoRedirects)
 
     def __call__(self, images: list[str], candidates: list[str], alts: list[str]) -> str:
-        """The caption for pictures (data: URIs); raises UnnamedError."""
-        told = json.dumps({"candidates": candidates, "alt_texts": alts}, ensure_ascii=False)
+        """The caption for the images (data: URIs); raises UnnamedError."""
+        context = json.dumps({"candidates": candidates, "alt_texts": alts}, ensure_ascii=False)
         content: list[dict[str, Any]] = [
-            {"type": "text", "text": f"{self.cfg.namer_prompt or PROMPT}\n\n{told}"},
+            {"type": "text", "text": f"{self.cfg.namer_prompt or PROMPT}\n\n{context}"},
             *({"type": "image_url", "image_url": {"url": uri}} for uri in images),
         ]
         asked = {
@@ -105,7 +106,7 @@ class Namer:
         return caption_of(self._answer(json.dumps(asked).encode()))
 
     def _answer(self, body: bytes) -> bytes:
-        """What the server says; errors that may pass are tried again."""
+        """The body of the server's answer; requests with temporary errors are repeated."""
         for attempt in range(ATTEMPTS):
             request = urllib.request.Request(self.url, body, self.headers)
             try:
@@ -125,7 +126,7 @@ class Namer:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A key that is meant for one server is not carried to another."""
+    """A redirect must not send the API key to another server."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -140,13 +141,13 @@ def caption_of(answer: bytes) -> str:
         caption = " ".join(text.split()).strip(" .\"'`")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UnnamedError("the answer holds no caption") from None
-    spelt = all(c.isprintable() or c in tokenization.JOINERS for c in caption)
+    spelt = all(c.isprintable() or c in JOINERS for c in caption)
     if not (0 < len(caption) <= MAX_CHARACTERS and spelt and tokenization.key(caption)):
         raise UnnamedError(f"the answer is no caption: {printable(caption[:MAX_CHARACTERS])!r}")
     return caption
 
 
 def check(cfg: Config) -> None:
-    """UserError for what would fail when the clusters are to be named."""
+    """UserError if the settings would fail later, when the clusters are named."""
     if cfg.namer:
         Namer(cfg)

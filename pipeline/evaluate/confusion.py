@@ -1,7 +1,7 @@
-"""Where clusters and true classes disagree: counts of both, and how often the sure are right.
+"""Where clusters and true classes disagree: their counts, and accuracy by confidence.
 
-n labelled samples; truth (n,) of names, clusters (n,) of numbers. What is returned goes into
-evaluation.json and stays small whatever n and the numbers of classes and clusters.
+n labelled samples; truth (n,) of names, clusters (n,) of numbers. The results go into
+evaluation.json; their size does not grow with n or the numbers of classes and clusters.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-CLASSES, CLUSTERS = 40, 60  # in the picture at most, the largest
+CLASSES, CLUSTERS = 40, 60  # the largest ones are shown, at most so many
 GROUPS = 10  # of samples, by confidence
 
 
 def counts(truth: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
-    """Samples of each class in each cluster: of the CLASSES and CLUSTERS with most of them.
+    """Samples of each class in each cluster, for the largest CLASSES classes and CLUSTERS clusters.
 
-    Classes by size, clusters by their commonest class, so that agreement is a diagonal. `shown` of
-    the samples are in it.
+    Classes are sorted by size, clusters by their most frequent class, so that agreement lies on the
+    diagonal. `shown` is the number of samples counted.
     """
     names, class_of = np.unique(truth.astype(str), return_inverse=True)
     ids, cluster_of = np.unique(clusters, return_inverse=True)
@@ -37,9 +37,9 @@ def counts(truth: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
 def by_confidence(
     truth: np.ndarray, clusters: np.ndarray, confidence: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Tenths of the samples by confidence, least first: how many are of their cluster's class.
+    """Accuracy in tenths of the samples, from the least confident to the most confident.
 
-    A cluster's class is the commonest among its labelled samples, the first by name of several.
+    A sample is right if its class is the most frequent one of its cluster; ties are broken by name.
     """
     _, class_of = np.unique(truth.astype(str), return_inverse=True)
     _, cluster_of = np.unique(clusters, return_inverse=True)
@@ -58,7 +58,7 @@ def by_confidence(
 
 
 def _table(rows: np.ndarray, columns: np.ndarray) -> sp.csr_matrix:
-    """How often each pair comes: sparse, since classes may be nearly as many as samples."""
+    """How often each pair occurs; sparse, since there may be almost as many classes as samples."""
     table = sp.csr_matrix((np.ones(len(rows), np.int64), (rows, columns)))
     table.sum_duplicates()
     return table

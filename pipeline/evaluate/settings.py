@@ -20,11 +20,11 @@ class Config:
 
 
 FILE = "evaluation.json"
-SHOWN_FIELDS = 20  # named in a message
+SHOWN_FIELDS = 20  # listed in a message
 
 
 def find_label(cfg: Config, paths: layout.RunPaths) -> str:
-    """The json field of the truth; UserError if no sample of the embedded ones has it."""
+    """The json field with the true class; UserError if no embedded sample has it."""
     embedded, field = paths.embeddings.manifest(), cfg.label or "label"
     if field not in embedded["columns"]:
         raise _no_label(field, embedded)

@@ -1,7 +1,7 @@
 """Command evaluate: how well the clusters agree with true classes, next to k-means.
 
 reads   embeddings/{stem}.parquet   the true class in `json`; the embeddings, for k-means
-        assignments/{stem}.parquet  the clusters, and how sure they are
+        assignments/{stem}.parquet  the clusters and their confidence
         captions/                   the names of the clusters, if there are any
 writes  evaluation.json             scores over all labelled samples, majority class per cluster,
                                     classes against clusters, accuracy by confidence
@@ -24,16 +24,16 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from pipeline.artifacts import layout, outputs
 from pipeline.artifacts.joins import read_joined
 from pipeline.evaluate import confusion, metrics
-from pipeline.evaluate.score_tables import text as text  # that the command prints
+from pipeline.evaluate.score_tables import text as text  # the command prints it
 from pipeline.evaluate.settings import Config, _no_label, expected, find_label
 from pipeline.runtime import config, console
 from pipeline.store import columns, storage, tables
 
 log = logging.getLogger(__name__)
 READERS = 8  # parts read at once
-MAX_KMEANS = 200_000  # samples; above, k-means goes by mini-batches
+MAX_KMEANS = 200_000  # samples; above, mini-batch k-means is used
 BATCH_ROWS = 10_240  # of a mini-batch
-RESTARTS = 10  # of k-means; the one of least inertia counts
+RESTARTS = 10  # of k-means; the one with the smallest inertia is kept
 SEED = 0  # of k-means
 Captions = dict[int, str]  # cluster -> its best caption
 
@@ -50,7 +50,7 @@ class Labelled:
 
 
 def label(text: str | None, field: str) -> str | None:
-    """The true class in a sample's json; None without one. Lists, objects and NaN are no class."""
+    """The true class in a sample's json; None if there is none. Lists, objects, NaN are ignored."""
     value = columns.parse(text).get(field)
     if isinstance(value, float):  # from tools that write floats where some values are missing
         value = int(value) if value.is_integer() else None if math.isnan(value) else value
@@ -83,8 +83,8 @@ def read_all(
     )
 
 
-def centred(x: np.ndarray) -> np.ndarray:
-    """Rows less their mean, unit norm again: CLIP's embeddings share one large direction."""
+def centre(x: np.ndarray) -> np.ndarray:
+    """Rows minus their mean, with unit norm: CLIP's embeddings share one large direction."""
     moved = x - x.mean(axis=0)
     unit: np.ndarray = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
     return unit
@@ -103,7 +103,7 @@ def kmeans(x: np.ndarray, k: int) -> np.ndarray:
 def baselines(samples: Labelled, ks: list[int]) -> list[dict[str, Any]]:
     """Scores of k-means for each k, on the embeddings as they are and centred."""
     name = "mini-batch k-means" if len(samples.truth) > MAX_KMEANS else "k-means"
-    features = {name: samples.embeddings, f"{name}, centred features": centred(samples.embeddings)}
+    features = {name: samples.embeddings, f"{name}, centred features": centre(samples.embeddings)}
     return [row(title, k, samples.truth, kmeans(x, k)) for k in ks for title, x in features.items()]
 
 
@@ -114,7 +114,7 @@ def row(name: str, k: int, truth: np.ndarray, predicted: np.ndarray) -> dict[str
 
 
 def majorities(samples: Labelled, sizes: list[int], captions: Captions) -> list[dict[str, Any]]:
-    """Each cluster's commonest true class, and its share of the cluster's labelled members."""
+    """The most frequent true class of each cluster, and its share of the labelled members."""
     counts: list[Counter[str]] = [Counter() for _ in sizes]
     for cluster, truth in zip(samples.clusters.tolist(), samples.truth.tolist(), strict=True):
         counts[cluster][truth] += 1
@@ -128,7 +128,10 @@ def majorities(samples: Labelled, sizes: list[int], captions: Captions) -> list[
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Score the run's clusters and the baselines, commit evaluation.json."""
+    """Score the run's clusters and the baselines; write evaluation.json and return it.
+
+    Raises UserError if no sample has a true class.
+    """
     started = time.monotonic()
     made = outputs.upstream(paths, "clusters")
     embedded, clustered = made["embeddings"], made["clusters"]
@@ -144,7 +147,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     captions = _best_captions(paths) if captioned else {}
     result = {"fingerprint": want.made_of, "clustering": clustered["fingerprint"], "label": field}
     result["config"] = config.facts(cfg)
-    result |= evaluated(samples, clustered["sizes"], captions, cfg)
+    result |= compare(samples, clustered["sizes"], captions, cfg)
     data = json.dumps(result, indent=1, sort_keys=True).encode()
     storage.write_bytes(paths.evaluation_json, data)
     paths.top.sweep()
@@ -155,10 +158,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     return result
 
 
-def evaluated(
-    samples: Labelled, sizes: list[int], captions: Captions, cfg: Config
-) -> dict[str, Any]:
-    """All that is scored; k-means gets the run's k, then the true number of classes."""
+def compare(samples: Labelled, sizes: list[int], captions: Captions, cfg: Config) -> dict[str, Any]:
+    """All comparisons; k-means uses the run's k, then the true number of classes."""
     n, k, classes = len(samples.truth), len(sizes), len(set(samples.truth.tolist()))
     rows = [row("ratecluster", k, samples.truth, samples.clusters)]
     if cfg.baseline:

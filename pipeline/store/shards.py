@@ -148,7 +148,7 @@ class _Draft:
             self.members[-1] = replace(last, too_large=False)
 
     def sample(self, index: int) -> Sample:
-        return Sample(_text(self.key), self.id, index, tuple(self.members), self.problem)
+        return Sample(to_text(self.key), self.id, index, tuple(self.members), self.problem)
 
 
 class ShardReader:
@@ -184,11 +184,11 @@ class ShardReader:
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
-        text = _text(key)
+        text = to_text(key)
         times = self._times.get(key, 0) + 1
         problem = Reason.DUPLICATE_KEY.because() if times > 1 else None
         if is_unsafe(name):
-            problem = Reason.UNSAFE_NAME.because(_text(name))
+            problem = Reason.UNSAFE_NAME.because(to_text(name))
         id = text if times == 1 else f"{text}#{times}"
         while id in self._ids:
             times += 1
@@ -241,9 +241,9 @@ class ShardReader:
         problem, data, too_large = None, b"", False
         if not header.isreg():
             kind = Reason.LINK if header.issym() or header.islnk() else Reason.SPECIAL_FILE
-            problem = kind.because(_text(header.name))
+            problem = kind.because(to_text(header.name))
         elif header.issparse():
-            problem = Reason.SPARSE_FILE.because(_text(header.name))
+            problem = Reason.SPARSE_FILE.because(to_text(header.name))
         elif self._limit is not None and held + header.size > self._limit:
             problem = Reason.SAMPLE_TOO_LARGE.because(f"{held + header.size} bytes with {suffix}")
             too_large = True
@@ -252,7 +252,7 @@ class ShardReader:
             if len(data) < header.size:
                 self.end = f"damaged at byte {self._source.position}: the shard ends inside a file"
                 problem, data = CUT_OFF, b""
-        name, whole = _text(header.name), problem is None
+        name, whole = to_text(header.name), problem is None
         exact = None if name == header.name else header.name
         place = (name, suffix, header.offset_data, header.size)
         return Member(*place, data, whole, exact, too_large), problem
@@ -269,13 +269,13 @@ def split_name(name: str) -> tuple[str, str] | None:
     stem, dot, suffix = file.partition(".")
     if not (stem and dot) or re.match(r"__[^/]*__($|/)", name):
         return None
-    return folder + slash + stem, _text(suffix).lower()
+    return folder + slash + stem, to_text(suffix).lower()
 
 
 def is_unsafe(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/") or "\0" in name
 
 
-def _text(name: str) -> str:
+def to_text(name: str) -> str:
     """A name as valid UTF-8, with its undecodable bytes spelt out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ MAX_CHARACTERS = 200  # of one word or phrase; a longer line shows that the file
 
 _ASSETS = {"wordnet": "wordnet/nouns.txt", "pico-clip": "pico-clip/vocabulary.txt"}
 LINES = re.compile(r"\r\n|\r|\n")
-_JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian, in Indic scripts, in emoji
+JOINERS = "\u200c\u200d"  # zero-width, part of the spelling in Persian, in Indic scripts, in emoji
 
 
 def default(model: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def _parse(name: str, text: str) -> Iterator[str]:
                 f"vocabulary {name}, line {number}: {len(word)} characters; "
                 f"write one word or phrase of at most {MAX_CHARACTERS} per line"
             )
-        if not all(c.isprintable() or c in _JOINERS for c in word):
+        if not all(c.isprintable() or c in JOINERS for c in word):
             raise UserError(f"vocabulary {name}, line {number}: control character; remove it")
         yield word
 

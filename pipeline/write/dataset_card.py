@@ -1,8 +1,8 @@
-"""README.md of a run: its tables as configurations of Hugging Face `datasets`.
+"""README.md of a run: describes its tables to Hugging Face `datasets`.
 
-`load_dataset(root)` is then the labels, `load_dataset(root, "embeddings")` and `"clusters"` the
-others; without it `datasets` would read all Parquet files below the root as one table. Where a run
-is uploaded to a hub, it is its page.
+`load_dataset(root)` reads the labels, `load_dataset(root, "embeddings")` and `"clusters"` the other
+tables. Without the file, `datasets` would read all Parquet files of the run as one table. On a hub
+it is the page of the run.
 """
 
 CARD = """---
@@ -24,5 +24,5 @@ every one that could be read, `clusters` for every cluster; they join by `sample
 
 
 def text(samples: int, clusters: int) -> str:
-    """The whole file; nothing of it comes from the data."""
+    """The whole file; no text in it comes from the data."""
     return CARD.format(samples=samples, clusters=clusters)

@@ -1,12 +1,12 @@
-"""Samples that are to be left out: lists of them, made ready for one shard at a time.
+"""Lists of samples to exclude, split into one file per shard.
 
-reads   lists: Parquet with a column `sample_id`, and `reason` if it likes; folders of it, as
-        curation leaves them; text files of one sample_id per line
-writes  exclude/{stem}.parquet   EXCLUDED   of each shard that has any
+reads   lists: Parquet with a column `sample_id` and optionally `reason`; folders of such files, as
+        curation writes them; text files with one sample_id per line
+writes  exclude/{stem}.parquet   EXCLUDED   for each shard with excluded samples
         exclude/manifest.json
 
-Lists are read in batches by tasks for some of the shards each, which keep what is theirs: none
-holds a whole list, and writing a shard reads a file of its own.
+Each task reads all lists in batches and keeps the rows of its own shards. So no task holds a whole
+list, and writing a shard reads one small file.
 """
 
 import io
@@ -28,23 +28,26 @@ from pipeline.store.storage import Folder
 
 log = logging.getLogger(__name__)
 MOST_TASKS = 128  # each reads all lists
-TASK_SHARDS = 256  # for fewer one is enough
+TASK_SHARDS = 256  # shards of a task
 BATCH_LINES = 1 << 16
 PIECE_BYTES = 8 << 20
-REASON_CHARS = 1000  # a list is data, and an error_message is one line
+REASON_CHARS = 1000  # the text of a list is untrusted, and an error_message is one line
 TEXTS = (".txt", ".list", ".lst")
 FIELDS = ("sample_id", "reason")
 
 
 def urls_of(given: Sequence[str]) -> tuple[str, ...]:
-    """Of a setting whose only text may hold several; absolute, since tasks run elsewhere."""
+    """The absolute URLs in the setting, whose single text may hold several, separated by commas.
+
+    They are absolute because tasks run in other folders.
+    """
     listed = given[0].split(",") if len(given) == 1 else given
     found = (url.strip() for url in listed)
     return tuple(storage.absolute(url) for url in found if url)
 
 
 def digest(url: str) -> str:
-    """What changes with a list's content: its manifest's fingerprint, else a hash of its bytes."""
+    """Changes with a list's content: the fingerprint in its manifest, else a hash of its bytes."""
     manifest = None if _is_file(url) else Folder(url).peek()
     if manifest is not None and "lists" in manifest:
         return str(manifest["fingerprint"])
@@ -61,39 +64,39 @@ def _is_file(url: str) -> bool:
 
 
 def files(url: str) -> list[str]:
-    """Those of a list; UserError where there are none, or they are no list of what to leave out."""
+    """The files of a list; UserError if there are none, or if it lists samples to keep."""
     if _is_file(url):
         if not storage.exists(url):
-            raise UserError(f"write.exclude: {url} is not there; correct it")
+            raise UserError(f"write.exclude: {url} does not exist; correct it")
         return [url]
     folder = Folder(url)
     kind = (folder.peek() or {}).get("lists", "removed")
     if kind != "removed":
         raise UserError(
-            f"write.exclude: {url} lists what is {kind}, not what is removed; give "
+            f"write.exclude: {url} lists samples that are {kind}, not removed; give "
             "curation/duplicates, curation/outliers or curation/balance"
         )
     names = sorted(name for name in folder.names() if name.endswith(".parquet"))
     if not names:
         raise UserError(
             f"write.exclude: {url} holds no list; give Parquet with a column sample_id, a folder "
-            "of it, or a .txt of one sample_id per line"
+            "of such files, or a .txt with one sample_id per line"
         )
     if folder.peek() is None and "made_of" in tables.facts(folder.file(names[0])):
         raise UserError(
-            f"write.exclude: {url} is not finished; run the command that makes it first"
+            f"write.exclude: {url} is not finished; first run the command that writes it"
         )
     return [folder.file(name) for name in names]
 
 
 def batches(url: str) -> Iterator[pa.Table]:
-    """FIELDS of one file of a list, some rows at a time."""
+    """The rows of one file of a list as tables of FIELDS; UserError if it has no sample_id."""
     if url.endswith(TEXTS):
         yield from _lines(url)
         return
     for rows in tables.batches(url, FIELDS):
         if "sample_id" not in rows.column_names:
-            raise UserError(f"write.exclude: {url} has no column sample_id; give it one")
+            raise UserError(f"write.exclude: {url} has no column sample_id; add it")
         reasons = [f"listed in {posixpath.basename(url)}"] * rows.num_rows
         if "reason" in rows.column_names:
             found = rows["reason"].cast(pa.string()).to_pylist()
@@ -116,12 +119,12 @@ def _lines(url: str) -> Iterator[pa.Table]:
 
 
 def _shards(rows: pa.Table) -> pa.ChunkedArray:
-    """Of each row the stem of its shard, which has no slash."""
+    """The stem of each row's shard: the sample_id up to its first slash."""
     return pc.list_element(pc.split_pattern(rows["sample_id"], "/", max_splits=1), 0)
 
 
 def check(lists: Sequence[str], made: outputs.Manifests) -> None:
-    """UserError where the lists name samples, but none of a shard of this run."""
+    """UserError if the lists name samples, but none of a shard of this run."""
     known = pa.array([facts["shard"]["stem"] for facts in made["embeddings"]["shards"]])
     seen = 0
     for rows in (rows for url in lists for name in files(url) for rows in batches(name)):
@@ -131,14 +134,14 @@ def check(lists: Sequence[str], made: outputs.Manifests) -> None:
     if seen:
         raise UserError(
             f"write.exclude: none of {seen:,} ids in {', '.join(lists)} is of a shard of this run; "
-            "give sample_ids, {shard}/{key}"
+            "give sample_ids in the form {shard}/{key}"
         )
 
 
 def part(stems: Sequence[str], urls: list[str], folder: Folder, made_of: str) -> tuple[int, int]:
-    """Commit what the lists say of some shards; (ids in the lists, those of them of these shards).
+    """Commit the excluded samples of some shards: the numbers of all ids, and of these shards' ids.
 
-    Of a sample that is listed twice the first list tells the reason.
+    If a sample is listed twice, the reason is that of the first list.
     """
     wanted, found, seen = pa.array(stems, pa.string()), [], 0
     for number, url in enumerate(urls):
@@ -172,7 +175,7 @@ def _write(rows: pa.Table, folder: Folder, made_of: str) -> None:
 def run(
     lists: Sequence[str], digests: list[str], made: outputs.Manifests, paths: layout.RunPaths
 ) -> dict[str, int]:
-    """Make the lists ready, forget those of before; how many samples of each shard are named."""
+    """Split the lists by shard, replacing earlier ones; returns the ids listed for each shard."""
     folder = paths.exclude
     if not digests:
         folder.clear()
@@ -195,6 +198,6 @@ def run(
 
 
 def reasons(stem: str, paths: layout.RunPaths) -> dict[str, str]:
-    """sample_id -> why it is left out, of one shard that has any."""
+    """sample_id -> why it is excluded, for one shard with excluded samples."""
     rows = tables.read(paths.exclude.file(f"{stem}.parquet"))
     return dict(zip(*(rows[name].to_pylist() for name in FIELDS), strict=True))

@@ -10,11 +10,12 @@ from pipeline.write import exclude_lists
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is written."""
+    """Which files are written, and which samples are left out."""
 
     shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
     exclude: tuple[str, ...] = setting(
-        (), "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt"
+        (),
+        "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt",
     )
 
     def __post_init__(self) -> None:
@@ -22,10 +23,17 @@ class Config:
 
 
 def expected(
-    cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
+    cfg: Config,
+    made: outputs.Manifests,
+    paths: layout.RunPaths,
+    lists: list[str] | None = None,
 ) -> outputs.ExpectedOutputs:
-    """What writing these captions is to leave; UserError where a list to exclude is not there."""
-    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *digests(cfg))
+    """The labels of these captions; `lists`: the digests of the exclude lists, if known.
+
+    UserError where an exclude list does not exist.
+    """
+    lists = digests(cfg) if lists is None else lists
+    made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *lists)
     stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
     files = {
         paths.labels: [f"{stem}.parquet" for stem in stems],
@@ -36,5 +44,5 @@ def expected(
 
 
 def digests(cfg: Config) -> list[str]:
-    """Of the lists of what is excluded, in their order."""
+    """A digest of each exclude list, in the order of the setting."""
     return [exclude_lists.digest(url) for url in cfg.exclude]

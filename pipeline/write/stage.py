@@ -2,15 +2,15 @@
 
 reads   embeddings/, rejects/, assignments/, captions/, and the input shards again
 writes  labels/{stem}.parquet   labels_schema  one row per input sample, failures included
-        labeled/{stem}.tar                     the shard again, labels added to its json, without
-                                               the samples that are excluded
-        exclude/{stem}.parquet  EXCLUDED       those, where there are any
+        labeled/{stem}.tar                     the shard with labels added to its json, without
+                                               the excluded samples
+        exclude/{stem}.parquet  EXCLUDED       the excluded samples, if any
         clusters.parquet        CLUSTERS       one row per cluster
-        run.json                               what made this run
-        README.md                              how Hugging Face `datasets` reads the tables
+        run.json                               versions, settings and counts of the run
+        README.md                              describes the tables to Hugging Face `datasets`
         labels/manifest.json
 
-A shard's tar is committed before its labels, so the labels are the record that it is done.
+A shard's tar is committed before its labels, so the labels show that the shard is done.
 Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
 """
 
@@ -49,12 +49,12 @@ class WriteJob:
     captions: list[str | None]  # best caption of each cluster
     shards: bool
     made_of: str
-    max_sample_bytes: int  # read of a sample, as when it was embedded
+    max_sample_bytes: int  # the limit for a sample, as in embed
     excluded: frozenset[str] = frozenset()  # stems of the shards that have excluded samples
 
 
 def label_rows(stem: str, job: WriteJob) -> pa.Table:
-    """One row per input sample of a shard, in the order of the tar."""
+    """labels_schema: one row per input sample of a shard, in the order of the tar."""
     other = ("sample_id", "embedding")
     wanted = [name for name in schemas.embeddings_schema(1).names if name not in other]
     ours = [name for name in schemas.ASSIGNMENTS.names if name != "sample_id"]
@@ -85,9 +85,9 @@ def relabel(
 ) -> int:
     """Copy a shard, adding each sample's label to its json; returns the number of samples read.
 
-    `labels` are in the order of the tar. Excluded samples are left out; of the others member bytes,
-    names and order stay as they are. No more than `max_sample_bytes` of a sample are held: what
-    exceeds them is copied in pieces.
+    `labels` are in the order of the tar. Excluded samples are left out. Member names, bytes and
+    order of the others do not change. At most `max_sample_bytes` of a sample are held; larger
+    members are copied in pieces. RuntimeError if samples and labels do not match.
     """
     count = 0
     stream = storage.open_read(shard["url"], shard["size"], shard["version"])
@@ -113,13 +113,13 @@ def relabel(
 
 
 def _json_label(label: dict[str, Any]) -> dict[str, Any]:
-    """What goes under "ratecluster" in a sample's json: the fields that are not null."""
+    """The value of "ratecluster" in a sample's json: the fields that are not null."""
     found = {name: label[name] for name in schemas.IN_JSON if label[name] is not None}
     return {n: round(v, 6) if isinstance(v, float) else v for n, v in found.items()}
 
 
 def write_shards(shards: list[dict[str, Any]], job: WriteJob) -> list[int]:
-    """Labels and labelled tar of some shards; returns how many samples each has."""
+    """Write labels and labelled tars of some shards; returns the number of samples of each."""
     counts = []
     for shard in shards:
         stem = shard["stem"]
@@ -179,7 +179,7 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
 
 
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
-    """What made this run: versions, and of each stage its settings, counts and fingerprint."""
+    """Versions, shards, and the settings, counts and fingerprint of each stage."""
     facts = {}
     for stage in chain_to("write"):
         facts[stage.name] = paths.folder(stage.folder).manifest()
@@ -189,21 +189,21 @@ def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
-    """Write what is missing of labels and shards, check the counts, commit the tables."""
+    """Write the missing labels and shards, check the counts, commit the tables."""
     made = outputs.upstream(paths, "captions")
     embedded, clustered, captioned = made["embeddings"], made["clusters"], made["captions"]
-    want = expected(cfg, made, paths)
+    lists = digests(cfg)  # once: the lists may change while the stage runs
+    want = expected(cfg, made, paths, lists)
     if manifest := want.if_done():
         return manifest
-    exclude_lists.check(cfg.exclude, made)  # before anything that is there is given up
+    exclude_lists.check(cfg.exclude, made)  # before any earlier result is removed
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
     done = want.parts(paths.labels)
     _remove_others(paths, done)
-    paths.top.remove({"run.json", "clusters.parquet"})  # made last: what is there is of this run
+    paths.top.remove({"run.json", "clusters.parquet"})  # written last: never of another run
     todo = [shard for shard in shards if shard["stem"] not in done]
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
-    lists = digests(cfg)
     listed = exclude_lists.run(cfg.exclude, lists, made, paths)
     known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
     job = WriteJob(paths, *known)
@@ -235,20 +235,20 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     )
     text = json.dumps(run_facts(paths), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(paths.run_json, text.encode())
-    said = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
-    console.log_finished(log, "write", progress.seconds, *said)
+    counted = (f"{embedded['samples']:,} labels", f"{excluded:,} excluded")
+    console.log_finished(log, "write", progress.seconds, *counted)
     return paths.labels.manifest()
 
 
 def _remove_others(paths: layout.RunPaths, done: set[str]) -> None:
-    """Drop what another fingerprint made: labels and shards are never a mixture."""
+    """Remove labels and shards of another fingerprint, so that they are never mixed."""
     keep = {f"{stem}.parquet" for stem in done} | {f"{stem}.tar" for stem in done}
     for folder in (paths.labels, paths.labeled):
         folder.remove(folder.names() - keep)
 
 
 def _check_counts(embedded: dict[str, Any], paths: layout.RunPaths, made_of: str) -> int:
-    """Labels of every shard = samples in its tar, and they are of this run; how many excluded."""
+    """The number of excluded samples; RuntimeError if the labels of a shard are not complete."""
     facts = outputs.part_facts(paths.labels, [s["shard"]["stem"] for s in embedded["shards"]])
     for shard in embedded["shards"]:
         stem = shard["shard"]["stem"]

@@ -35,7 +35,7 @@ def test_class_names_go_with_their_plurals_and_in_more_words():
         "猫の写真",
         "…",
     ]
-    kept = caption_quality.unnamed(names, {"cat", "pickup truck", "猫", "&"})
+    kept = caption_quality.without_class_names(names, {"cat", "pickup truck", "猫", "&"})
     assert [names[i] for i in kept] == ["catfish", "dog", "truck", "…"]
 
 
@@ -45,19 +45,19 @@ def test_the_plain_vote_and_ours_differ_where_a_neighbour_says_the_same():
     x = np.array([[0.9, 0.44, 0], [0.9, 0, 0.44]], np.float32)
     voters = Voters(np.repeat(x, 4, axis=0), np.repeat([0, 1], 4), np.repeat(["a", "b"], 4))
     found = candidates.Candidates(["hub", "left", "right"], texts, sp.csr_matrix((2, 3)))
-    best = caption_quality.compared(voters, found, NEAR, 1.0)
+    best = caption_quality.best_captions(voters, found, NEAR, 1.0)
     assert best[PLAIN] == ["hub", "hub"] and best[OURS] == ["left", "right"]
     with_texts = candidates.Candidates(found.names, texts, sp.csr_matrix([[1, 0, 0], [0, 0, 0.0]]))
-    assert caption_quality.compared(voters, with_texts, NEAR, 1.0)[OURS] == ["hub", "right"]
+    assert caption_quality.best_captions(voters, with_texts, NEAR, 1.0)[OURS] == ["hub", "right"]
     none = found.only(np.array([], np.int64))
-    assert caption_quality.compared(voters, none, NEAR, 1.0) == {
+    assert caption_quality.best_captions(voters, none, NEAR, 1.0) == {
         OURS: [None] * 2,
         PLAIN: [None] * 2,
     }
 
 
 def test_judged_are_the_clusters_with_both():
-    found = caption_quality.judged(
+    found = caption_quality.judge(
         ["Dogs", "automobile", None, "zorg", "poodle"],
         ["dog", "car", "cat", "dog", None],
         lambda one, other: len(one) / 10,
@@ -66,7 +66,7 @@ def test_judged_are_the_clusters_with_both():
     assert found["accuracy"] == pytest.approx(1 / 3, abs=1e-6)
     assert found["path_similarity"] == 1
     assert found["text_similarity"] == pytest.approx((0.4 + 1.0 + 0.4) / 3, abs=1e-6)
-    nothing = caption_quality.judged([None], ["dog"], lambda *_: 0.0)
+    nothing = caption_quality.judge([None], ["dog"], lambda *_: 0.0)
     assert nothing["accuracy"] is nothing["path_similarity"] is nothing["text_similarity"] is None
 
 
@@ -117,10 +117,10 @@ def test_class_names_are_out_of_the_vote_and_not_only_out_of_the_ranking(paths):
     found, near = candidates.read(paths, 3), candidates.neighbourhood(paths)
     samples = evaluate.read_all(["00000", "00001"], "label", True, paths)
     voters = Voters(samples.embeddings, samples.clusters, samples.truth)
-    kept = caption_quality.unnamed(found.names, set(samples.truth))
+    kept = caption_quality.without_class_names(found.names, set(samples.truth))
     less = candidates.Candidates(["automobile", "cat"], found.texts[[4, 5]], sp.csr_matrix((3, 2)))
-    assert caption_quality.compared(voters, found.only(kept), near, 0.01) == (
-        caption_quality.compared(voters, less, near, 0.01)
+    assert caption_quality.best_captions(voters, found.only(kept), near, 0.01) == (
+        caption_quality.best_captions(voters, less, near, 0.01)
     )
 
 

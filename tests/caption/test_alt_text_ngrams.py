@@ -146,9 +146,9 @@ def test_clusters_without_texts_have_no_candidates():
 def test_trimmed_keeps_the_commonest_and_the_number_of_texts(monkeypatch):
     monkeypatch.setattr(alt_text_ngrams, "KEPT_NGRAMS", 4)
     counter = Counter({"": 9, "b": 3, "a": 3, "d": 3, "c": 5, "z": 1})
-    assert alt_text_ngrams.trimmed(counter) == {"": 9, "c": 5, "a": 3, "b": 3}
+    assert alt_text_ngrams.trim(counter) == {"": 9, "c": 5, "a": 3, "b": 3}
     small = Counter({"": 2, "a": 1})
-    assert alt_text_ngrams.trimmed(small) is small
+    assert alt_text_ngrams.trim(small) is small
 
 
 def test_candidates_have_the_scores_of_what_the_texts_hold():

@@ -1,4 +1,4 @@
-"""Votes as the formula has them; separation by closed forms; nothing is said twice."""
+"""Votes as the formula has them; separation by closed forms; no caption is repeated."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_combined_adds_what_pictures_and_texts_separate():
     )
     shares = sp.csr_matrix([[0.75, 0.25], [0, 0], [0, 1]])
     expected = ranking.separation(shares, ALL).toarray() + texts.toarray()
-    found = ranking.combined(total, texts, ALL)
+    found = ranking.combine(total, texts, ALL)
     assert found.toarray() == pytest.approx(expected)
     assert ranking.best(found) == expected.argmax(axis=1).tolist() == [0, 0, 1]
 
@@ -85,7 +85,7 @@ def test_best_is_the_first_of_the_largest():
 
 def said(scores: list[float], names: list[str], vectors: np.ndarray | None = None) -> list[str]:
     texts = np.eye(len(names), dtype=np.float32) if vectors is None else unit(vectors)
-    [found] = ranking.ranked(sp.csr_matrix([scores]), [tokenization.key(n) for n in names], texts)
+    [found] = ranking.rank(sp.csr_matrix([scores]), [tokenization.key(n) for n in names], texts)
     return [names[i] for i in found]
 
 
@@ -120,8 +120,8 @@ def test_a_direction_that_all_texts_share_changes_nothing():
     names = [f"word{chr(97 + i)}" for i in range(12)]
     vectors, scores = unit(rng.normal(size=(12, 6))), (rng.random(12) + 0.5).tolist()
     keys = [tokenization.key(name) for name in names]
-    plain = ranking.ranked(sp.csr_matrix([scores]), keys, vectors)
-    moved = ranking.ranked(sp.csr_matrix([scores]), keys, vectors + np.float32(5))
+    plain = ranking.rank(sp.csr_matrix([scores]), keys, vectors)
+    moved = ranking.rank(sp.csr_matrix([scores]), keys, vectors + np.float32(5))
     assert plain == moved
 
 

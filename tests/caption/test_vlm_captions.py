@@ -33,7 +33,7 @@ def by_candidate(asked, _):
 def run(paths, url: str, **more):
     voted = tables.read(paths.captions.file("captions.parquet"))
     cfg = vlm_client.Config(namer=url, namer_model="tiny", **more)
-    return vlm_captions.named(cfg, voted, paths.embeddings.manifest(), paths, "made-of")
+    return vlm_captions.name_clusters(cfg, voted, paths.embeddings.manifest(), paths, "made-of")
 
 
 def first(table) -> list[tuple[str, str]]:
@@ -112,7 +112,7 @@ def test_names_of_other_settings_are_not_taken_over(paths):
         run(paths, chat.url)
         voted = tables.read(paths.captions.file("captions.parquet"))
         cfg = vlm_client.Config(namer=chat.url, namer_model="other")
-        vlm_captions.named(cfg, voted, paths.embeddings.manifest(), paths, "made-of-other")
+        vlm_captions.name_clusters(cfg, voted, paths.embeddings.manifest(), paths, "made-of-other")
     assert len(chat.asked) == 6
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from tests.chaos import river as rivers
-from tests.chaos.river import Fault, River
+from tests.chaos import real_run
+from tests.chaos.real_run import Fault, RealRun
 
 OF_A_RUN = {"processes": 8, "cluster": 8, "storage": 20, "renames": 8, "disk": 6}  # faults
 CALM = {"seed": 0, "rate": 0.0, "most": 0, "log": "/dev/null", "hang_s": 0}  # the store works
@@ -35,23 +35,23 @@ class Chaos:
         self.folder, self.seed, self.number = folder, seed, 0
         self.faults: list[Fault] = []
         self.lost = self.duplicated = self.differing = 0
-        self.ids = rivers.make_shards(folder / "shards")
+        self.ids = real_run.make_shards(folder / "shards")
         self.calm: dict[bool, dict[str, str]] = {}  # digests of undisturbed runs
 
-    def river(self, name: str, folder: Path | None = None, faulty: bool = False) -> River:
+    def run(self, name: str, folder: Path | None = None, faulty: bool = False) -> RealRun:
         """A root of its own; `faulty`: it and the shards lie in the store that can fail."""
         root = folder or self.folder / name
         store = "faulty://" if faulty else ""
         log, plan = self.folder / f"{name}.log", CALM if faulty else None
-        return River(f"{store}{self.folder}/shards", f"{store}{root}", root, log, plan=plan)
+        return RealRun(f"{store}{self.folder}/shards", f"{store}{root}", root, log, plan=plan)
 
     def expected(self, faulty: bool) -> dict[str, str]:
         """Digests of the final files of a run that nothing was done to."""
         if faulty not in self.calm:
-            calm = self.river("calm-store" if faulty else "calm", faulty=faulty)
-            if code := rivers.wait(calm.start()):
+            calm = self.run("calm-store" if faulty else "calm", faulty=faulty)
+            if code := real_run.wait(calm.start()):
                 raise RuntimeError(f"the undisturbed run ended with {code}, see {calm.log}")
-            self.calm[faulty] = rivers.finals(calm.folder)
+            self.calm[faulty] = real_run.finals(calm.folder)
         return self.calm[faulty]
 
     def scenario(self, name: str, faults: int) -> None:
@@ -59,127 +59,127 @@ class Chaos:
         self.number += 1
         seed = self.seed * 1000 + self.number
         started = time.monotonic()
-        river = SCENARIOS[name](self, f"{name}-{seed}", random.Random(seed), faults)
-        self.judge(river)
-        self.faults += river.faults
+        run = SCENARIOS[name](self, f"{name}-{seed}", random.Random(seed), faults)
+        self.judge(run)
+        self.faults += run.faults
         kinds = ", ".join(
-            f"{n} × {kind}" for kind, n in Counter(f.kind for f in river.faults).items()
+            f"{n} × {kind}" for kind, n in Counter(f.kind for f in run.faults).items()
         )
         seconds = time.monotonic() - started
-        print(f"  seed {seed}: {river.runs} runs, {seconds:.0f} s: {kinds}", flush=True)
+        print(f"  seed {seed}: {run.runs} runs, {seconds:.0f} s: {kinds}", flush=True)
 
-    def judge(self, river: River) -> None:
+    def judge(self, run: RealRun) -> None:
         """Count what is lost, twice, or other than it should be."""
-        found = river.ids()
+        found = run.ids()
         lost = [i for i in self.ids if not found[i]]
         twice = [i for i, times in found.items() if times > 1]
-        final, expected = rivers.finals(river.folder), self.expected("://" in river.root)
+        final, expected = real_run.finals(run.folder), self.expected("://" in run.root)
         other = {n for n in expected.keys() | final if expected.get(n) != final.get(n)}
         for what, some in (("lost", lost), ("duplicated", twice), ("differing", sorted(other))):
             if some:
-                print(f"    {what}: {len(some)}, first {some[0]}; see {river.log}", flush=True)
+                print(f"    {what}: {len(some)}, first {some[0]}; see {run.log}", flush=True)
         self.lost += len(lost)
         self.duplicated += len(twice)
         self.differing += len(other)
-        river.plan = river.plan and CALM
-        river.address = ""  # that cluster is gone
-        if rivers.wait(river.start("verify")):
+        run.plan = run.plan and CALM
+        run.address = ""  # that cluster is gone
+        if real_run.wait(run.start("verify")):
             self.differing += 1
-            print(f"    verify found violations, see {river.log}", flush=True)
+            print(f"    verify found violations, see {run.log}", flush=True)
 
 
-def processes(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+def processes(chaos: Chaos, name: str, dice: random.Random, faults: int) -> RealRun:
     """Encoders, trainers, tasks and the driver are killed."""
-    river = chaos.river(name)
-    rivers.run_struck(river, dice, faults)
-    return river
+    run = chaos.run(name)
+    real_run.run_struck(run, dice, faults)
+    return run
 
 
-def storage(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+def storage(chaos: Chaos, name: str, dice: random.Random, faults: int) -> RealRun:
     """Root and shards lie in a store whose calls fail, hang, are slow or cut short."""
-    return by_plan(chaos.river(name, faulty=True), dice, faults)
+    return by_plan(chaos.run(name, faulty=True), dice, faults)
 
 
-def renames(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+def renames(chaos: Chaos, name: str, dice: random.Random, faults: int) -> RealRun:
     """Root and shards lie on a disk whose renames fail."""
-    return by_plan(chaos.river(name), dice, faults)
+    return by_plan(chaos.run(name), dice, faults)
 
 
-def by_plan(river: River, dice: random.Random, faults: int) -> River:
+def by_plan(run: RealRun, dice: random.Random, faults: int) -> RealRun:
     """Runs until one ends well; what fails is drawn by the processes of the run themselves."""
-    log = river.log.with_suffix(".faults")
-    seed, hang_s = dice.randrange(10**6), rivers.SETTINGS["run.stall_s"] * 2
+    log = run.log.with_suffix(".faults")
+    seed, hang_s = dice.randrange(10**6), real_run.SETTINGS["run.stall_s"] * 2
     for attempt in range(6):
         rate = 0.15 if attempt < 4 else 0.0
-        river.plan = {"rate": rate, "most": faults, "log": str(log), "hang_s": hang_s}
-        river.plan["seed"] = seed + attempt
-        since = len(river.faults)
-        code = rivers.wait(river.start())
+        run.plan = {"rate": rate, "most": faults, "log": str(log), "hang_s": hang_s}
+        run.plan["seed"] = seed + attempt
+        since = len(run.faults)
+        code = real_run.wait(run.start())
         lines = log.read_text().splitlines() if log.exists() else []
         for line in lines[since:]:
             kind, path = line.split("\t")
-            river.faults.append(Fault(kind, Path(path).parent.name))
-        river.settle(since, code)
+            run.faults.append(Fault(kind, Path(path).parent.name))
+        run.settle(since, code)
         if code == 0:
-            return river
-    raise AssertionError(f"six runs did not end well, see {river.log}")
+            return run
+    raise AssertionError(f"six runs did not end well, see {run.log}")
 
 
-def disk(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+def disk(chaos: Chaos, name: str, dice: random.Random, faults: int) -> RealRun:
     """The disk fills up again and again, and is given a little more each time."""
     small = chaos.folder / f"{name}-disk"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
     subprocess.run(mount, check=True)
     try:
-        river = chaos.river(name, small / "run")
+        run = chaos.run(name, small / "run")
         size_kb = 200
-        while rivers.wait(river.start()) != 0:
-            if len(river.faults) > 3 * faults:
-                raise AssertionError(f"no end of it, see {river.log}")
-            river.faults.append(Fault("disk full", river.stage(), "recovered by rerun"))
-            size_kb = size_kb + dice.randrange(400, 1500) if len(river.faults) < faults else 60_000
+        while real_run.wait(run.start()) != 0:
+            if len(run.faults) > 3 * faults:
+                raise AssertionError(f"no end of it, see {run.log}")
+            run.faults.append(Fault("disk full", run.stage(), "recovered by rerun"))
+            size_kb = size_kb + dice.randrange(400, 1500) if len(run.faults) < faults else 60_000
             remount = ["mount", "-o", f"remount,size={size_kb}k", str(small)]
             subprocess.run(remount, check=True)
-        kept = chaos.river(name)
-        shutil.copytree(river.folder, kept.folder)
-        kept.faults, kept.runs = river.faults, river.runs
+        kept = chaos.run(name)
+        shutil.copytree(run.folder, kept.folder)
+        kept.faults, kept.runs = run.faults, run.runs
         return kept
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def cluster(chaos: Chaos, name: str, dice: random.Random, faults: int) -> River:
+def cluster(chaos: Chaos, name: str, dice: random.Random, faults: int) -> RealRun:
     """Nodes of a cluster are killed beside its processes; a new one comes for each."""
     node = {"num_cpus": 2, "object_store_memory": 100_000_000}
     nodes = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 3})
     worker = nodes.add_node(**node)
-    river = chaos.river(name)
-    river.address = nodes.address
+    run = chaos.run(name)
+    run.address = nodes.address
     try:
         for _ in range(10):
-            driver, since, began = river.start(), len(river.faults), time.monotonic()
+            driver, since, began = run.start(), len(run.faults), time.monotonic()
             while driver.poll() is None:
-                rivers.in_time(driver, began)
+                real_run.in_time(driver, began)
                 time.sleep(dice.uniform(4, 14))
-                if driver.poll() is not None or len(river.faults) >= faults:
+                if driver.poll() is not None or len(run.faults) >= faults:
                     continue
                 if dice.random() < 0.5:
-                    rivers.strike(river, driver, os.getpid(), dice)
+                    real_run.strike(run, driver, os.getpid(), dice)
                     continue
-                river.faults.append(Fault("raylet killed", river.stage()))
+                run.faults.append(Fault("raylet killed", run.stage()))
                 nodes.remove_node(worker, allow_graceful=False)
                 worker = nodes.add_node(**node)
             code = driver.wait()
-            river.settle(since, code)
+            run.settle(since, code)
             if code == 0:
-                return river
-        raise AssertionError(f"ten runs did not end well, see {river.log}")
+                return run
+        raise AssertionError(f"ten runs did not end well, see {run.log}")
     finally:
         nodes.shutdown()
 
 
-Scenario = Callable[[Chaos, str, random.Random, int], River]
+Scenario = Callable[[Chaos, str, random.Random, int], RealRun]
 SCENARIOS: dict[str, Scenario] = {
     "processes": processes,
     "cluster": cluster,

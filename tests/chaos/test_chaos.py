@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.chaos.river import ROOT
+from tests.chaos.real_run import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

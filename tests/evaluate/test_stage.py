@@ -1,4 +1,4 @@
-"""Evaluation: all labelled samples, joined by name, beside k-means; refusals say what to do."""
+"""Evaluation: all labelled samples, joined by name, next to k-means; errors say what to do."""
 
 import json
 import logging

@@ -70,14 +70,14 @@ def test_a_table_may_have_reasons(tmp_path):
 
 def test_what_is_no_list_of_what_is_removed_is_refused(tmp_path):
     for url in (f"{tmp_path}/none.parquet", f"{tmp_path}/none.txt", f"{tmp_path}/none"):
-        with pytest.raises(UserError, match=r"is not there|holds no list"):
+        with pytest.raises(UserError, match=r"does not exist|holds no list"):
             exclude_lists.files(url)
     kept = Folder(f"{tmp_path}/kept")
     tables.write(kept.file("0.parquet"), pa.table({"sample_id": ["s/1"]}), made_of="x")
     with pytest.raises(UserError, match="is not finished"):
         exclude_lists.files(kept.url)
     kept.finish("x", lists="kept")
-    with pytest.raises(UserError, match="lists what is kept, not what is removed"):
+    with pytest.raises(UserError, match="lists samples that are kept, not removed"):
         exclude_lists.files(kept.url)
     kept.finish("x", lists="removed")
     assert exclude_lists.files(kept.url) == [kept.file("0.parquet")]
@@ -200,6 +200,15 @@ def test_what_counts_is_the_content_of_the_lists(tmp_path, paths, ray_session, m
     assert written(paths)["excluded"] == 0
     assert not paths.exclude.names()
     assert all(row["status"] != "excluded" for row in labels(paths).values())
+
+
+@pytest.mark.ray
+def test_a_run_reads_the_digest_of_a_list_once(tmp_path, paths, ray_session, monkeypatch):
+    """A list that changes in between would be recorded with another content than was used."""
+    digests = iter(["first"])
+    monkeypatch.setattr(exclude_lists, "digest", lambda url: next(digests))
+    manifest = written(paths, listing(tmp_path / "bad.parquet", ["00000/d0/001"]))
+    assert manifest["exclude"] == paths.exclude.manifest()["digests"] == ["first"]
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import schemas
 from pipeline.store import storage
-from pipeline.store.shards import Member, Sample, ShardReader, is_unsafe, split_name
+from pipeline.store.shards import Member, Sample, ShardReader, is_unsafe, split_name, to_text
 
 PIECE_BYTES = 8 << 20
 LABEL_BYTES = 1 << 20  # more than a label adds to a json
@@ -42,12 +42,12 @@ def differences(
             for name, member in _expected(sample):
                 if (found := next(copies, None)) is None or found.tar_name != name:
                     there = "nothing" if found is None else found.name
-                    yield label["sample_id"], f"has {there} where {_text(name)} should be"
+                    yield label["sample_id"], f"has {there} where {to_text(name)} should be"
                     return
                 if member is None:
                     yield from _label(_data(target, found), found.name, sample, label)
                 elif not _same_bytes(source, member, target, found):
-                    yield label["sample_id"], f"the bytes of {_text(name)} are not the input's"
+                    yield label["sample_id"], f"the bytes of {to_text(name)} are not the input's"
         if (found := next(copies, None)) is not None:
             yield "", f"has {found.name} after all samples of the input"
         elif copy.end != "complete":
@@ -112,7 +112,3 @@ def _same_bytes(source: str, one: Member, target: str, other: Member) -> bool:
         == storage.read_range(target, other.offset + start, min(PIECE_BYTES, one.size - start))
         for start in range(0, one.size, PIECE_BYTES)
     )
-
-
-def _text(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

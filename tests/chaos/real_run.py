@@ -83,7 +83,7 @@ class Fault:
 
 
 @dataclass
-class River:
+class RealRun:
     """Shards and a root, and the processes that work on them."""
 
     shards: str
@@ -186,36 +186,36 @@ def victims(pid: int, kind: str) -> list[psutil.Process]:
     return found
 
 
-def strike(river: River, driver: subprocess.Popen[bytes], top: int, dice: random.Random) -> bool:
+def strike(run: RealRun, driver: subprocess.Popen[bytes], top: int, dice: random.Random) -> bool:
     """Kill something of a run at work; whether there was anything. `top`: above Ray's workers."""
     kind = dice.choice([*VICTIMS, "driver killed"])
-    stage = river.stage()
+    stage = run.stage()
     if kind == "driver killed":
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-        river.faults.append(Fault(kind, stage))
+        run.faults.append(Fault(kind, stage))
         return True
     found = victims(top, kind)
     if not found:
         return False
     with suppress(psutil.Error):
         dice.choice(found).kill()
-        river.faults.append(Fault(kind, stage))
+        run.faults.append(Fault(kind, stage))
         return True
     return False
 
 
-def run_struck(river: River, dice: random.Random, most: int, top: int | None = None) -> None:
+def run_struck(run: RealRun, dice: random.Random, most: int, top: int | None = None) -> None:
     """Runs under strikes until one ends well; not more than `most` strikes."""
     for _ in range(10):
-        driver, since, began = river.start(), len(river.faults), time.monotonic()
+        driver, since, began = run.start(), len(run.faults), time.monotonic()
         while driver.poll() is None:
             in_time(driver, began)
             time.sleep(dice.uniform(1, 12))
-            if driver.poll() is None and len(river.faults) < most:
-                strike(river, driver, top or driver.pid, dice)
+            if driver.poll() is None and len(run.faults) < most:
+                strike(run, driver, top or driver.pid, dice)
         code = driver.wait()
-        river.settle(since, code)
+        run.settle(since, code)
         if code == 0:
             return
-    raise AssertionError(f"ten runs did not end well, see {river.log}")
+    raise AssertionError(f"ten runs did not end well, see {run.log}")
