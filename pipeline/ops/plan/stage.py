@@ -69,11 +69,11 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
         "leaf_bytes": found["leaf_bytes"],  # in every task of select_k
         "stages": [asdict(stage) for stage in stages],
         "wall_s": sum(stage.start_s + stage.work_s for stage in stages),
-        "notes": notes(sections, found, target),
+        "notes": notes(sections, len(shards), found, target),
     }
 
 
-def notes(sections: Sections, found: Facts, target: Target) -> list[str]:
+def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list[str]:
     """What a reader must know before believing the figures."""
     cfg, gpus = sections["embed"], target.nodes * target.gpus
     on_gpu, encoders = found["device"].startswith("cuda"), cfg.actors or max(1, gpus)
@@ -84,6 +84,8 @@ def notes(sections: Sections, found: Facts, target: Target) -> list[str]:
         f"the rate of a GPU is assumed to be that of this machine's {device}: give --encode-rate": (
             gpus and not target.encode_rate
         ),
+        f"{shards:,} shards keep no more than {shards:,} of the {gpus:,} GPUs busy: make smaller "
+        "shards": shards < gpus,
         "training was measured on this machine's CPU: its time on a GPU is unknown": (
             gpus and not on_gpu
         ),

@@ -1,11 +1,11 @@
 """Checks the rows of one shard in every table of a run.
 
-Of the stages' code it shares the meaning of json columns alone.
+It shares no code with the stages, except how json columns are read.
 
-reads   embeddings/, rejects/, assignments/, exclude/, labels/ of one stem, each whole but for the
-        embeddings themselves, which come in batches
+reads   embeddings/, rejects/, assignments/, exclude/, labels/ of one stem; each is read whole,
+        except the vectors, which are read in batches
 
-n samples, d dimensions, k clusters, t named clusters.
+k clusters.
 """
 
 import re
@@ -28,7 +28,6 @@ BATCH_ROWS = 4096
 UNIT = 1e-3  # tolerance of the length of a float16 vector
 CLOSE = 1e-5  # tolerance of a float32
 IDENTITY = [name for name, _ in schemas.IDENTITY]
-SOURCE = [name for name, _ in schemas.SOURCE]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
         same = _same_samples(shard.found, place, assigned["sample_id"], embedded["sample_id"])
     if run.written is None or run.captions is None:
         return shard
-    shard.labels = _labels(shard, run)
+    schema = schemas.labels_schema(run.columns)
+    shard.labels = _part(shard, run.paths.labels, schema, {"made_of": run.written})
     left_out = _excluded(shard, run)
     if same and rejected is not None and shard.labels is not None and left_out is not None:
         wanted = expected(embedded, assigned, rejected, run)
@@ -98,8 +98,8 @@ def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict
     """The expected labels, with the status and reason of excluded samples."""
     why = {row["sample_id"]: row["reason"] for row in left_out.to_pylist()}
     for row in rows:
-        told = why.get(row["sample_id"])
-        yield row if told is None else {**row, "status": "excluded", "error_message": told}
+        reason = why.get(row["sample_id"])
+        yield row if reason is None else {**row, "status": "excluded", "error_message": reason}
 
 
 def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -> bool:
@@ -111,24 +111,22 @@ def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -
 
 
 def _part(
-    shard: Shard, folder: Folder, schema: pa.Schema, facts: dict[str, Any]
+    shard: Shard, folder: Folder, schema: pa.Schema, facts: dict[str, Any], counted: bool = True
 ) -> pa.Table | None:
-    """Read one table of the shard and check its footer."""
+    """Read one table of the shard and check its footer, with the number of rows if `counted`."""
     place = f"{folder.url.rpartition('/')[2]}/{shard.stem}"
     file = open_part(folder.file(f"{shard.stem}.parquet"), place, shard.found)
     table = read_part(file, schema, place, shard.found)
     if file is not None and table is not None:
-        _footer_says(shard, place, file, {**facts, "rows": table.num_rows})
+        _check_footer(shard, place, file, facts | ({"rows": table.num_rows} if counted else {}))
     return table
 
 
-def _footer_says(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str, Any]) -> None:
-    said = footer(file)
-    for name in sorted(facts):
-        if said.get(name) != facts[name]:
-            shard.found.add(
-                place, f"its footer says {name} = {said.get(name)!r}, not {facts[name]!r}"
-            )
+def _check_footer(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str, Any]) -> None:
+    there = footer(file)
+    for name, wanted in sorted(facts.items()):
+        if (value := there.get(name)) != wanted:
+            shard.found.add(place, f"its footer says {name} = {value!r}, not {wanted!r}")
 
 
 def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
@@ -144,7 +142,7 @@ def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
     if table is None:
         return None
     facts = {name: shard.facts[name] for name in ("samples", "embedded", "rejected", "end")}
-    _footer_says(shard, place, file, {**facts, "stage": run.embedded})
+    _check_footer(shard, place, file, {**facts, "stage": run.embedded})
     was = footer(file).get("shard", {})
     if any(was.get(name) != shard.facts["shard"][name] for name in ("stem", "size", "version")):
         shard.found.add(place, "its footer names another input shard than the manifest")
@@ -178,17 +176,15 @@ def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list
 
 def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
     """Check rejects/; returns the rows of samples. The others describe damage of the shard."""
-    place, url = f"rejects/{shard.stem}", run.paths.rejects.file(f"{shard.stem}.parquet")
-    file = open_part(url, place, shard.found)
-    table = read_part(file, schemas.REJECTS, place, shard.found)
-    if file is None or table is None:
+    place, facts = f"rejects/{shard.stem}", {"stage": run.embedded}
+    table = _part(shard, run.paths.rejects, schemas.REJECTS, facts, counted=False)
+    if table is None:
         return None
-    _footer_says(shard, place, file, {"stage": run.embedded})
     sample = pc.is_valid(table["sample_id"])
     damage = table.filter(pc.invert(sample))["reason"].to_pylist()
-    said = [] if shard.facts["end"] == "complete" else [f"shard: {shard.facts['end']}"]
-    if damage != said:
-        shard.found.add(place, f"reports the damage {damage}, not {said}")
+    wanted = [] if shard.facts["end"] == "complete" else [f"shard: {shard.facts['end']}"]
+    if damage != wanted:
+        shard.found.add(place, f"reports the damage {damage}, not {wanted}")
     table = table.filter(sample)
     if table.num_rows != shard.facts["rejected"]:
         shard.found.add(place, f"has {table.num_rows} samples, not {shard.facts['rejected']}")
@@ -271,11 +267,6 @@ def _same_samples(found: Violations, place: str, ids: pa.ChunkedArray, others: A
     return False
 
 
-def _labels(shard: Shard, run: RunFacts) -> pa.Table | None:
-    schema = schemas.labels_schema(run.columns)
-    return _part(shard, run.paths.labels, schema, {"made_of": run.written})
-
-
 def expected(
     embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: RunFacts
 ) -> Iterator[dict[str, Any]]:
@@ -306,8 +297,8 @@ def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table
     for label, row in zip(labels.to_pylist(), wanted, strict=True):
         for name, value in label.items():
             if repr(value) != repr(row.get(name)):  # by repr: NaN is NaN, 1 is not 1.0
-                told = f"{name} is {_short(value)}, not {_short(row.get(name))}"
-                shard.found.add(place, told, [label["sample_id"]])
+                what = f"{name} is {_short(value)}, not {_short(row.get(name))}"
+                shard.found.add(place, what, [label["sample_id"]])
 
 
 def _short(value: Any) -> str:

@@ -3,8 +3,8 @@
 reads   everything below a run's root, and the input shards where they can still be read
 writes  nothing
 
-What one shard's tables and its labelled tar must hold: `row_contract`, `tar_contract`. Here: the
-chain of the manifests, what lies in the folders, and the tables of the whole run.
+`row_checks` and `tar_checks` check one shard. This module checks the chain of the manifests, the
+files in the folders, and the tables of the whole run.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 Samples that are excluded are not in it.
 
-reads   an input shard and labeled/{stem}.tar, each once onward, a sample at a time; of members
-        that exceed a limit pieces of both
+reads   an input shard and labeled/{stem}.tar, each once from start to end, one sample at a time;
+        members above the limit are compared in pieces
 """
 
 import json

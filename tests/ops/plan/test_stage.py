@@ -195,6 +195,13 @@ def test_the_text_is_no_wider_than_a_page(monkeypatch):
     assert any("give --encode-rate" in " ".join(lines[i : i + 2]) for i in range(len(lines)))
 
 
+def test_more_gpus_than_shards_are_named():
+    sections, few = config.load(options.KINDS, None), "8 shards keep no more than 8 of the 9 GPUs"
+    for gpus, named in ((9, True), (8, False)):
+        lines = plan.notes(sections, 8, made_up(), Target(1, 8, gpus, 100.0))
+        assert any(few in line for line in lines) == named
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [(0, "0"), (0.0001234, "0.000123"), (0.5, "0.500"), (12.34, "12.3"), (123456.7, "123,457")],
