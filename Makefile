@@ -38,7 +38,7 @@ demo: $(VENV)/.cpu ## set up, label the bundled shards, end with the path of the
 docs: $(VENV)/.dev ## build the documentation: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: $(VENV)/.dev ## set up, then ruff, mypy and the quick tests: about 5 minutes on two cores
+test: $(VENV)/.dev ## set up, then ruff, mypy and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
