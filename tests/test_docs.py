@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import schemas
+from pipeline.artifacts import schemas, stages
 from pipeline.cli import main as cli
 from pipeline.cli import options
 from pipeline.runtime import config
@@ -63,6 +63,8 @@ def test_every_command_setting_column_and_reason_has_its_place(site):
         if isinstance(schema, pa.Schema):
             assert all(name in files for name in schema.names)
     assert all(reason.value in files for reason in Reason)
+    folders = [stage.folder for stage in stages.chain()]
+    assert all(f"my-run/{folder}/" in files for folder in folders)
 
 
 def text(page: Path) -> str:

@@ -1,7 +1,7 @@
 """mkdocs hook: builds the reference pages from the code when the documentation is built.
 
 commands    the help page of every command
-files       folders, tables and columns, with their comments in `artifacts.py`
+files       folders, tables and columns, with their comments in `artifacts/schemas.py`
 settings    every section and key with unit and default
 """
 
@@ -23,7 +23,7 @@ from pipeline.runtime.reject_reasons import Reason
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = "\n<!-- made by tools/docs_hook.py -->\n"
-TABLES = {  # file -> its schema, and what that is called in artifacts.py
+TABLES = {  # file -> its schema, and what that is called in artifacts/schemas.py
     "labels/{stem}.parquet": (schemas.labels_schema({}), "LABEL"),
     "clusters.parquet": (schemas.CLUSTERS, "CLUSTERS"),
     "embeddings/{stem}.parquet": (schemas.embeddings_schema(512), "embeddings_schema"),
@@ -111,7 +111,8 @@ def files() -> str:
 
 
 def _folders() -> str:
-    named = [n for n in vars(layout.RunPaths).items() if isinstance(n[1], property)]
+    kinds = (property, layout._Below)
+    named = [n for n in vars(layout.RunPaths).items() if isinstance(n[1], kinds)]
     paths = layout.RunPaths("my-run")
     rows = []
     for name, value in named:

@@ -16,8 +16,8 @@ class Space(str, Enum):
 class _Below:
     """A folder directly below the root of a run."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name, self.__doc__ = name, meaning
 
     def __get__(self, paths: "RunPaths", owner: type) -> Folder:
         return paths.folder(self.name)
@@ -29,16 +29,16 @@ class RunPaths:
 
     root: str  # URL or path
 
-    embeddings = _Below("embeddings")  # embed: a part per shard
-    rejects = _Below("rejects")  # embed: the unreadable samples, a part per shard
-    network = _Below("network")  # train
-    clusters = _Below("clusters")  # select_k: the clusters
-    assignments = _Below("assignments")  # select_k: the cluster of each sample, a part per shard
-    captions = _Below("captions")  # caption
-    exclude = _Below("exclude")  # write: the excluded samples, a part per shard that has any
-    labels = _Below("labels")  # write: the result for users, a part per shard
-    labeled = _Below("labeled")  # write: the input shards with labels added
-    report = _Below("report")  # report
+    embeddings = _Below("embeddings", "embed: a part per shard")
+    rejects = _Below("rejects", "embed: the unreadable samples, a part per shard")
+    network = _Below("network", "train")
+    clusters = _Below("clusters", "select_k: the clusters")
+    assignments = _Below("assignments", "select_k: the cluster of each sample, a part per shard")
+    captions = _Below("captions", "caption")
+    exclude = _Below("exclude", "write: the excluded samples, a part per shard that has any")
+    labels = _Below("labels", "write: the result for users, a part per shard")
+    labeled = _Below("labeled", "write: the input shards with labels added")
+    report = _Below("report", "report")
 
     @property
     def top(self) -> Folder:
