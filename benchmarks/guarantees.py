@@ -45,6 +45,7 @@ from pipeline.embed import encode_shard, survey
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.report import run_data
+from pipeline.report import settings as report_settings
 from pipeline.runtime import config
 from pipeline.store import storage, tables
 from pipeline.store.listing import Shard, list_shards
@@ -199,15 +200,16 @@ def _refinish(shards: list[Shard], paths: layout.RunPaths) -> None:
     paths.embeddings.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
     model = cfg["embed"].model
     for name, folder, more in (
-        ("train", paths.network, [train_settings.check(cfg["train"], model)]),
+        ("train", paths.network, [train_settings.read_words(cfg["train"], model)]),
         ("select_k", paths.clusters, []),
-        ("caption", paths.captions, [caption_settings.check(cfg["caption"], model)]),
+        ("caption", paths.captions, [caption_settings.read_vocabulary(cfg["caption"], model)]),
         ("write", paths.labels, []),
     ):
         manifest = {**folder.manifest(), "upstream": last}
         last = config.fingerprint(cfg[name], last, *more)
         folder.finish(last, **{k: v for k, v in manifest.items() if k != "fingerprint"})
-    made_of = config.fingerprint(cfg["report"], run_data.collect(paths).fingerprints)
+    manifests = run_data.collect(paths).manifests
+    made_of = report_settings.expected(cfg["report"], manifests, paths).made_of
     paths.report.finish(made_of, missing_pictures=0)
 
 
