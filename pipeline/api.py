@@ -4,7 +4,8 @@ from pipeline import open_run
 labels = open_run("my-run").labels().to_table(columns=["sample_id", "cluster_id"])
 """
 
-import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from PIL import Image
 
 from pipeline.artifacts import outputs
 from pipeline.artifacts.layout import RunPaths
-from pipeline.runtime.errors import UserError
+from pipeline.runtime import config
+from pipeline.runtime.errors import UserError, user_message
 from pipeline.store import storage, tables
 from pipeline.store.listing import current, list_shards
 from pipeline.store.storage import Folder
@@ -49,7 +51,8 @@ class Run:
 
     def clusters(self) -> pa.Table:
         """One row per cluster, k in all: cluster_id, size (samples), cluster_caption, captions,
-        bits_per_sample, nearest_clusters, typical_samples. Cluster 0 is the largest.
+        caption_shares, bits_per_sample, nearest_clusters, typical_samples. Cluster 0 is the
+        largest, except where `ratecluster assign` took the clusters from another run.
         """
         return tables.read(self.paths.clusters_table)
 
@@ -109,15 +112,21 @@ class Run:
         return ds.dataset(urls, format="parquet", filesystem=fs)
 
 
-def open_run(root: str) -> Run:
+def open_run(root: str | os.PathLike[str]) -> Run:
     """Open a finished run: `root` is a local path, s3://, gs:// or any other URL of fsspec.
 
-    Raises UserError, naming the command to run, where a stage up to `write` has not finished.
+    Raises UserError, naming the command to run, where a stage up to `write` has not finished or
+    was made of other inputs than those that are there now.
     """
-    return Run(root)
+    return Run(os.fspath(root))
 
 
-def run(shards: str, root: str, overwrite: bool = False, **settings: dict[str, Any]) -> Run:
+def run(
+    shards: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    overwrite: bool = False,
+    **settings: Mapping[str, Any],
+) -> Run:
     """Run all stages, as `ratecluster run` does, and open the result. Finished work is skipped.
 
     `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars. Settings are
@@ -127,12 +136,14 @@ def run(shards: str, root: str, overwrite: bool = False, **settings: dict[str, A
     from pipeline.cli import options, run_command
     from pipeline.runtime import cluster
 
-    sets = [
-        f"{section}.{key}={json.dumps(value, ensure_ascii=False)}"
-        for section, values in settings.items()
-        for key, value in values.items()
-    ]
-    sections, paths = options.begin(root, None, sets, None)
-    with cluster.session():
-        run_command.run_all(sections, paths, list_shards(shards), overwrite)
+    _, paths = options.begin(os.fspath(root), None, None, None)
+    sections = config.fill(options.KINDS, settings)
+    try:
+        with cluster.session():
+            listed = list_shards(os.fspath(shards))
+            run_command.run_all(sections, paths, listed, overwrite)
+    except Exception as error:
+        if message := user_message(error):
+            raise UserError(message) from error
+        raise
     return open_run(root)

@@ -103,15 +103,20 @@ def test_a_run_that_has_not_finished(tmp_path):
 
 def test_run_is_the_command(finished_run, tiny_shards, tmp_path):
     root = shutil.copytree(finished_run, tmp_path / "run")
-    settings = {
+    settings: dict[str, dict[str, object]] = {
         "embed": {"batch_size": 16},
         "train": {"steps": 12, "batch_size": 64, "words": 64},
         "select_k": {"k": 3},
     }
-    found = pipeline.run(str(tiny_shards), str(root), **settings)
+    found = pipeline.run(tiny_shards, root, **settings)
     assert found.clusters().num_rows == 3
     with pytest.raises(UserError, match=r"select_k\.clusters"):
-        pipeline.run(str(tiny_shards), str(root), select_k={"clusters": 3})
+        pipeline.run(tiny_shards, root, select_k={"clusters": 3})
+    with pytest.raises(UserError, match="select_k = 3: give the settings"):
+        pipeline.run(tiny_shards, root, select_k=3)  # type: ignore[arg-type]
+    settings["embed"]["model"] = "no-such-model"
+    with pytest.raises(UserError, match="no-such-model"):
+        pipeline.run(tiny_shards, tmp_path / "other", **settings)
 
 
 def test_the_page_does_what_it_says(finished_run, tiny_shards, tmp_path, monkeypatch):

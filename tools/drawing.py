@@ -105,7 +105,7 @@ def coding_length(axes: Axes, ink: Ink, curve: pa.Table, chosen: dict[str, Any])
         color=ink.flat,
         alpha=0.16,
         linewidth=0,
-        label=f"as good, to 0.5 %: {chosen['flat_from']:,} – {chosen['flat_to']:,}",
+        label=f"within 0.5 % of the fewest bits: {chosen['flat_from']:,} – {chosen['flat_to']:,}",
     )
     axes.fill_between(k, low, high, color=ink.lines[0], alpha=0.25, linewidth=0)
     axes.plot(k, bits, color=ink.lines[0], linewidth=1.6, marker="o" if len(k) < 40 else "", ms=3)

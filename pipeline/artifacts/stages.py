@@ -23,6 +23,7 @@ class Stage:
     package: str
     folder: str  # below the root; holds its manifest.json, which is written last
     files: tuple[str, ...] = ()  # of the folder
+    folders: tuple[str, ...] = ()  # of the folder, with files of which there may be none
     parts: Mapping[str, str] = field(default_factory=dict)  # folder -> suffix; a file per shard
     facts: tuple[str, ...] = ()  # keys that the manifest must have; none: verify does not read it
     unit: str = ""  # what a rerun resumes from: parts, steps
@@ -95,6 +96,7 @@ STAGES = (
         package="pipeline.report",
         folder="report",
         files=("index.html",),
+        folders=("galleries",),
     ),
 )
 

@@ -4,7 +4,6 @@ Exit code 0: finished. 1: failed or interrupted. 2: a mistake of the user.
 """
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,12 +14,11 @@ from pipeline.cli import commands
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import KINDS
 from pipeline.runtime import console, redaction
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import find_cause, user_message
 from pipeline.runtime.reject_reasons import printable
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # what typer returns after a KeyboardInterrupt
-USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
 app = App(KINDS, help=commands.ABOUT)
 commands.add(app)
@@ -48,11 +46,9 @@ def _fail(error: Exception) -> int:
     if usage := getattr(error, "format_message", None):  # click's, of which typer has its own copy
         command = getattr(getattr(error, "ctx", None), "command_path", "ratecluster")
         return _exit(f"{usage().rstrip('.')}; see {command} --help", 2)
+    if message := user_message(error):
+        return _exit(message, 2)
     cause = find_cause(error)
-    if type(cause) is UserError:
-        return _exit(str(cause), 2)
-    if messages := USER_ERROR.findall(f"{error}\n{cause}"):  # Ray keeps an actor's error as text
-        return _exit(messages[-1], 2)
     if not _is_raised_here(cause):
         log.error("ratecluster failed", exc_info=error)
     reason = (str(cause).strip() or "no reason given").splitlines()[-1]
@@ -66,13 +62,6 @@ def _is_raised_here(error: BaseException) -> bool:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     return type(error) is RuntimeError and module.startswith("pipeline.")
-
-
-def find_cause(error: BaseException) -> BaseException:
-    """The error that a task or a worker raised, inside the errors that Ray wraps around it."""
-    failures = getattr(error, "worker_failures", None)  # of Ray Train, by rank
-    inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
-    return find_cause(inner) if isinstance(inner, BaseException) and inner is not error else error
 
 
 def _exit(message: str, code: int) -> int:

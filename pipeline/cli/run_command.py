@@ -21,7 +21,7 @@ from pipeline.runtime import console
 from pipeline.runtime.config import Sections
 from pipeline.runtime.reject_reasons import printable
 from pipeline.store.listing import Shard, list_shards
-from pipeline.store.storage import MANIFEST
+from pipeline.store.storage import MANIFEST, DamagedError
 
 log = logging.getLogger(__name__)
 LARGEST = 10  # clusters in the summary
@@ -99,16 +99,22 @@ def _all_done(
     asked: list[Stage], sections: Sections, shards: list[Shard], paths: layout.RunPaths
 ) -> bool:
     """Whether no stage has work left, or files of an interruption to remove; needs no torch."""
+    from pipeline.embed import survey
     from pipeline.ops import status
 
     query = status.StatusQuery(sections, shards, as_made=False)
-    rows = status.collect(query, paths)
+    try:
+        if not survey.if_done(sections["embed"], shards, paths):
+            return False
+        rows = status.collect(query, paths)
+    except DamagedError:  # the stage that reads the file decides what to do
+        return False
     done = {row.stage for row in rows if (row.state, row.rerun) == ("done", "nothing")}
     return all(
         stage.name in done
         and (
             stage.folder in stage.parts
-            or paths.folder(stage.folder).names() <= {*stage.files, MANIFEST}
+            or paths.folder(stage.folder).names() <= {*stage.files, *stage.folders, MANIFEST}
         )
         for stage in asked
     )

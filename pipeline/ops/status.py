@@ -83,8 +83,10 @@ def _row(
             made[stage.folder] = before
         return row
     settings = query.settings(stage.name, (before or {}).get("config"))
-    if stage.asked_by and not before and not getattr(settings, stage.asked_by):
-        return None
+    if stage.asked_by and not getattr(settings, stage.asked_by):
+        if not before:
+            return None
+        settings = config.as_made(settings, before["config"])  # `run` leaves its result as it is
     if len(made) < len(rows) and not stage.facts:
         return None
     try:

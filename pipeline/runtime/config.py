@@ -42,6 +42,14 @@ def load(kinds: Mapping[str, type], path: str | None, overrides: Sequence[str] =
     for text in overrides:
         section, key, value = _split(text, kinds)
         tables.setdefault(section, {})[key] = value
+    return fill(kinds, tables)
+
+
+def fill(kinds: Mapping[str, type], tables: Mapping[str, Any]) -> Sections:
+    """Fill each stage's Config from a mapping of its settings. Raises UserError as `load` does."""
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise UserError(f"{name} = {table!r}: give the settings of [{name}] by their names")
     if unknown := tables.keys() - kinds.keys():
         name = min(unknown)
         raise UserError(f"unknown section [{name}]{_nearest(name, kinds)}")
@@ -139,7 +147,7 @@ def _cast(value: Any, kind: Any, name: str) -> Any:
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        values = value if isinstance(value, list) else [value]
+        values = value if isinstance(value, list | tuple) else [value]
         return tuple(_cast(v, item, name) for v in values)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
