@@ -1,6 +1,6 @@
-"""Which of the networks of a training to keep, chosen without labels.
+"""Which candidate to keep, chosen without labels: by the clusters that it would deliver.
 
-N samples, m of them used, D input dimensions, q neighbours.
+N samples, m of them used, D input dimensions, q neighbours, B bootstraps.
 """
 
 import math
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from pipeline.mcr2 import spectral
+from pipeline.mcr2 import assignment, choose_k, coding_rate, cut, spectral
 from pipeline.mcr2.network import Network
 
-FIRST_STEP = 10  # of the first validation after the start; the next ones at twice the step
-CLUSTERS = (8, 16, 32, 64, 128)  # k of the k-means runs that a validation averages over
-MEMBERS = 20  # least samples per cluster, on average
-RESTARTS = 2  # of each k-means
-NEIGHBOURS = 20  # of each sample
-SAMPLES = 10_000  # most samples that a validation uses
+FIRST_STEP = 20  # of the first validation after the start; the next ones at twice the step
+AROUND = (1 / 1.5, 1.0, 1.5)  # the ks that are cut, over the k of the start
+SAMPLES = 5_000  # most samples that a validation uses
+BOOTSTRAPS = 20
+SURE = 0.05  # quantile, over bootstraps, of the gain of a candidate that must be positive
+PATIENCE = 2  # validations in a row without a gain after which training stops
+LEAVES = 128  # most small groups for the choice of k
+EPS_SQ = 0.1  # ε² for the choice of k
 
 
 def validation_steps(steps: int) -> set[int]:
@@ -28,34 +29,71 @@ def validation_steps(steps: int) -> set[int]:
     return {0, steps, *(FIRST_STEP * 2**i for i in doublings)}
 
 
+def better(scores: np.ndarray, than: np.ndarray) -> bool:
+    """Whether a candidate of `scores` (B,) is surely better than the one of `than` (B,)."""
+    return bool(np.quantile(scores - than, SURE) > 0)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    k_min: int
+    k_max: int
+    leaves: int
+    eps_sq: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class Validator:
-    """Whether neighbouring samples fall into the same clusters.
+    """Compares networks by the clusters that `cut.cut` would deliver from their features.
 
-    The score is the mean, over several k, of the mutual information between the k-means clusters of
-    Z and those of the neighbours in the network's input (`spectral.information`). Rate reduction
-    needs it. If the features are subspaces, training finds them only after many steps. If the
-    encoder is good, training helps at first and later separates similar samples.
+    The score is the information between the clusters of samples and those of their neighbours
+    (`spectral.information`) in one fixed graph, that of the input views, over bootstraps of the
+    samples; the mean over three ks, around the k that coding length chooses at the start. So
+    rate reduction is kept only where its clusters follow the neighbours better: on features that
+    are subspaces it is; on features of a strong encoder it often is not.
     """
 
     x: Tensor  # (m, D)
     neighbours: Tensor  # (m, q), in the views of x
+    counts: np.ndarray  # (B, m): how often each bootstrap has each sample
+    ks: tuple[int, ...]
     seed: int
 
     @classmethod
     def of(cls, network: Network, x: Tensor, seed: int) -> "Validator":
         """A validator of all networks that see the samples x (N, D) as this one does."""
-        kept = np.random.default_rng(seed).permutation(len(x))[:SAMPLES]
+        generator = np.random.default_rng(seed)
+        kept = generator.permutation(len(x))[:SAMPLES]
         x = x[torch.from_numpy(np.sort(kept))].float().to(network.mean.device)
-        views = normalize(torch.cat([network.views(block) for block in x.split(4096)]), dim=1)
-        q = min(NEIGHBOURS, len(x) - 1)
-        return cls(x, spectral.neighbours(views.cpu(), q)[1], seed)
+        views = torch.cat([network.views(block) for block in x.split(4096)])
+        views = torch.nn.functional.normalize(views - views.mean(0), dim=1)
+        counts = generator.multinomial(len(x), np.full(len(x), 1 / len(x)), size=BOOTSTRAPS)
+        k = _choose_k(_features(network, x), seed)
+        ks = tuple(sorted({min(max(2, round(k * around)), len(x) // 2) for around in AROUND}))
+        return cls(x, cut.neighbours(views.cpu()), counts, ks, seed)
 
-    def score(self, network: Network) -> float:
-        """Mean information of the network's clusters, in nats."""
-        was_training = network.training
-        z = network.eval().features(self.x).cpu().numpy()
-        network.train(was_training)
-        ks = [k for k in CLUSTERS if k <= len(z) // MEMBERS] or [2]
-        labels = (spectral.kmeans(z, k, RESTARTS, self.seed) for k in ks)
-        return float(np.mean([spectral.information(found, self.neighbours) for found in labels]))
+    def score(self, network: Network) -> np.ndarray:
+        """Information of the network's clusters in nats, (B,), the mean over the ks."""
+        z = _features(network, self.x)
+        index, scores = cut.neighbours(z), np.zeros(len(self.counts))
+        for k in self.ks:
+            labels = cut.cut(z, k, self.seed, index).nearest(z).numpy()
+            scores += [spectral.information(labels, self.neighbours, c) for c in self.counts]
+        return scores / len(self.ks)
+
+
+def _features(network: Network, x: Tensor) -> Tensor:
+    was_training = network.training
+    z = network.eval().features(x).cpu()
+    network.train(was_training)
+    return z
+
+
+def _choose_k(z: Tensor, seed: int) -> int:
+    """The k of coding length on samples z (m, d) alone."""
+    leaves = max(2, min(LEAVES, len(z) // 4))
+    limits = _Limits(2, max(2, leaves // 2), leaves, EPS_SQ, seed)
+    table = choose_k.over_segment(z, limits)
+    stats = coding_rate.statistics(z, assignment.nearest(z, table), len(table))
+    return choose_k.choose_k(z, table, stats, limits).k

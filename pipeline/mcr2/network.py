@@ -1,12 +1,12 @@
 """The network that MCR² trains. It starts at the principal components of the embeddings.
 
 CPP [Chu et al. 2024, section 4] trains a random network with two heads. This one has one head. Its
-input is the centred embeddings and their expected words. It starts as their principal components
-plus a residual of zero. n samples, D input dimensions, V words, h hidden, d features.
+input is the centred embeddings of one or more encoders, and the expected words of the first. It
+starts as their principal components plus a residual of zero. n samples, D input dimensions, V
+words, h hidden, d features.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,19 +90,27 @@ class Words(nn.Module):
 
 
 class Network(nn.Module):
-    """z = normalize(project(v) + residual(v)) of the centred views v of x, with `words` words."""
+    """z = normalize(project(v) + residual(v)) of the centred, weighted views v of x.
+
+    The views are the embeddings of each encoder, D = sum(input_dims) in all, and, after the first,
+    the expected words of the first encoder if `words` > 0.
+    """
 
     centres: Tensor
+    weights: Tensor
     mean: Tensor
 
-    def __init__(self, input_dim: int, hidden_dim: int, feature_dim: int, words: int = 0) -> None:
+    def __init__(
+        self, input_dims: Sequence[int], hidden_dim: int, feature_dim: int, words: int = 0
+    ) -> None:
         super().__init__()
-        self.shape = {"input_dim": input_dim, "hidden_dim": hidden_dim}
+        self.shape = {"input_dims": list(input_dims), "hidden_dim": hidden_dim}
         self.shape |= {"feature_dim": feature_dim, "words": words}  # the arguments, by name
-        views = 2 if words else 1
-        width = views * input_dim
-        self.words = Words(words, input_dim)
-        self.register_buffer("centres", torch.zeros(views, input_dim))
+        self.dims = [input_dims[0], *([input_dims[0]] if words else []), *input_dims[1:]]
+        width = sum(self.dims)
+        self.words = Words(words, input_dims[0])
+        self.register_buffer("centres", torch.zeros(width))
+        self.register_buffer("weights", torch.ones(len(self.dims)))
         self.register_buffer("mean", torch.zeros(width))
         self.project = nn.Linear(width, feature_dim, bias=False)
         self.residual = nn.Sequential(
@@ -117,14 +125,19 @@ class Network(nn.Module):
         nn.init.zeros_(last.bias)
 
     @torch.no_grad()
-    def start(self, x: Tensor, words: Tensor, scale: float) -> None:
-        """Set the weights to the means and principal components of the samples x (N, D).
+    def centre(self, x: Tensor, words: Tensor, scale: float) -> None:
+        """Set the words, and the centres of the views, from the samples x (N, D).
 
-        `words` (V, D) are unit rows, `scale` is the encoder's logit scale.
+        `words` (V, D1) are unit rows, `scale` is the logit scale of the first encoder.
         """
         self.words.begin(words, scale)
-        sums = [torch.stack(self._raw(block)).sum(1, dtype=torch.float64) for block in _blocks(x)]
+        sums = [torch.cat(self._raw(block), 1).sum(0, dtype=torch.float64) for block in _blocks(x)]
         self.centres.copy_(torch.stack(sums).sum(0) / len(x))
+
+    @torch.no_grad()
+    def start(self, x: Tensor, weights: Sequence[float]) -> None:
+        """Set the weights of the views, and the principal components of the samples x (N, D)."""
+        self.weights.copy_(torch.tensor(weights))
         total = torch.zeros_like(self.mean, dtype=torch.float64)
         outer = torch.outer(total, total)
         for block in _blocks(x):
@@ -139,16 +152,21 @@ class Network(nn.Module):
         self.project.weight.zero_()[: len(components)] = components * peaks.sign()
 
     def _raw(self, x: Tensor) -> list[Tensor]:
-        return [x, self.words(x)] if len(self.centres) > 1 else [x]
+        first, *more = x.split(self.shape["input_dims"], dim=1)
+        return [first, *([self.words(first)] if self.shape["words"] else []), *more]
 
-    def views(self, x: Tensor) -> Tensor:
-        """(n, D) -> (n, width): each view minus its centre, normalised.
+    def each_view(self, x: Tensor) -> list[Tensor]:
+        """(n, D) -> each view (n, its dimensions): minus its centre, normalised.
 
         The embeddings of a CLIP model lie in a narrow cone. Centring spreads them.
         """
-        raw = zip(self._raw(x), self.centres, strict=True)
-        views = [normalize(view - centre, dim=1) for view, centre in raw]
-        return torch.cat(views, dim=1) / math.sqrt(len(views))
+        pairs = zip(self._raw(x), self.centres.split(self.dims), strict=True)
+        return [normalize(view - centre, dim=1) for view, centre in pairs]
+
+    def views(self, x: Tensor) -> Tensor:
+        """(n, D) -> (n, width): the views times their weights, side by side, unit rows."""
+        views = [view * w for view, w in zip(self.each_view(x), self.weights, strict=True)]
+        return torch.cat(views, dim=1) / self.weights.norm()
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, D) -> features Z (n, d) with unit rows."""

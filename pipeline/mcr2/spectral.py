@@ -16,35 +16,50 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 BLOCK_ROWS = 2048  # rows of similarities computed together: memory is m × this, not m²
-SMOOTHING = 4  # steps of the filter of `smooth`
-RESTARTS = 10  # of k-means, of which `partition` keeps one
+SMOOTHING = 8  # steps of the filter of `smooth`
+RUNS, LEAST_RUNS, MOST_RUNS = 300, 3, 30  # of k-means, over k: see `restarts`
+REFINEMENTS = 40  # most steps of `refine`
+SETTLED = 0.001  # share of the rows that move in a step of `refine` that is the last
+LEAST_SHARE = 1e-9  # of the pairs, below which two clusters count as never neighbours
 DENSE_ROWS = 1000  # up to here a dense eigendecomposition is fast, and safe for any `components`
 PART_ITERATIONS = 50  # of k-means into parts of clusters
 
 
-def neighbours(Z: Tensor, q: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities and indices of the q nearest other rows, both (m, q); Z has unit rows."""
+def neighbours(Z: Tensor, q: int) -> Tensor:
+    """Indices of the q rows of largest cosine to each row, (m, q); Z (m, d) has unit rows."""
     found = []
     for start in range(0, len(Z), BLOCK_ROWS):
         similarity = Z[start : start + BLOCK_ROWS] @ Z.T
         rows = torch.arange(len(similarity))
         similarity[rows, rows + start] = -2  # not itself
-        found.append(similarity.topk(q, dim=1))
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        found.append(similarity.topk(q, dim=1).indices)
+    return torch.cat(found)
 
 
-def affinity(Z: Tensor, q: int, eta: float) -> sp.csr_matrix:
-    """Symmetric graph of the q nearest neighbours, weights exp((cos − 1)/η), (m, m) sparse."""
-    return build_graph(*neighbours(Z, q), eta)
+def pairs(index: Tensor) -> sp.csr_matrix:
+    """How often each row is a neighbour of each other, in either direction: (m, m), 0 to 2."""
+    directed = _adjacency(index)
+    return (directed + directed.T).tocsr()
 
 
-def build_graph(similarity: Tensor, index: Tensor, eta: float) -> sp.csr_matrix:
-    """`affinity` from the results of `neighbours`, both (m, q)."""
+def shared_neighbours(index: Tensor) -> sp.csr_matrix:
+    """Symmetric graph (m, m) of neighbours: Jaccard similarity of the two rows' neighbour lists.
+
+    Every list (q of `neighbours`) also has the row itself. Shared neighbours [Jarvis, Patrick 1973]
+    depend on ranks only: unlike a kernel of the distance, they need no bandwidth.
+    """
     m, q = index.shape
-    weights = torch.exp((similarity.double() - 1) / eta).numpy().ravel()
-    rows = np.repeat(np.arange(m), q)
-    graph = sp.csr_matrix((weights, (rows, index.numpy().ravel())), shape=(m, m))
-    return graph.maximum(graph.T).tocsr()
+    directed = _adjacency(index)
+    lists = directed + sp.identity(m, format="csr")
+    graph = (lists @ lists.T).multiply(directed.maximum(directed.T)).tocsr()
+    graph.data = graph.data / (2 * (q + 1) - graph.data)
+    return graph
+
+
+def _adjacency(index: Tensor) -> sp.csr_matrix:
+    m, q = index.shape
+    starts = np.arange(m + 1) * q
+    return sp.csr_matrix((np.ones(m * q), index.numpy().ravel(), starts), shape=(m, m))
 
 
 def embedding(graph: sp.csr_matrix, components: int, seed: int) -> np.ndarray:
@@ -99,26 +114,27 @@ def kmeans(rows: np.ndarray, k: int, restarts: int, seed: int, iterations: int =
         return np.asarray(fit.fit_predict(rows), dtype=np.int64)
 
 
-def information(labels: np.ndarray, index: Tensor) -> float:
+def information(labels: np.ndarray, index: Tensor, counts: np.ndarray | None = None) -> float:
     """I(cluster of a sample; cluster of its neighbour), nats: how well labels follow the graph.
 
-    labels (m,) from 0, index (m, q) from `neighbours`. It is 0 for labels that ignore the graph,
-    and the entropy of the labels if all neighbours share their cluster. So it rewards even clusters
-    and pure neighbourhoods, without ground truth. Neighbour-pair clustering maximises it: Adaloglou
-    et al., "Exploring the limits of deep image clustering using pretrained models" (TEMI), BMVC
-    2023.
+    labels (m,) from 0, index (m, q) from `neighbours`, counts (m,) how often each sample counts
+    (None: once). It is 0 for labels that ignore the graph, and the entropy of the labels if all
+    neighbours share their cluster. So it rewards even clusters and pure neighbourhoods, without
+    ground truth. Neighbour-pair clustering maximises it: Adaloglou et al., "Exploring the limits of
+    deep image clustering using pretrained models" (TEMI), BMVC 2023.
     """
-    k = int(labels.max()) + 1
-    own = np.repeat(labels.astype(np.int64), index.shape[1])
-    pairs = np.bincount(own * k + labels[index.numpy().ravel()], minlength=k * k).reshape(k, k)
-    joint = (pairs + pairs.T) / (2 * len(own))
+    k, q = int(labels.max()) + 1, index.shape[1]
+    cells = np.repeat(labels.astype(np.int64), q) * k + labels[index.numpy().ravel()]
+    weights = np.repeat(counts, q) if counts is not None else None
+    found = np.bincount(cells, weights, minlength=k * k).reshape(k, k)
+    joint = (found + found.T) / (2 * found.sum())
     marginal = joint.sum(axis=0)
-    found = joint > 0
-    return float((joint[found] * np.log(joint[found] / np.outer(marginal, marginal)[found])).sum())
+    some = joint > 0
+    return float((joint[some] * np.log(joint[some] / np.outer(marginal, marginal)[some])).sum())
 
 
 def smooth(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
-    """Features Z (m, d) smoothed along the graph, centred, with unit rows: (m, d).
+    """Features Z (m, d) smoothed along the graph, centred, with unit rows: (m, d) float32.
 
     Each of SMOOTHING steps moves a row half-way to the weighted mean of its neighbours.
     """
@@ -128,24 +144,50 @@ def smooth(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
     for _ in range(SMOOTHING):
         rows = (rows + walk @ rows) / 2
     rows = rows - rows.mean(axis=0)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.finfo(float).tiny), np.float32)
 
 
-def partition(
-    rows: np.ndarray, index: Tensor, k: int, seed: int, begin: np.ndarray | None = None
-) -> np.ndarray:
+def partition(rows: np.ndarray, index: Tensor, k: int, seed: int) -> np.ndarray:
     """k clusters of rows (m, c), from `smooth` or `embedding`: labels (m,) from 0.
 
-    Of RESTARTS runs of k-means, and one from the means of the clusters `begin` (m,), the run of
-    most `information`. index (m, q) is from `neighbours`.
+    The best of `restarts(k)` runs of k-means, by its own objective, then `refine`. index (m, q) is
+    from `neighbours`.
     """
-    rows = rows.astype(np.float32)
-    fits = [kmeans(rows, k, 1, seed + restart) for restart in range(RESTARTS)]
-    if begin is not None and begin.max() + 1 == k:
-        means = np.stack([rows[begin == cluster].mean(axis=0) for cluster in range(k)])
-        fits.append(KMeans(n_clusters=k, init=means, n_init=1).fit_predict(rows).astype(np.int64))
-    best = max(fits, key=lambda labels: information(labels, index))
-    return np.unique(best, return_inverse=True)[1].ravel()  # fewer where rows coincide
+    found = refine(kmeans(rows, k, restarts(k), seed), index)
+    return np.unique(found, return_inverse=True)[1].ravel()  # fewer where rows coincide
+
+
+def restarts(k: int) -> int:
+    """Runs of k-means for k clusters: single runs differ most where there are few clusters."""
+    return int(np.clip(RUNS // k, LEAST_RUNS, MOST_RUNS))
+
+
+def refine(labels: np.ndarray, index: Tensor) -> np.ndarray:
+    """Labels (m,) moved to a local maximum of `information` in the neighbours index (m, q).
+
+    A step finds for every row the cluster to which a move raises the information most, to first
+    order, and moves about half of the rows that want to: if all moved, neighbours would swap. This
+    is the objective of TEMI [Adaloglou et al. 2023] without a network.
+    """
+    graph, m, k = pairs(index), len(labels), int(labels.max()) + 1
+    generator, best = np.random.default_rng(0), information(labels, index)
+    found = labels
+    for _ in range(REFINEMENTS):
+        members = sp.csr_matrix((np.ones(m), labels, np.arange(m + 1)), shape=(m, k))
+        votes = (graph @ members).toarray()  # neighbours of each row in each cluster
+        joint = members.T @ votes
+        joint = joint / joint.sum()
+        marginal = np.maximum(joint.sum(axis=0), np.finfo(float).tiny)
+        gains = np.log(np.maximum(joint, LEAST_SHARE) / np.outer(marginal, marginal))
+        wanted = (votes @ gains.T).argmax(axis=1)
+        moved = (wanted != labels) & (generator.random(m) < 0.5)
+        labels = np.where(moved, wanted, labels)
+        if (value := information(labels, index)) > best:
+            best, found = value, labels
+        if moved.mean() < SETTLED:
+            break
+    return found
 
 
 def split_clusters(Z: Tensor, labels: np.ndarray, each: int, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ writes  clusters/      curve, tree, prototypes and exemplars (.parquet); manifes
 1. The landmarks are over-segmented into small groups, the leaves (`choose_k.over_segment`).
 2. A pass over all parts sums the statistics of each leaf. Merging the leaves by coding length gives
    the bits of every k (`choose_k.choose_k`).
-3. The landmarks are cut into k clusters (`choose_k.cut`). A second pass assigns all samples.
+3. The landmarks are cut into k clusters (`cut.cut`). A second pass assigns all samples.
 
 clusters/unfinished-* keeps what an interrupted run has decided and summed, until the stage is done.
 """
@@ -23,28 +23,42 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import layout, outputs, schemas
-from pipeline.mcr2 import coding_rate, tree
+from pipeline.mcr2 import choose_k, coding_rate, cut, tree
 from pipeline.mcr2.assignment import Prototypes
+from pipeline.mcr2.choose_k import Choice
 from pipeline.mcr2.network import Network
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime import config, console
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import Assigner, load_network
-from pipeline.select_k.choose_k import Choice, choose_k, cut, over_segment
 from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
 from pipeline.select_k.settings import Config, expected, fit_settings
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
 
 log = logging.getLogger(__name__)
+CURVES = ("bits", "bands")  # of a Choice; the rest are numbers
 
 
 def _choose(
     z: Tensor, fit: Config, parts: Parts, network: Network, progress: StageProgress
 ) -> Choice:
     """Steps 1 and 2; the statistics are freed before the second pass."""
-    leaves, stats = all_statistics(parts, network, lambda: over_segment(z, fit), progress)
-    return choose_k(z, leaves, stats, fit)
+    leaves, stats = all_statistics(parts, network, lambda: choose_k.over_segment(z, fit), progress)
+    choice = choose_k.choose_k(z, leaves, stats, fit)
+    return replace(choice, k=fit.k) if fit.k else choice
+
+
+def _cut(z: Tensor, k: int, seed: int) -> Prototypes:
+    try:
+        return cut.cut(z, k, seed)
+    except ValueError:
+        found = len(z.unique(dim=0))
+        raise UserError(
+            f"select_k.k = {k}, but the landmarks have only {found} different features: give a "
+            "smaller k"
+        ) from None
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
@@ -69,7 +83,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
             progress.advance(len(stems))
         else:
             choice = _choose(z, fit, parts, network, progress)
-            prototypes = cut(z, choice.k, fit)
+            prototypes = _cut(z, choice.k, fit.seed)
             decided.save(_as_arrays(choice, prototypes))
         assigner = Assigner(network, prototypes, made_of)
         count, total, gram = assign_all(parts, assigner, progress)
@@ -87,7 +101,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     _write_clusters(choice, prototypes, merges, paths)
     cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
     choice = replace(choice, k=prototypes.k)
-    facts = {key: value for key, value in vars(choice).items() if key != "curve"}
+    facts = {key: value for key, value in vars(choice).items() if key not in CURVES}
     paths.assignments.sweep()
     paths.clusters.finish(
         made_of,
@@ -98,7 +112,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         cluster_bits=cluster_bits.tolist(),
         share_eta=prototypes.eta,
         bits=float((cluster_bits + coding_rate.name_bits(count, count.sum())).sum()),
-        bits_of_one=choice.curve["bits"][0].as_py(),
+        bits_of_one=float(choice.bits[0]),
         seconds=round(progress.seconds, 2),
         **facts,
     )
@@ -114,18 +128,16 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
 
 def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:
     """The choice and the prototypes as arrays, for `PartialResult`."""
-    facts = {name: np.int64(value) for name, value in vars(choice).items() if name != "curve"}
-    curve = {f"curve.{name}": choice.curve[name].to_numpy() for name in schemas.CURVE.names}
+    facts = {name: np.asarray(value) for name, value in vars(choice).items()}
     where = {"table": prototypes.table.numpy(), "cluster_of": prototypes.cluster_of.numpy()}
-    return {**facts, **curve, **where, "eta": np.float64(prototypes.eta)}
+    return {**facts, **where, "eta": np.float64(prototypes.eta)}
 
 
 def _from_arrays(found: Arrays) -> tuple[Choice, Prototypes]:
-    columns = {name: found[f"curve.{name}"] for name in schemas.CURVE.names}
-    curve = pa.table(columns, schema=schemas.CURVE)
-    facts = {f.name: int(found[f.name]) for f in fields(Choice) if f.name != "curve"}
+    names = [f.name for f in fields(Choice)]
+    facts: Any = {n: found[n] if n in CURVES else int(found[n]) for n in names}
     table, cluster_of = (torch.from_numpy(found[name]) for name in ("table", "cluster_of"))
-    return Choice(**facts, curve=curve), Prototypes(table, cluster_of, float(found["eta"]))
+    return Choice(**facts), Prototypes(table, cluster_of, float(found["eta"]))
 
 
 def _write_clusters(
@@ -134,7 +146,10 @@ def _write_clusters(
     merges: list[tree.Merge],
     paths: layout.RunPaths,
 ) -> None:
-    tables.write(paths.clusters.file("curve.parquet"), choice.curve)
+    ks = np.arange(1, len(choice.bits) + 1)
+    columns = dict(zip(schemas.CURVE.names, (ks, choice.bits, *choice.bands), strict=True))
+    curve = pa.table(columns, schema=schemas.CURVE)
+    tables.write(paths.clusters.file("curve.parquet"), curve)
     rows = [{"k": prototypes.k - step - 1, **vars(merge)} for step, merge in enumerate(merges)]
     merged = pa.Table.from_pylist(rows, schema=schemas.TREE)
     tables.write(paths.clusters.file("tree.parquet"), merged)

@@ -7,16 +7,18 @@ dimensions, n samples in a global batch, W workers.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.mcr2 import coding_rate, objective
+from pipeline.mcr2 import coding_rate, objective, views
 from pipeline.mcr2.collectives import Collectives
-from pipeline.mcr2.model_selection import Validator, validation_steps
+from pipeline.mcr2.model_selection import BOOTSTRAPS, PATIENCE, Validator, validation_steps
 from pipeline.mcr2.network import Network, Words
+from pipeline.mcr2.views import View
+from pipeline.runtime.errors import UserError
 from pipeline.train.sampling import Share
 from pipeline.train.settings import SEEN, Config, shared_samples
 from pipeline.train.state import State
@@ -59,19 +61,49 @@ def _generator(*seeds: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
-def new_network(cfg: Config, x: Tensor, words: Tensor, scale: float) -> Network:
-    """The network before training on the samples x (N, D); the same for the same seed.
+def new_network(
+    cfg: Config, x: Tensor, words: Tensor, scale: float, dims: Sequence[int] = ()
+) -> tuple[Network, list[View]]:
+    """The network before training on the samples x (N, D), and its views; fixed by the seed.
 
-    It keeps `cfg.words` of the words (V, D), unit rows: those of largest mean probability in the
-    sample, by the encoder's logit `scale`.
+    `dims` are the dimensions of each encoder in x; (): of one. The network has the `cfg.words` of
+    the words (V, D1), unit rows, of largest mean probability in the sample, by the first encoder's
+    logit `scale`; it has none if the view of the words has the weight 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
+        dims = dims or (x.shape[1],)
         if len(words) > cfg.words:
-            words = words[_likeliest_words(x, words, scale, cfg.words)]
-        network = Network(x.shape[1], min(MOST_HIDDEN, 4 * x.shape[1]), cfg.feature_dim, len(words))
-        network.start(x, words, scale)
+            words = words[_likeliest_words(x[:, : dims[0]], words, scale, cfg.words)]
+        some = x[torch.randperm(len(x))[: views.SAMPLES].sort().values].float()
+        network = _centred(cfg, x, words, scale, dims)
+        names = ["images", *(["words"] if len(words) else [])]
+        names += [f"encoder {number}" for number in range(2, len(dims) + 1)]
+        found = _weigh(cfg, dict(zip(names, network.each_view(some), strict=True)))
+        if any(view.name == "words" and not view.weight for view in found):
+            network = _centred(cfg, x, words[:0], scale, dims)
+        network.start(x, [v.weight for v in found if v.weight or v.name != "words"])
+    return network, found
+
+
+def _centred(cfg: Config, x: Tensor, words: Tensor, scale: float, dims: Sequence[int]) -> Network:
+    network = Network(dims, min(MOST_HIDDEN, 4 * x.shape[1]), cfg.feature_dim, len(words))
+    network.centre(x, words, scale)
     return network
+
+
+def _weigh(cfg: Config, rows: dict[str, Tensor]) -> list[View]:
+    """The views by name (m, d), and their weights: the given ones, or by agreement."""
+    agreements = views.agreements(list(rows.values()), cfg.seed)
+    weights = [views.weight(agreement) for agreement in agreements]
+    if cfg.view_weights:
+        if len(cfg.view_weights) != len(rows):
+            raise UserError(
+                f"train.view_weights has {len(cfg.view_weights)} numbers: give one for each of "
+                f"the {len(rows)} views: {', '.join(rows)}"
+            )
+        weights = list(cfg.view_weights)
+    return [View(*facts) for facts in zip(rows, agreements, weights, strict=True)]
 
 
 def _likeliest_words(x: Tensor, words: Tensor, scale: float, most: int) -> Tensor:
@@ -120,12 +152,16 @@ def fit(
         assert isinstance(x, Tensor)
         seen = x
     validator = Validator.of(network, seen, cfg.seed) if workers.rank == 0 else None
-    good = state.snapshot()
+    good, validated = state.snapshot(), validation_steps(cfg.steps)
+    if cfg.recipe == "mcr2" and cfg.steps:
+        validated.remove(0)
     while True:
-        if state.step in validation_steps(cfg.steps) and not state.validated():
-            state.record_validation(validator.score(network) if validator else 0.0)
+        if state.step in validated and not state.validated():
+            scores = validator.score(network) if validator else np.zeros(BOOTSTRAPS)
+            state.record_validation(workers.mean(torch.from_numpy(scores)).numpy() * workers.size)
             good = state.snapshot()
-        if state.step >= cfg.steps:
+        losing = state.losing() if cfg.recipe == "auto" else 0
+        if state.step >= cfg.steps or losing >= PATIENCE:
             return
         failure = _step(cfg, x, state, workers)
         if failure:

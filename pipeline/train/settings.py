@@ -9,6 +9,7 @@ from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
 from pipeline.vision import vocabulary
 
+RECIPES = ("auto", "none", "mcr2")
 SEEN = 16_384  # least number of samples that all workers have; smaller samples they have whole
 
 
@@ -16,6 +17,16 @@ SEEN = 16_384  # least number of samples that all workers have; smaller samples 
 class Config:
     """How the network is trained. 0 means a fitted value where the help says "fit"."""
 
+    recipe: str = setting(
+        "auto",
+        "none: the input views alone; mcr2: rate reduction, begun at the views; auto: whichever of "
+        "them delivers the better clusters",
+    )
+    view_weights: tuple[float, ...] = setting(
+        (),
+        "weights of the views: images, words (unless train.words = 0), each of embed.also; "
+        "default: by their agreement with the images",
+    )
     words: int = setting(
         4096, "words compared with each image: the most probable ones of the sample; 0: none"
     )
@@ -42,6 +53,10 @@ class Config:
     checkpoint_steps: int = setting(200, "steps between checkpoints", operational=True)
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise UserError(f"train.recipe = {self.recipe!r}: choose one of {', '.join(RECIPES)}")
+        if any(weight < 0 for weight in self.view_weights):
+            raise UserError(f"train.view_weights = {list(self.view_weights)}: give 0 or more")
         positive = ("learning_rate", "eps_sq", "eta", "max_samples", "workers")
         for name in (*positive, "checkpoint_steps"):
             if getattr(self, name) <= 0:
@@ -73,6 +88,7 @@ def fit_settings(cfg: Config, samples: int) -> Config:
     return replace(
         cfg,
         batch_size=batch,
+        steps=0 if cfg.recipe == "none" else cfg.steps,
         feature_dim=cfg.feature_dim or min(128, max(32, fit_dim)),
         columns=min(cfg.columns or batch, batch) // cfg.workers * cfg.workers or cfg.workers,
     )

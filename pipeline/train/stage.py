@@ -77,22 +77,28 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
             over.set()
             follower.join()
     history = tables.read(paths.network.file("history.parquet"))
-    validations = json.loads(storage.read_bytes(paths.network.file("network.json")))["looks"]
-    kept = max(validations, key=lambda found: found["information"])
+    facts = json.loads(storage.read_bytes(paths.network.file("network.json")))
+    looks, views = facts["looks"], facts["views"]
+    kept = [look for look in looks if look["kept"]][-1]
     paths.network.finish(
         made_of,
         upstream=embedded["fingerprint"],
         config=config.facts(cfg),
         steps=history.num_rows,
-        looks=validations,
+        looks=looks,
+        views=views,
         kept_step=kept["step"],
         seconds=round(progress.seconds, 2),
     )
     Checkpoints(paths, made_of).drop()
+    for view in views[1:]:
+        used = f"weight {view['weight']:.2f}" if view["weight"] else "not used"
+        log.info("train: %s: agreement %.2f, %s", view["name"], view["agreement"], used)
     console.log_finished(
         *(log, "train", progress.seconds, f"{history.num_rows:,} steps"),
-        f"kept the network of step {kept['step']:,}",
-        f"neighbour information {kept['information']:.3f} "
-        f"({validations[0]['information']:.3f} at first)",
+        "kept the input views"
+        if not kept["step"]
+        else f"kept the network of step {kept['step']:,}",
+        f"neighbour information {kept['information']:.3f} ({looks[0]['information']:.3f} at first)",
     )
     return paths.network.manifest()

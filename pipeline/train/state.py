@@ -4,9 +4,11 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.mcr2.model_selection import better
 from pipeline.mcr2.network import Network
 
 
@@ -18,7 +20,8 @@ class State:
     optimizer: torch.optim.Adam
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)  # step, information in nats
+    validations: list[dict[str, Any]] = field(default_factory=list)  # step, information, kept
+    best_scores: list[float] = field(default_factory=list)  # of the network to keep, per bootstrap
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights at the best validation
     rescued: bool = False  # a step has failed, and the learning rate is smaller since
 
@@ -26,11 +29,18 @@ class State:
         """Whether the network of this step has been validated."""
         return bool(self.validations) and bool(self.validations[-1]["step"] >= self.step)
 
-    def record_validation(self, information: float) -> None:
-        """Record a validation of the network as it is now; of equally good ones keep the first."""
-        if all(information > earlier["information"] for earlier in self.validations):
+    def record_validation(self, scores: np.ndarray) -> None:
+        """Record the scores (B,) of the network as it is now; keep it if it is surely better."""
+        won = not self.validations or better(scores, np.array(self.best_scores))
+        if won:
             self.kept = {name: t.clone() for name, t in self.network.state_dict().items()}
-        self.validations.append({"step": self.step, "information": information})
+            self.best_scores = scores.tolist()
+        found = {"step": self.step, "information": float(scores.mean()), "kept": won}
+        self.validations.append(found)
+
+    def losing(self) -> int:
+        """How many of the last validations in a row did not win."""
+        return next((n for n, v in enumerate(reversed(self.validations)) if v["kept"]), 0)
 
     def best(self) -> Network:
         """The network with the weights of the best validation."""
@@ -54,7 +64,7 @@ class State:
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON values."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        names = ("step", "history", "rescued")
+        names = ("step", "history", "rescued", "best_scores")
         found = {"learning_rates": rates, "looks": self.validations}
         return found | {name: getattr(self, name) for name in names}
 
@@ -77,6 +87,7 @@ class State:
         self.optimizer.load_state_dict(saved)
         self.step, self.rescued = facts["step"], facts["rescued"]
         self.history, self.validations = list(facts["history"]), list(facts["looks"])
+        self.best_scores = list(facts["best_scores"])
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

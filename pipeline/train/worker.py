@@ -22,6 +22,7 @@ from torch import Tensor
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
+from pipeline.mcr2.views import View
 from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.loop import fit, landmark_rows, new_network, new_state, seen_rows
@@ -74,7 +75,7 @@ def worker(job: WorkerJob) -> None:
     seen = gather_rows(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)
     with one_thread():
-        network = new_network(cfg, seen, torch.tensor(words), scale)
+        network, views = new_network(cfg, seen, torch.tensor(words), scale)
     state = new_state(cfg, network.to(device))
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # which sets the steps
     checkpoints.restore(state)
@@ -88,18 +89,24 @@ def worker(job: WorkerJob) -> None:
             kept = landmark_rows(cfg, samples)
             landmarks = seen[torch.searchsorted(rows, kept)]
             ids = read_ids(job.source, kept.numpy())
-            write_network(cfg, state, ids, landmarks, job.paths)
+            write_network(cfg, state, views, ids, landmarks, job.paths)
     ray.train.report({"steps": state.step, "samples": samples})
 
 
 def write_network(
-    cfg: Config, state: State, ids: list[str], x: Tensor, paths: layout.RunPaths
+    cfg: Config,
+    state: State,
+    views: list[View],
+    ids: list[str],
+    x: Tensor,
+    paths: layout.RunPaths,
 ) -> None:
     """Commit the best network, the history, and the landmarks x (m, D) with their `ids`."""
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
     facts = {"shape": network.shape, "config": asdict(cfg), "looks": state.validations}
+    facts["views"] = [asdict(view) for view in views]
     text = json.dumps(facts, indent=1, sort_keys=True)
     storage.write_bytes(paths.network.file("network.json"), text.encode())
     history = pa.Table.from_pylist(state.history, schema=schemas.HISTORY)
