@@ -106,10 +106,6 @@ class Sample:
         member = self._first("json")
         return None if member is None or self.values is None else member.data.decode()
 
-    def has_bad_json(self) -> bool:
-        """Whether there is a json member that cannot be used."""
-        return self._first("json") is not None and self.values is None
-
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
 
@@ -184,11 +180,11 @@ class ShardReader:
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
-        text = to_text(key)
         times = self._times.get(key, 0) + 1
-        problem = Reason.DUPLICATE_KEY.because() if times > 1 else None
+        problem = None if times == 1 else Reason.DUPLICATE_KEY.because()
         if is_unsafe(name):
             problem = Reason.UNSAFE_NAME.because(to_text(name))
+        text = to_text(key)
         id = text if times == 1 else f"{text}#{times}"
         while id in self._ids:
             times += 1
@@ -218,19 +214,16 @@ class ShardReader:
             self._damaged(str(error))
             return None
         if header is None:
-            self._ended(self._source.last)
+            block = self._source.last  # the reason why tarfile found no further header
+            if not block:
+                self.end = "no end-of-archive marker"
+            elif len(block) < BLOCK:
+                self._damaged("the shard ends inside a header")
+            elif any(block):
+                self._damaged("bad header")
+            else:
+                self.end = "complete"
         return header
-
-    def _ended(self, block: bytes) -> None:
-        """Derive from the last block why tarfile found no further header."""
-        if not block:
-            self.end = "no end-of-archive marker"
-        elif len(block) < BLOCK:
-            self._damaged("the shard ends inside a header")
-        elif any(block):
-            self._damaged("bad header")
-        else:
-            self.end = "complete"
 
     def _damaged(self, why: str) -> None:
         start = self._source.position - len(self._source.last)

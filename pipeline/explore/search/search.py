@@ -156,7 +156,7 @@ class Search:
 
         def take(part: int, places: np.ndarray) -> pa.Table:
             url = folder.file(f"{self.rows.stems[part]}.parquet")
-            return tables.take(url, wanted, ids[places] - self.rows.ids(part).start)
+            return tables.read_rows(url, wanted, ids[places] - self.rows.ids(part).start)
 
         with ThreadPoolExecutor(READERS) as pool:
             pieces = pool.map(take, held.tolist(), np.split(order, firsts[1:]))
