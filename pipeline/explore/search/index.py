@@ -123,19 +123,14 @@ class IndexJob:
     rows: Rows
     network: Network | None
 
-    @property
-    def trained(self) -> str:
-        """URL of the file with the centroids."""
-        return self.want.folder.file(_trained(self.want.made_of))
 
-
-def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
+def train(cfg: Config, job: IndexJob, embedded: dict[str, Any], url: str) -> None:
     """Commit an empty index."""
     rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
     source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
     x = as_vectors(sampling.read_embeddings(source, range(len(source))), job.network)
     faiss, index = load_faiss(), empty(cfg, job.rows.total, x)
-    with storage.commit(job.trained) as file:
+    with storage.commit(url) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
@@ -151,73 +146,66 @@ def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
         for start in range(0, len(x), BATCH_ROWS):
             batch = pad(as_vectors(x[start : start + BATCH_ROWS], job.network), index.d)
             index.add_with_ids(batch, np.arange(len(batch)) + ids.start + start)
-    with storage.commit(job.want.folder.file(_lists(job.want.made_of, stems))) as file:
+    with storage.commit(job.want.folder.file(lists_file(job.want.made_of, stems))) as file:
         faiss.write_InvertedLists(index.invlists, faiss.PyCallbackIOWriter(file.write))
     return int(index.ntotal)
 
 
-def _trained(made_of: str) -> str:
-    return f"{made_of}-trained.faiss"
-
-
-def _lists(made_of: str, stems: Sequence[str]) -> str:
+def lists_file(made_of: str, stems: Sequence[str]) -> str:
+    """The name of the file with the inverted lists of some shards."""
     return f"{made_of}-{stems[0]}.lists"
 
 
 def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths, space: Space
 ) -> outputs.ExpectedOutputs:
-    """The files of the index of a run with these manifests."""
+    """The files of the index of a run with these manifests, that with the centroids first."""
     made_of = config.fingerprint(cfg, made[SOURCE[space]]["fingerprint"], space.value)
     groups = tasks.chunks(Rows.of(made["embeddings"]).stems, MOST_GROUPS)
-    names = [_trained(made_of), *(_lists(made_of, stems) for stems in groups)]
+    names = [f"{made_of}-trained.faiss", *(lists_file(made_of, stems) for stems in groups)]
     folder = paths.index(space.value)
     return outputs.ExpectedOutputs("index", folder, made_of, cfg, {folder: names})
 
 
 def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
-    """Train on a sample, commit the lists of every group of shards, then the manifest."""
+    """Train on a sample, commit the lists of every group of shards, then the manifest.
+
+    Resumes an interrupted build of the same index.
+    """
     faiss = load_faiss()
     made = outputs.upstream(paths, SOURCE[space])
     want = expected(cfg, made, paths, space)
     if manifest := want.if_done():
         return manifest
     network = load_network(paths) if space is Space.Z else None
-    job = IndexJob(paths, want, Rows.of(made["embeddings"]), network)
-    stems, there = job.rows.stems, _remove_others(want)
-    groups = tasks.chunks(stems, MOST_GROUPS)
-    todo = [group for group in groups if _lists(want.made_of, group) not in there]
-    with StageProgress("index", len(stems), "parts") as progress:
-        if not there:
-            train(cfg, job, made["embeddings"])
-        trained = storage.read_bytes(job.trained)
-        data = np.frombuffer(trained, np.uint8)
-        progress.advance(len(stems) - sum(map(len, todo)))
+    job, folder = IndexJob(paths, want, Rows.of(made["embeddings"]), network), want.folder
+    trained, *names = want.files[folder]
+    there = {name for name in folder.names() if not name.startswith(".")}
+    kept = there.intersection(want.files[folder])
+    if trained not in kept:  # lists need their centroids: another machine may train different ones
+        kept = set()
+    folder.remove(there - kept)
+    groups = tasks.chunks(job.rows.stems, MOST_GROUPS)
+    todo = [group for name, group in zip(names, groups, strict=True) if name not in kept]
+    with StageProgress("index", len(job.rows.stems), "parts") as progress:
+        if not kept:
+            train(cfg, job, made["embeddings"], folder.file(trained))
+        centroids = storage.read_bytes(folder.file(trained))
+        data = np.frombuffer(centroids, np.uint8)
+        progress.advance(len(job.rows.stems) - sum(map(len, todo)))
         for group, samples in zip(todo, tasks.results(add_parts, todo, job, data), strict=True):
             progress.advance(len(group), samples)
-    index = faiss.deserialize_index(data)
-    want.folder.finish(
+    count = faiss.deserialize_index(data).nlist
+    folder.finish(
         want.made_of,
         upstream=made[SOURCE[space]]["fingerprint"],
         config=config.facts(cfg),
         samples=job.rows.total,
-        lists=index.nlist,
-        files=sorted(want.files[want.folder]),
-        trained=hashlib.sha256(trained).hexdigest()[:12],
+        lists=count,
+        files=sorted(want.files[folder]),
+        trained=hashlib.sha256(centroids).hexdigest()[:12],
         seconds=round(progress.seconds, 2),
     )
-    kind = f"IVF-PQ of {index.nlist:,} lists" if index.nlist > 1 else "flat"
+    kind = f"IVF-PQ of {count:,} lists" if count > 1 else "flat"
     console.log_finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
-    return want.folder.manifest()
-
-
-def _remove_others(want: outputs.ExpectedOutputs) -> set[str]:
-    """Keep the files of an interrupted build of the same index; returns their names.
-
-    Lists are useless without their centroids: another machine may train different ones.
-    """
-    names = {name for name in want.folder.names() if not name.startswith(".")}
-    whole = _trained(want.made_of) in names
-    kept = names & set(want.files[want.folder]) if whole else set()
-    want.folder.remove(names - kept)
-    return kept
+    return folder.manifest()
