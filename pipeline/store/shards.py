@@ -28,13 +28,12 @@ BLOCK = 512  # bytes of a tar's blocks
 class Member:
     """One file of a sample."""
 
-    name: str  # as in the tar; bytes that are not UTF-8 are spelt `\\xff`
+    tar_name: str  # as in the tar; bytes that are not UTF-8 are surrogates
     suffix: str  # lower case; what follows the first dot of the file name: `jpg`, `seg.jpg`
     offset: int  # byte at which the data begins in the tar
     size: int  # bytes
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
-    exact_name: str | None = None  # the name with surrogates, where it is not UTF-8
     too_large: bool = False  # complete in the tar, but not read because of the sample's size
 
     @property
@@ -43,9 +42,9 @@ class Member:
         return self.whole or self.too_large
 
     @property
-    def tar_name(self) -> str:
-        """The name to give it in another tar."""
-        return self.exact_name or self.name
+    def name(self) -> str:
+        """The name as text; bytes that are not UTF-8 are spelt `\\xff`."""
+        return to_text(self.tar_name)
 
 
 class MissingImage(Exception):  # noqa: N818 - it reads as what happened
@@ -245,10 +244,8 @@ class ShardReader:
             if len(data) < header.size:
                 self.end = f"damaged at byte {self._source.position}: the shard ends inside a file"
                 problem, data = CUT_OFF, b""
-        name, whole = to_text(header.name), problem is None
-        exact = None if name == header.name else header.name
-        place = (name, suffix, header.offset_data, header.size)
-        return Member(*place, data, whole, exact, too_large), problem
+        place = (header.name, suffix, header.offset_data, header.size)
+        return Member(*place, data, problem is None, too_large), problem
 
 
 def split_name(name: str) -> tuple[str, str] | None:

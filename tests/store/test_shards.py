@@ -356,7 +356,7 @@ def test_json_text_is_the_text():
 @pytest.mark.parametrize(("depth", "kept"), [(10, True), (60, True), (80, False), (100_000, False)])
 def test_deeply_nested_json_is_no_json(depth, kept):
     text = '{"a": ' + "[" * depth + "]" * depth + "}"
-    member = Member("x.json", "json", 0, len(text), text.encode(), True, None)
+    member = Member("x.json", "json", 0, len(text), text.encode())
     sample = Sample("x", "x", 0, (member,), None)
     assert (sample.json_text() == text) is kept
     assert (sample.json_text() is not None) is kept
