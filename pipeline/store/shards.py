@@ -1,7 +1,7 @@
 """Reads webdataset shards: tars whose neighbouring members with the same key are one sample.
 
-`a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`. Not webdataset's own
-reader: it tells no offsets, unpickles, and stops at damage, which here becomes a row.
+`a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`. webdataset's own
+reader gives no offsets, unpickles members and stops at damage. Here damage becomes a row.
 """
 
 import json

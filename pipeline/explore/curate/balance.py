@@ -33,7 +33,11 @@ from pipeline.store import tables
 CANDIDATES = 4096  # the fewest of a cluster for `coding-rate`
 TIMES = 4  # as many candidates as samples to keep
 GROUP_ROWS = 2**17  # candidates of the clusters of one task
-HOW = ("random", "confident", "coding-rate")
+HOW = {  # how to choose -> the order in which candidates are taken
+    "random": [("hash", "ascending")],
+    "confident": [("confidence", "descending"), ("outlier_score", "ascending")],
+    "coding-rate": [("hash", "ascending")],
+}
 KEPT = pa.schema(
     [
         *lists.LISTED,
@@ -61,26 +65,18 @@ class Config:
     @property
     def most(self) -> int:
         """The most candidates of a cluster."""
-        spread = self.how == "coding-rate"
-        return max(TIMES * self.per_cluster, CANDIDATES) if spread else self.per_cluster
+        times = max(TIMES * self.per_cluster, CANDIDATES)
+        return times if self.how == "coding-rate" else self.per_cluster
 
     @property
-    def columns(self) -> list[str]:
-        """Columns of the assignments that the choice needs."""
-        return ["cluster_id", *(["confidence", "outlier_score"] if self.how == "confident" else [])]
+    def order(self) -> list[tuple[str, str]]:
+        """The total order in which candidates are taken."""
+        return [("cluster_id", "ascending"), *HOW[self.how], ("sample_id", "ascending")]
 
     @property
     def embedded(self) -> list[str]:
         """Columns of the embeddings that the choice needs."""
         return ["embedding"] if self.how == "coding-rate" else []
-
-    @property
-    def order(self) -> list[tuple[str, str]]:
-        """The total order in which candidates are taken."""
-        by = [("hash", "ascending")]
-        if self.how == "confident":
-            by = [("confidence", "descending"), ("outlier_score", "ascending")]
-        return [("cluster_id", "ascending"), *by, ("sample_id", "ascending")]
 
 
 def hashes(ids: list[str], seed: int) -> np.ndarray:
@@ -102,8 +98,9 @@ def first_of_each(rows: list[pa.Table], cfg: Config) -> pa.Table:
 def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config) -> pa.Table:
     """The candidates of some shards, at most cfg.most of each cluster."""
     found = []
+    assigned = [name for name, _ in cfg.order if name not in ("hash", "sample_id")]
     for stem in chunk.items:
-        rows = lists.members(Chunk(0, [stem]), paths, cfg.columns, cfg.embedded)
+        rows = lists.members(Chunk(0, [stem]), paths, assigned, cfg.embedded)
         if cfg.how != "confident":
             keys = hashes(rows["sample_id"].to_pylist(), cfg.seed)
             rows = rows.append_column("hash", pa.array(keys))
@@ -173,8 +170,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     with StageProgress("balance", len(chunks) + len(groups), "parts") as progress:
         spills = lists.folder(paths, "candidates")
         if not kept.if_done():
-            given = (lists.stems(made), sizes, spills, kept.made_of, progress, paths, cfg)
-            spilled = shuffle.spill_all(candidates, *given)
+            to_spill = (candidates, made, spills, kept.made_of, progress, paths, cfg)
+            spilled = shuffle.spill_all(*to_spill)
             eps_sq = made["clusters"]["config"]["eps_sq"]
             to_choose = (choose, spilled, cfg, load_network(paths), eps_sq)
             lists.write(kept, made, groups, progress, *to_choose, lists="kept")

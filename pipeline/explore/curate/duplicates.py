@@ -66,9 +66,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     made = outputs.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
-    files = similarity.expected(made, paths).files[source]
-    stems = [name.removesuffix(".parquet") for name in files]
-    chunks = shuffle.cut(stems, lists.MOST_PARTS)
+    names = [unit.name for unit in similarity.units(made["clusters"]["sizes"])]
+    chunks = shuffle.cut(names, lists.MOST_PARTS)
     want = lists.expected("duplicates", cfg, made, len(chunks), paths)
     if (manifest := want.if_done()) is None:
         with StageProgress("duplicates", len(chunks), "parts") as progress:

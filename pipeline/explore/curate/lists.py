@@ -32,14 +32,9 @@ def folder(paths: layout.RunPaths, name: str) -> Folder:
     return paths.folder(f"curation/{name}")
 
 
-def stems(made: outputs.Manifests) -> list[str]:
-    """The stems of all shards."""
-    return [facts["shard"]["stem"] for facts in made["embeddings"]["shards"]]
-
-
 def chunks(made: outputs.Manifests) -> list[Chunk]:
     """The shards of a run, in one chunk for each part of a list."""
-    return shuffle.cut(stems(made), MOST_PARTS)
+    return shuffle.cut_shards(made, MOST_PARTS)
 
 
 def members(

@@ -46,6 +46,11 @@ def cut(stems: Sequence[str], most: int) -> list[Chunk]:
     return [Chunk(number, list(run)) for number, run in enumerate(tasks.chunks(stems, most))]
 
 
+def cut_shards(made: outputs.Manifests, most: int) -> list[Chunk]:
+    """The shards of a run in at most `most` chunks."""
+    return cut([facts["shard"]["stem"] for facts in made["embeddings"]["shards"]], most)
+
+
 def write(url: str, rows: pa.Table, k: int, made_of: str) -> list[int]:
     """Commit rows, sorted by their `cluster_id`; returns how many each of the k clusters has."""
     clusters = rows["cluster_id"].to_numpy()
@@ -79,21 +84,16 @@ class Spilled:
 
 def spill_all(
     function: Callable[..., pa.Table],
-    stems: Sequence[str],
-    sizes: Sequence[int],
+    made: outputs.Manifests,
     folder: Folder,
     made_of: str,
     progress: StageProgress,
     *shared: object,
 ) -> Spilled:
-    """Commit the missing files; `function(chunk, *shared)` returns the rows of one.
-
-    sizes (k,) is the number of samples of each cluster.
-    """
-    chunks = {
-        f"{PREFIX}{chunk.name}": chunk
-        for chunk in cut(stems, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
-    }
+    """Commit the missing files; `function(chunk, *shared)` returns the rows of one."""
+    sizes = made["clusters"]["sizes"]
+    cuts = cut_shards(made, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
+    chunks = {f"{PREFIX}{chunk.name}": chunk for chunk in cuts}
     known = outputs.part_facts(folder, chunks)
     counts = {name: f["counts"] for name, f in known.items() if f.get("made_of") == made_of}
     left = {name: chunk for name, chunk in chunks.items() if name not in counts}

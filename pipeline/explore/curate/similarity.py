@@ -213,8 +213,7 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
     todo = units(sizes)
     with StageProgress("similarity", len(todo), "parts") as progress:
         if left := lists.missing(want, todo, progress):
-            given = (lists.stems(made), sizes, target, made_of, progress, paths)
-            spilled = shuffle.spill_all(members, *given)
+            spilled = shuffle.spill_all(members, made, target, made_of, progress, paths)
             for rows in tasks.results(compare, left, spilled, target, made_of):
                 progress.advance(samples=rows)
     known = outputs.part_facts(target, want.parts(target))
