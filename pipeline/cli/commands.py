@@ -170,10 +170,9 @@ def plan_command(
           --encode-rate 2500 --config ratecluster.toml
     Settings: all
     """
-    from pipeline.ops.plan import estimate
     from pipeline.ops.plan import stage as plan
 
-    target = estimate.Target(nodes, cpus, gpus, encode_rate)
+    target = plan.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())
     found = plan.run(sections, list_shards(shards), target, sample, images)
     console.print_result(plan.text(found), found)
