@@ -136,7 +136,7 @@ def run(
     from pipeline.cli import options, run_command
     from pipeline.runtime import cluster
 
-    _, paths = options.begin(os.fspath(root), None, None, None)
+    _, paths = options.Common().begin(os.fspath(root))
     sections = config.fill(options.KINDS, settings)
     try:
         with cluster.session():

@@ -4,15 +4,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipeline.artifacts import layout
 from pipeline.artifacts.stages import STAGES
 from pipeline.runtime import cluster, config, progress
+from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.interrupt import Interruption
 from pipeline.store import lock, storage
@@ -100,19 +102,34 @@ CaptionsFrom = Annotated[
 ]
 
 
-def with_captions(sets: list[str] | None, file: str | None) -> list[str]:
-    """The overrides, with the one that --captions-from stands for."""
-    own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
-    return [*(sets or ()), *own]
+@dataclass(frozen=True)
+class Common:
+    """The options that most commands share. `App` replaces a parameter of this type by them."""
 
+    config_file: ConfigFile = None
+    sets: Overrides = None
+    address: Address = None
 
-def begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
-    """The settings of all stages, and the run's folders. Sets the address of Ray."""
-    if not root:
-        raise UserError("the folder is empty text; give a path or a URL")
-    if address:
-        os.environ["RAY_ADDRESS"] = address
-    return config.load(KINDS, file, sets or ()), layout.RunPaths(storage.absolute(root))
+    def with_captions(self, file: str | None) -> "Common":
+        """The same options, with the override that --captions-from stands for."""
+        own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
+        return replace(self, sets=[*(self.sets or ()), *own])
+
+    def begin(self, root: str) -> tuple[Sections, layout.RunPaths]:
+        """The settings of all stages, and the run's folders. Sets the address of Ray."""
+        if not root:
+            raise UserError("the folder is empty text; give a path or a URL")
+        if self.address:
+            os.environ["RAY_ADDRESS"] = self.address
+        sections = config.load(KINDS, self.config_file, self.sets or ())
+        return sections, layout.RunPaths(storage.absolute(root))
+
+    @contextmanager
+    def locked(self, root: str) -> Iterator[tuple[Sections, layout.RunPaths]]:
+        """The same as `begin`, while the lock of the root is held."""
+        sections, paths = self.begin(root)
+        with lock_root(paths.root, sections["run"]):
+            yield sections, paths
 
 
 @contextmanager

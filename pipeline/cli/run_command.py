@@ -5,18 +5,7 @@ from typing import Any
 
 from pipeline.artifacts import layout, stages
 from pipeline.artifacts.stages import Stage, named
-from pipeline.cli.options import (
-    Address,
-    CaptionsFrom,
-    ConfigFile,
-    Overrides,
-    Overwrite,
-    Root,
-    Shards,
-    begin,
-    lock_root,
-    with_captions,
-)
+from pipeline.cli.options import CaptionsFrom, Common, Overwrite, Root, Shards, lock_root
 from pipeline.runtime import console
 from pipeline.runtime.config import Sections
 from pipeline.runtime.reject_reasons import printable
@@ -30,9 +19,8 @@ LARGEST = 10  # clusters in the summary
 def run_command(
     shards: Shards,
     root: Root,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    *,
+    common: Common,
     overwrite: Overwrite = False,
     captions_from: CaptionsFrom = None,
 ) -> None:
@@ -56,7 +44,7 @@ def run_command(
       ratecluster run --shards my-shards --root my-run --quiet --json > summary.json
     Settings: all
     """
-    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
+    sections, paths = common.with_captions(captions_from).begin(root)
     run_all(sections, paths, list_shards(shards), overwrite)
     facts = {"root": paths.root, **summary(paths), "report": paths.report.file("index.html")}
     texts = [summary_text(facts)]
@@ -87,8 +75,12 @@ def run_all(
             for stage in asked:
                 folder = paths.folder(stage.folder) if stage.files or stage.parts else paths.top
                 console.log_already_done(log, stage.name, folder.url)
-        else:
-            _run_stages(asked, sections, shards, paths, overwrite)
+            return
+        for stage in asked:
+            more = {"shards": shards, "overwrite": overwrite} if stage.name == "embed" else {}
+            stage.stage.run(sections[stage.name], paths, **more)
+            if stage.name == "embed" and named("evaluate") in asked:
+                named("evaluate").settings.find_label(sections["evaluate"], paths)
 
 
 def _is_asked(stage: Stage, sections: Sections) -> bool:
@@ -118,20 +110,6 @@ def _all_done(
         )
         for stage in asked
     )
-
-
-def _run_stages(
-    asked: list[Stage],
-    sections: Sections,
-    shards: list[Shard],
-    paths: layout.RunPaths,
-    overwrite: bool,
-) -> None:
-    for stage in asked:
-        more = {"shards": shards, "overwrite": overwrite} if stage.name == "embed" else {}
-        stage.stage.run(sections[stage.name], paths, **more)
-        if stage.name == "embed" and named("evaluate") in asked:
-            named("evaluate").settings.find_label(sections["evaluate"], paths)
 
 
 def summary(paths: layout.RunPaths) -> dict[str, Any]:

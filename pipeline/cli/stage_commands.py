@@ -1,38 +1,17 @@
 """The commands of the stages, and `run`, which runs all stages."""
 
-import logging
 from typing import Any
 
-from pipeline.artifacts import layout, stages
+from pipeline.artifacts import stages
 from pipeline.artifacts.stages import Stage, named
-from pipeline.cli.help_pages import App
-from pipeline.cli.options import (
-    Address,
-    CaptionsFrom,
-    ConfigFile,
-    Overrides,
-    Overwrite,
-    Root,
-    Shards,
-    begin,
-    lock_root,
-    with_captions,
-)
-from pipeline.cli.run_command import check, run_command
+from pipeline.cli.options import CaptionsFrom, Common, Overwrite, Root, Shards, lock_root
+from pipeline.cli.run_command import check
 from pipeline.runtime import console
-from pipeline.runtime.config import Sections
 from pipeline.store.listing import list_shards
-
-log = logging.getLogger(__name__)
 
 
 def embed_command(
-    shards: Shards,
-    root: Root,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
-    overwrite: Overwrite = False,
+    shards: Shards, root: Root, *, common: Common, overwrite: Overwrite = False
 ) -> None:
     """Compute the CLIP embeddings of the shards, one part per shard.
 
@@ -51,21 +30,10 @@ def embed_command(
           --set embed.model=ViT-L-14 --set embed.pretrained=openai
     Settings: embed, run
     """
-    sections, paths = begin(root, config_file, sets, address)
-    found, embed = list_shards(shards), named("embed")
-    check(embed, sections)
-    with lock_root(paths.root, sections["run"], found):
-        made = embed.stage.run(sections["embed"], paths, found, overwrite)
-    _print_manifest(embed, made, paths)
+    _run_one(named("embed"), root, common, shards=list_shards(shards), overwrite=overwrite)
 
 
-def caption_command(
-    root: Root,
-    captions_from: CaptionsFrom = None,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
-) -> None:
+def caption_command(root: Root, captions_from: CaptionsFrom = None, *, common: Common) -> None:
     """Rank captions for every cluster.
 
     The candidates are a vocabulary and n-grams of the samples' alt texts. The
@@ -88,40 +56,33 @@ def caption_command(
       ratecluster caption --root my-run --captions-from my-words.txt
     Settings: caption, run
     """
-    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
-    _run_one(named("caption"), sections, paths)
+    _run_one(named("caption"), root, common.with_captions(captions_from))
 
 
 def _command(stage: Stage) -> Any:
     """The command of a stage that reads only the run's root."""
 
-    def command(
-        root: Root,
-        config_file: ConfigFile = None,
-        sets: Overrides = None,
-        address: Address = None,
-    ) -> None:
-        _run_one(stage, *begin(root, config_file, sets, address))
+    def command(root: Root, *, common: Common) -> None:
+        _run_one(stage, root, common)
 
+    command.__name__, command.__doc__ = f"{stage.name}_command", PAGES.get(stage.name)
     return command
 
 
-def _run_one(stage: Stage, sections: Sections, paths: layout.RunPaths) -> None:
+def _run_one(stage: Stage, root: str, common: Common, **more: Any) -> None:
+    """Run a stage and print its text; with --json its manifest without the shards."""
+    sections, paths = common.begin(root)
     check(stage, sections)
-    with lock_root(paths.root, sections["run"]):
-        made = stage.stage.run(sections[stage.name], paths)
-    _print_manifest(stage, made, paths)
-
-
-def _print_manifest(stage: Stage, made: dict[str, Any], paths: layout.RunPaths) -> None:
-    """Print the text of the stage; with --json its manifest without the shards."""
+    with lock_root(paths.root, sections["run"], more.get("shards", ())):
+        made = stage.stage.run(sections[stage.name], paths, **more)
     text = getattr(stage.stage, "text", None)  # of evaluate and report
     facts = {name: value for name, value in made.items() if name != "shards"}
     shown = {"stage": stage.name, "root": paths.root, **facts}
     console.print_result(text(made) if text else "", shown)
 
 
-TRAIN = """Train the network that makes the clusters separable.
+PAGES = {  # of the stages whose command has no docstring
+    "train": """Train the network that makes the clusters separable.
 
 The objective is maximal coding rate reduction on a sample of the embeddings.
 The best network of the training is kept. An interrupted training resumes
@@ -136,8 +97,8 @@ Examples:
   ratecluster train --root my-run
   ratecluster train --root my-run --set train.words=0
 Settings: train, run
-"""
-SELECT_K = """Choose the number of clusters and assign every sample.
+""",
+    "select_k": """Choose the number of clusters and assign every sample.
 
 k is chosen where the features need the fewest bits. --set select_k.k=50 sets
 it by hand.
@@ -153,8 +114,8 @@ Examples:
   ratecluster select-k --root my-run --set select_k.k_min=20
       --set select_k.k_max=200
 Settings: select_k, run
-"""
-WRITE = """Write labels, labelled shards and the table of clusters.
+""",
+    "write": """Write labels, labelled shards and the table of clusters.
 
 Reads:
   {root}/embeddings/, rejects/, assignments/, captions/
@@ -171,8 +132,8 @@ Examples:
   ratecluster write --root my-run
   ratecluster write --root my-run --set write.shards=false
 Settings: write, run
-"""
-REPORT = """Write a web page about the run and print its path.
+""",
+    "report": """Write a web page about the run and print its path.
 
 The page is one self-contained file.
 
@@ -186,8 +147,8 @@ Examples:
   ratecluster report --root my-run
   ratecluster report --root my-run --set report.gallery=24
 Settings: report, run
-"""
-EVALUATE = """Measure accuracy against a json field with the true class.
+""",
+    "evaluate": """Measure accuracy against a json field with the true class.
 
 Also scores k-means on the same embeddings, and prints the comparison.
 
@@ -200,20 +161,11 @@ Writes:
 Examples:
   ratecluster evaluate --root my-run --set evaluate.label=label
 Settings: evaluate, run
-"""
-PAGES = {
-    "train": TRAIN,
-    "select_k": SELECT_K,
-    "write": WRITE,
-    "evaluate": EVALUATE,
-    "report": REPORT,
+""",
 }
 
 
-def add(app: App) -> None:
-    """Add the commands of the stages in their order, then `run`."""
+def commands() -> list[Any]:
+    """The commands of the stages, in their order."""
     own = {"embed": embed_command, "caption": caption_command}
-    for stage in stages.STAGES:
-        command = own.get(stage.name) or _command(stage)
-        app.command(stage.command, help=PAGES.get(stage.name))(command)
-    app.command("run")(run_command)
+    return [own.get(stage.name) or _command(stage) for stage in stages.STAGES]
