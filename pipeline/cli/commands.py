@@ -4,6 +4,7 @@ A command imports what it uses when it runs, so that `--help` and `status` start
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,6 @@ from pipeline.cli import search_commands as search
 from pipeline.cli import stage_commands
 from pipeline.cli.help_pages import App
 from pipeline.cli.options import KINDS, Address, Common, ConfigFile, Overrides, Root, Shards
-from pipeline.cli.run_command import run_command
 from pipeline.runtime import cluster, config, console
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
@@ -132,9 +132,8 @@ def status_command(
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)
-    console.print_result(
-        status.text(paths.root, owner, rows), status.facts(paths.root, owner, rows)
-    )
+    facts = {"root": paths.root, "lock": owner, "stages": [asdict(row) for row in rows]}
+    console.print_result(status.text(paths.root, owner, rows), facts)
 
 
 def plan_command(
@@ -208,7 +207,7 @@ def verify_command(root: Root, address: Address = None) -> None:
 
 def add(app: App) -> None:
     """Add all commands, in the order of the help page."""
-    app.add(init_command, shards_command, *stage_commands.commands(), run_command)
+    app.add(init_command, shards_command, *stage_commands.commands())
     app.add(status_command, plan_command, verify_command)
     app.add(search.index_command, search.search_command, search.serve_command)
     app.add(curate.duplicates_command, curate.outliers_command, curate.balance_command)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from pipeline.artifacts import layout
 from pipeline.artifacts.stages import STAGES
@@ -52,24 +52,24 @@ def complete_set(incomplete: str) -> list[str]:
 
 
 Root = Annotated[
-    str, typer.Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
+    str, Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
 ]
 Shards = Annotated[
     str,
-    typer.Option(
+    Option(
         metavar="SHARDS",
         help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
     ),
 ]
 ConfigFile = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--config", metavar="FILE", help="TOML file with a table per stage; see ratecluster init"
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
         help="change one setting; may be repeated",
@@ -78,21 +78,20 @@ Overrides = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="HOST:PORT",
         help="Ray cluster to join; default: RAY_ADDRESS if it is set, else a local Ray",
     ),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option(
-        "--overwrite",
-        help="re-embed shards whose embeddings were made with different settings",
+    Option(
+        "--overwrite", help="re-embed shards whose embeddings were made with different settings"
     ),
 ]
 CaptionsFrom = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--captions-from",
         metavar="FILE",
         help="your own captions instead of the vocabulary: a path or URL of a UTF-8 text file "

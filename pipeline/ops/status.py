@@ -242,11 +242,6 @@ def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> st
     return "\n".join(map(filled, lines))
 
 
-def facts(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> dict[str, Any]:
-    """The same for --json."""
-    return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
-
-
 def _held(owner: dict[str, Any] | None) -> str:
     if owner is None:
         return "free"
