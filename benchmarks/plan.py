@@ -3,7 +3,7 @@
     python -m benchmarks.plan --shards SHARDS [SHARDS ...] [--set SECTION.KEY=VALUE ...]
 
 Both on this machine, the one after the other. Wall time by stage is that of the manifests; report
-is the rest of the command's. The constants of `pipeline/ops/plan/estimate.py` are fitted to the
+is the rest of the command's. The constants of `pipeline/ops/plan/stage.py` are fitted to the
 bundled emoji.
 """
 

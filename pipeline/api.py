@@ -133,15 +133,15 @@ def run(
     one dict per stage: run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
     Raises UserError for a mistake in the arguments, RuntimeError where a stage fails.
     """
-    from pipeline.cli import options, run_command
+    from pipeline.cli import options, stage_commands
     from pipeline.runtime import cluster
 
-    _, paths = options.begin(os.fspath(root), None, None, None)
+    _, paths = options.Common().begin(os.fspath(root))
     sections = config.fill(options.KINDS, settings)
     try:
         with cluster.session():
             listed = list_shards(os.fspath(shards))
-            run_command.run_all(sections, paths, listed, overwrite)
+            stage_commands.run_all(sections, paths, listed, overwrite)
     except Exception as error:
         if message := user_message(error):
             raise UserError(message) from error

@@ -179,7 +179,7 @@ def test_long_texts_are_cut_and_long_json_is_none():
         )
     )
     assert fits.caption() == over.caption() == "x" * size
-    assert len(fits.json_text()) == size and over.json_text() is None and over.has_bad_json()
+    assert len(fits.json_text()) == size and over.json_text() is None
 
 
 # ---- memory and time

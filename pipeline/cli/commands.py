@@ -4,14 +4,17 @@ A command imports what it uses when it runs, so that `--help` and `status` start
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from pipeline.cli import curate_commands, export_commands, search_commands, stage_commands
+from pipeline.cli import curate_commands as curate
+from pipeline.cli import search_commands as search
+from pipeline.cli import stage_commands
 from pipeline.cli.help_pages import App
-from pipeline.cli.options import KINDS, Address, ConfigFile, Overrides, Root, Shards, begin
+from pipeline.cli.options import KINDS, Address, Common, ConfigFile, Overrides, Root, Shards
 from pipeline.runtime import cluster, config, console
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
@@ -40,7 +43,7 @@ Examples:
 
 def init_command(
     shards: Shards,
-    out: Annotated[str, typer.Option(metavar="FILE", help="file to write")] = "ratecluster.toml",
+    out: Annotated[str, Option(metavar="FILE", help="file to write")] = "ratecluster.toml",
 ) -> None:
     """Write a configuration that fits your shards and this machine.
 
@@ -65,14 +68,10 @@ def init_command(
 
 
 def shards_command(
-    source: Annotated[
-        str,
-        typer.Option("--from", metavar="FOLDER", help="folder of images"),
-    ],
-    out: Annotated[str, typer.Option(metavar="URL", help="folder for the shards")],
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    source: Annotated[str, Option("--from", metavar="FOLDER", help="folder of images")],
+    out: Annotated[str, Option(metavar="URL", help="folder for the shards")],
+    *,
+    common: Common,
 ) -> None:
     """Pack images into webdataset shards.
 
@@ -93,7 +92,7 @@ def shards_command(
     """
     from pipeline.prepare import pack
 
-    sections, _ = begin(out, config_file, sets, address)
+    sections, _ = common.begin(out)
     storage.check_writable(out)
     folder = Path(source).resolve()
     with cluster.require_shared(storage.local_path(out), folder if folder.is_dir() else None):
@@ -105,9 +104,7 @@ def status_command(
     root: Root,
     shards: Annotated[
         str | None,
-        typer.Option(
-            metavar="SHARDS", help="shards of the run; shows which are new, changed or gone"
-        ),
+        Option(metavar="SHARDS", help="shards of the run; shows which are new, changed or gone"),
     ] = None,
     config_file: ConfigFile = None,
     sets: Overrides = None,
@@ -130,29 +127,28 @@ def status_command(
     """
     from pipeline.ops import status
 
-    sections, paths = begin(root, config_file, sets, None)
+    sections, paths = Common(config_file, sets).begin(root)
     found = list_shards(shards) if shards else None
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)
-    console.print_result(
-        status.text(paths.root, owner, rows), status.facts(paths.root, owner, rows)
-    )
+    facts = {"root": paths.root, "lock": owner, "stages": [asdict(row) for row in rows]}
+    console.print_result(status.text(paths.root, owner, rows), facts)
 
 
 def plan_command(
     shards: Shards,
     config_file: ConfigFile = None,
     sets: Overrides = None,
-    nodes: Annotated[int, typer.Option(metavar="N", help="nodes of the cluster")] = 1,
-    cpus: Annotated[int, typer.Option(metavar="N", help="CPUs of a node")] = os.cpu_count() or 1,
-    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs of a node")] = 0,
+    nodes: Annotated[int, Option(metavar="N", help="nodes of the cluster")] = 1,
+    cpus: Annotated[int, Option(metavar="N", help="CPUs of a node")] = os.cpu_count() or 1,
+    gpus: Annotated[int, Option(metavar="N", help="GPUs of a node")] = 0,
     encode_rate: Annotated[
         float,
-        typer.Option(metavar="RATE", help="images/s of one GPU; 0: measured on this machine"),
+        Option(metavar="RATE", help="images/s of one GPU; 0: measured on this machine"),
     ] = 0.0,
-    sample: Annotated[int, typer.Option(metavar="N", help="number of shards to sample")] = 3,
-    images: Annotated[int, typer.Option(metavar="N", help="most images per sampled shard")] = 1000,
+    sample: Annotated[int, Option(metavar="N", help="number of shards to sample")] = 3,
+    images: Annotated[int, Option(metavar="N", help="most images per sampled shard")] = 1000,
 ) -> None:
     """Estimate the time, memory and storage that a run will take.
 
@@ -170,10 +166,9 @@ def plan_command(
           --encode-rate 2500 --config ratecluster.toml
     Settings: all
     """
-    from pipeline.ops.plan import estimate
     from pipeline.ops.plan import stage as plan
 
-    target = estimate.Target(nodes, cpus, gpus, encode_rate)
+    target = plan.Target(nodes, cpus, gpus, encode_rate)
     sections = config.load(KINDS, config_file, sets or ())
     found = plan.run(sections, list_shards(shards), target, sample, images)
     console.print_result(plan.text(found), found)
@@ -200,7 +195,7 @@ def verify_command(root: Root, address: Address = None) -> None:
     """
     from pipeline.ops.verify import stage as verify
 
-    _, paths = begin(root, None, None, address)
+    _, paths = Common(address=address).begin(root)
     with cluster.require_shared(None, storage.local_path(root)):
         found = verify.run(paths)
     lines = [*found.notes, *found.lines, *([] if found.count else [f"{root} is sound"])]
@@ -212,12 +207,8 @@ def verify_command(root: Root, address: Address = None) -> None:
 
 def add(app: App) -> None:
     """Add all commands, in the order of the help page."""
-    app.command("init")(init_command)
-    app.command("shards")(shards_command)
-    stage_commands.add(app)
-    app.command("status")(status_command)
-    app.command("plan")(plan_command)
-    app.command("verify")(verify_command)
-    search_commands.add(app)
-    curate_commands.add(app)
-    export_commands.add(app)
+    app.add(init_command, shards_command, *stage_commands.commands())
+    app.add(status_command, plan_command, verify_command)
+    app.add(search.index_command, search.search_command, search.serve_command)
+    app.add(curate.duplicates_command, curate.outliers_command, curate.balance_command)
+    app.add(curate.assign_command, search.export_command)

@@ -2,20 +2,10 @@
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from pipeline.artifacts import layout
-from pipeline.cli.help_pages import App
-from pipeline.cli.options import (
-    Address,
-    ConfigFile,
-    Overrides,
-    Overwrite,
-    Root,
-    Shards,
-    begin,
-    lock_root,
-)
+from pipeline.cli.options import Common, Overwrite, Root, Shards, lock_root
 from pipeline.runtime import console
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
@@ -34,13 +24,10 @@ def duplicates_command(
     root: Root,
     threshold: Annotated[
         float,
-        typer.Option(
-            metavar="COSINE", help="two samples with a higher cosine are duplicates, 0.8 to 1"
-        ),
+        Option(metavar="COSINE", help="two samples with a higher cosine are duplicates, 0.8 to 1"),
     ] = 0.95,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    *,
+    common: Common,
 ) -> None:
     """List near-duplicates within clusters (SemDeDup).
 
@@ -64,8 +51,7 @@ def duplicates_command(
     from pipeline.explore.curate import duplicates
 
     cfg = duplicates.Config(threshold=threshold)
-    sections, paths = begin(root, config_file, sets, address)
-    with lock_root(paths.root, sections["run"]):
+    with common.locked(root) as (_, paths):
         found = duplicates.run(cfg, paths)
     console.print_result(duplicates.text(found), {"root": paths.root, **found})
 
@@ -74,19 +60,16 @@ def outliers_command(
     root: Root,
     quantile: Annotated[
         float | None,
-        typer.Option(
+        Option(
             metavar="SHARE", help="quantile of outlier_score; samples above it are listed [0.99]"
         ),
     ] = None,
     score: Annotated[
         float | None,
-        typer.Option(
-            metavar="SCORE", help="list samples whose outlier_score is above this, 0 to 2"
-        ),
+        Option(metavar="SCORE", help="list samples whose outlier_score is above this, 0 to 2"),
     ] = None,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    *,
+    common: Common,
 ) -> None:
     """List the samples that are farthest from every cluster.
 
@@ -108,8 +91,7 @@ def outliers_command(
 
     share = 0.99 if quantile is None and score is None else quantile
     cfg = outliers.Config(quantile=share, score=score)
-    sections, paths = begin(root, config_file, sets, address)
-    with lock_root(paths.root, sections["run"]):
+    with common.locked(root) as (_, paths):
         found = outliers.run(cfg, paths)
     what = f"have an outlier_score over {found['threshold']:.6g}"
     _print_list(what, found, paths, "outliers")
@@ -117,19 +99,16 @@ def outliers_command(
 
 def balance_command(
     root: Root,
-    per_cluster: Annotated[
-        int, typer.Option(metavar="N", help="most samples to keep of each cluster")
-    ],
+    per_cluster: Annotated[int, Option(metavar="N", help="most samples to keep of each cluster")],
     how: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="WAY", help="what to keep: random, confident, or coding-rate (most diverse)"
         ),
     ] = "random",
-    seed: Annotated[int, typer.Option(help="seed of the random choices")] = 0,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    seed: Annotated[int, Option(help="seed of the random choices")] = 0,
+    *,
+    common: Common,
 ) -> None:
     """Keep at most N samples of each cluster, and list the others.
 
@@ -152,27 +131,23 @@ def balance_command(
     from pipeline.explore.curate import balance
 
     cfg = balance.Config(per_cluster=per_cluster, how=how, seed=seed)
-    sections, paths = begin(root, config_file, sets, address)
-    with lock_root(paths.root, sections["run"]):
+    with common.locked(root) as (_, paths):
         found = balance.run(cfg, paths)
     _print_list(f"are beyond {per_cluster:,} of their cluster", found, paths, "balance")
 
 
 def assign_command(
-    run: Annotated[
-        str, typer.Option(metavar="URL", help="finished run whose clusters are assigned")
-    ],
+    run: Annotated[str, Option(metavar="URL", help="finished run whose clusters are assigned")],
     shards: Shards,
     root: Root,
     quantile: Annotated[
         float,
-        typer.Option(
+        Option(
             help="quantile of the run's outlier_score; samples above it are listed as unexplained"
         ),
     ] = UNEXPLAINED,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
+    *,
+    common: Common,
     overwrite: Overwrite = False,
 ) -> None:
     """Label new shards with the clusters of a finished run.
@@ -197,7 +172,7 @@ def assign_command(
     from pipeline.explore import assign_new
     from pipeline.explore.curate import outliers
 
-    sections, paths = begin(root, config_file, sets, address)
+    sections, paths = common.begin(root)
     source = layout.RunPaths(storage.absolute(run))
     found = list_shards(shards)
     unexplained = outliers.Config(quantile=quantile)
@@ -209,11 +184,3 @@ def assign_command(
         f"({expected:,.1f} are expected by chance)"
     )
     _print_list(what, listed, paths, "unexplained")
-
-
-def add(app: App) -> None:
-    """Add the commands."""
-    app.command("duplicates")(duplicates_command)
-    app.command("outliers")(outliers_command)
-    app.command("balance")(balance_command)
-    app.command("assign")(assign_command)

@@ -7,6 +7,7 @@ Its last line may be `Settings: embed, run`: the page then ends with the setting
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -80,27 +81,43 @@ class App(typer.Typer):
         super().__init__(cls=Group, rich_markup_mode=None, **settings)
         self.callback()(_common)
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
-        """As typer's."""
-        add = super().command(name, cls=Command, **settings)
-        return lambda function: add(_with_common(function))
+    def add(self, *functions: Callable[..., Any]) -> None:
+        """Add commands in this order: `select_k_command` becomes `select-k`."""
+        for function in functions:
+            name = function.__name__.removesuffix("_command").replace("_", "-")
+            self.command(name, cls=Command)(_expanded(function))
 
 
 def _common(quiet: Quiet = False, json: Json = False) -> None:
     """The same options before the command."""
 
 
-def _with_common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with --quiet and --json; it runs in a session of Ray."""
+def _expanded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as typer can read it; it runs in a session of Ray.
+
+    A parameter whose type is a dataclass is replaced by the fields, each an option. --quiet and
+    --json are added.
+    """
+    parameters, groups = list[inspect.Parameter](), dict[str, Any]()
+    for parameter in [*_parameters(function), *_parameters(_common)]:
+        kind: Any = parameter.annotation
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+        parameters += _parameters(kind) if is_dataclass(kind) else [parameter]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         del values["quiet"], values["json"]  # their callbacks have applied them
+        for name, kind in groups.items():
+            values[name] = kind(**{f.name: values.pop(f.name) for f in fields(kind)})
         with cluster.session():
             return function(**values)
 
-    signature, more = inspect.signature(function), inspect.signature(_common)
-    parameters = [*signature.parameters.values(), *more.parameters.values()]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {**function.__annotations__, **_common.__annotations__}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    found = inspect.signature(function).parameters.values()
+    return [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in found]

@@ -4,15 +4,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+from typer import Option
 
 from pipeline.artifacts import layout
 from pipeline.artifacts.stages import STAGES
 from pipeline.runtime import cluster, config, progress
+from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.interrupt import Interruption
 from pipeline.store import lock, storage
@@ -50,24 +52,24 @@ def complete_set(incomplete: str) -> list[str]:
 
 
 Root = Annotated[
-    str, typer.Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
+    str, Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
 ]
 Shards = Annotated[
     str,
-    typer.Option(
+    Option(
         metavar="SHARDS",
         help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
     ),
 ]
 ConfigFile = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--config", metavar="FILE", help="TOML file with a table per stage; see ratecluster init"
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
         help="change one setting; may be repeated",
@@ -76,21 +78,20 @@ Overrides = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="HOST:PORT",
         help="Ray cluster to join; default: RAY_ADDRESS if it is set, else a local Ray",
     ),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option(
-        "--overwrite",
-        help="re-embed shards whose embeddings were made with different settings",
+    Option(
+        "--overwrite", help="re-embed shards whose embeddings were made with different settings"
     ),
 ]
 CaptionsFrom = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--captions-from",
         metavar="FILE",
         help="your own captions instead of the vocabulary: a path or URL of a UTF-8 text file "
@@ -100,19 +101,34 @@ CaptionsFrom = Annotated[
 ]
 
 
-def with_captions(sets: list[str] | None, file: str | None) -> list[str]:
-    """The overrides, with the one that --captions-from stands for."""
-    own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
-    return [*(sets or ()), *own]
+@dataclass(frozen=True)
+class Common:
+    """The options that most commands share. `App` replaces a parameter of this type by them."""
 
+    config_file: ConfigFile = None
+    sets: Overrides = None
+    address: Address = None
 
-def begin(root: str, file: str | None, sets: list[str] | None, address: str | None) -> Any:
-    """The settings of all stages, and the run's folders. Sets the address of Ray."""
-    if not root:
-        raise UserError("the folder is empty text; give a path or a URL")
-    if address:
-        os.environ["RAY_ADDRESS"] = address
-    return config.load(KINDS, file, sets or ()), layout.RunPaths(storage.absolute(root))
+    def with_captions(self, file: str | None) -> "Common":
+        """The same options, with the override that --captions-from stands for."""
+        own = [f"caption.vocabulary={json.dumps([file], ensure_ascii=False)}"] if file else []
+        return replace(self, sets=[*(self.sets or ()), *own])
+
+    def begin(self, root: str) -> tuple[Sections, layout.RunPaths]:
+        """The settings of all stages, and the run's folders. Sets the address of Ray."""
+        if not root:
+            raise UserError("the folder is empty text; give a path or a URL")
+        if self.address:
+            os.environ["RAY_ADDRESS"] = self.address
+        sections = config.load(KINDS, self.config_file, self.sets or ())
+        return sections, layout.RunPaths(storage.absolute(root))
+
+    @contextmanager
+    def locked(self, root: str) -> Iterator[tuple[Sections, layout.RunPaths]]:
+        """The same as `begin`, while the lock of the root is held."""
+        sections, paths = self.begin(root)
+        with lock_root(paths.root, sections["run"]):
+            yield sections, paths
 
 
 @contextmanager

@@ -1,31 +1,33 @@
-"""The commands that search a finished run."""
+"""The commands that search a finished run, or write it in the format of another tool."""
 
 import sys
+from enum import Enum
+from importlib import import_module
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from pipeline.artifacts.layout import Space
-from pipeline.cli.help_pages import App
-from pipeline.cli.options import Address, ConfigFile, Overrides, Root, begin, lock_root
+from pipeline.cli.options import Common, Root
 from pipeline.runtime import console
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
 
 STRIP = "ratecluster-search.html"
 SpaceOption = Annotated[
-    Space,
-    typer.Option(help="what is compared; clip: CLIP embeddings; z: features of the network"),
+    Space, Option(help="what is compared; clip: CLIP embeddings; z: features of the network")
 ]
 
 
-def index_command(
-    root: Root,
-    space: SpaceOption = Space.CLIP,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
-) -> None:
+class Tool(str, Enum):
+    """The tool that reads the export."""
+
+    CLIP_RETRIEVAL = "clip-retrieval"
+    COCO = "coco"
+    FIFTYONE = "fiftyone"
+
+
+def index_command(root: Root, space: SpaceOption = Space.CLIP, *, common: Common) -> None:
     """Build a FAISS index of a run, for search and serve.
 
     Up to index.flat_below samples are stored in full and compared one by one.
@@ -46,26 +48,21 @@ def index_command(
     """
     from pipeline.explore.search import index
 
-    sections, paths = begin(root, config_file, sets, address)
-    with lock_root(paths.root, sections["run"]):
+    with common.locked(root) as (sections, paths):
         made = index.run(sections["index"], paths, space)
     console.print_result("", {"root": paths.root, "space": space.value, **made})
 
 
 def search_command(
     root: Root,
-    image: Annotated[
-        str | None, typer.Option(metavar="FILE", help="path or URL of an image")
-    ] = None,
-    text: Annotated[str | None, typer.Option(metavar="WORDS", help="text to search for")] = None,
-    top: Annotated[int, typer.Option(min=1, max=1000, help="number of results")] = 20,
-    cluster: Annotated[
-        int | None, typer.Option(metavar="ID", help="search only this cluster")
-    ] = None,
+    image: Annotated[str | None, Option(metavar="FILE", help="path or URL of an image")] = None,
+    text: Annotated[str | None, Option(metavar="WORDS", help="text to search for")] = None,
+    top: Annotated[int, Option(min=1, max=1000, help="number of results")] = 20,
+    cluster: Annotated[int | None, Option(metavar="ID", help="search only this cluster")] = None,
     space: SpaceOption = Space.CLIP,
     html: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help=f"page with the images [{STRIP}; with --json no page]"),
+        Option(metavar="FILE", help=f"page with the images [{STRIP}; with --json no page]"),
     ] = None,
 ) -> None:
     """Find the samples most similar to an image or a text.
@@ -95,7 +92,7 @@ def search_command(
         )
     from pipeline.explore.search import pages, search
 
-    _, paths = begin(root, None, None, None)
+    _, paths = Common().begin(root)
     run = search.Search(paths, [space])
     if text is not None:
         query = run.of_text(text)
@@ -115,13 +112,13 @@ def serve_command(
     root: Root,
     host: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="ADDRESS",
             help="address to listen on; other machines can reach any but 127.0.0.1, without "
             "a password",
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")] = 8000,
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free port")] = 8000,
 ) -> None:
     """Serve a web page to search a run and browse its clusters.
 
@@ -139,7 +136,7 @@ def serve_command(
     """
     from pipeline.explore.search import serve
 
-    _, paths = begin(root, None, None, None)
+    _, paths = Common().begin(root)
 
     def print_url(url: str) -> None:
         console.print_result(f"{url}  (Ctrl-C stops it)", {"root": paths.root, "url": url})
@@ -155,8 +152,55 @@ def _read_image(url: str) -> bytes:
         raise UserError(f"{url} cannot be read: {error.strerror or error}; check --image") from None
 
 
-def add(app: App) -> None:
-    """Add the commands."""
-    app.command("index")(index_command)
-    app.command("search")(search_command)
-    app.command("serve")(serve_command)
+def export_command(
+    tool: Annotated[Tool, Argument(help="tool that will read the export")],
+    root: Root,
+    out: Annotated[
+        str,
+        Option(
+            metavar="URL",
+            help="folder that is new, empty, or holds this export; for coco a json file",
+        ),
+    ],
+    label: Annotated[
+        str | None,
+        Option(metavar="COLUMN", help="fiftyone: json column with the true class"),
+    ] = None,
+) -> None:
+    """Write a finished run in the format of another tool.
+
+    Rejected and excluded samples are not exported. An interrupted export
+    resumes; coco, which is one file, starts again. Other files in --out are
+    never overwritten.
+
+    clip-retrieval gets the output of `clip-retrieval inference`, for its index
+    and back end. Give its back end the run's embed.model as --clip_model.
+
+    coco has a category per cluster (cluster_id + 1). Each sample is an image
+    with one annotation: its box is the whole image, its score the confidence.
+    file_name is the name that the fiftyone export gives the image.
+
+    fiftyone gets images and labels for FiftyOneDataset, in a local folder. It
+    loads the labels into memory when it imports them.
+
+    Reads:
+      {root}/labels/, embeddings/, clusters.parquet
+      the input shards, for fiftyone
+    Writes:
+      clip-retrieval  {out}/img_emb/img_emb_{i}.npy   float16, a file per shard
+                      {out}/metadata/metadata_{i}.parquet
+                      image_path (the key), sample_id, caption, cluster_id, ...
+      coco            {out}   images, annotations, categories
+      fiftyone        {out}/samples.json, data/   cluster, ground_truth (--label)
+
+    Examples:
+      ratecluster export clip-retrieval --root my-run --out for-clip-retrieval
+      ratecluster export coco --root my-run --out my-run.json
+      ratecluster export fiftyone --root my-run --out for-fiftyone --label label
+    """
+    if label and tool is not Tool.FIFTYONE:
+        raise UserError(f"--label {label}: only fiftyone uses it; leave it out")
+    _, paths = Common().begin(root)
+    module = import_module(f"pipeline.explore.export.{tool.name.lower()}")
+    module.run(paths, out, *([label] if tool is Tool.FIFTYONE else []))
+    console.print_result("", {"root": paths.root, "tool": tool.value, "out": out})

@@ -5,34 +5,26 @@ from typing import Any
 
 from pipeline.artifacts import layout, stages
 from pipeline.artifacts.stages import Stage, named
-from pipeline.cli.help_pages import App
-from pipeline.cli.options import (
-    Address,
-    CaptionsFrom,
-    ConfigFile,
-    Overrides,
-    Overwrite,
-    Root,
-    Shards,
-    begin,
-    lock_root,
-    with_captions,
-)
-from pipeline.cli.run_command import check, run_command
+from pipeline.cli.options import CaptionsFrom, Common, Overwrite, Root, Shards, lock_root
 from pipeline.runtime import console
 from pipeline.runtime.config import Sections
-from pipeline.store.listing import list_shards
+from pipeline.runtime.reject_reasons import printable
+from pipeline.store.listing import Shard, list_shards
+from pipeline.store.storage import MANIFEST, DamagedError
 
 log = logging.getLogger(__name__)
+LARGEST = 10  # clusters in the summary
+
+
+def commands() -> list[Any]:
+    """The commands of the stages in their order, then `run`."""
+    own = {"embed": embed_command, "caption": caption_command}
+    of_stages = [own.get(stage.name) or _command(stage) for stage in stages.STAGES]
+    return [*of_stages, run_command]
 
 
 def embed_command(
-    shards: Shards,
-    root: Root,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
-    overwrite: Overwrite = False,
+    shards: Shards, root: Root, *, common: Common, overwrite: Overwrite = False
 ) -> None:
     """Compute the CLIP embeddings of the shards, one part per shard.
 
@@ -51,21 +43,10 @@ def embed_command(
           --set embed.model=ViT-L-14 --set embed.pretrained=openai
     Settings: embed, run
     """
-    sections, paths = begin(root, config_file, sets, address)
-    found, embed = list_shards(shards), named("embed")
-    check(embed, sections)
-    with lock_root(paths.root, sections["run"], found):
-        made = embed.stage.run(sections["embed"], paths, found, overwrite)
-    _print_manifest(embed, made, paths)
+    _run_one(named("embed"), root, common, shards=list_shards(shards), overwrite=overwrite)
 
 
-def caption_command(
-    root: Root,
-    captions_from: CaptionsFrom = None,
-    config_file: ConfigFile = None,
-    sets: Overrides = None,
-    address: Address = None,
-) -> None:
+def caption_command(root: Root, captions_from: CaptionsFrom = None, *, common: Common) -> None:
     """Rank captions for every cluster.
 
     The candidates are a vocabulary and n-grams of the samples' alt texts. The
@@ -88,40 +69,157 @@ def caption_command(
       ratecluster caption --root my-run --captions-from my-words.txt
     Settings: caption, run
     """
-    sections, paths = begin(root, config_file, with_captions(sets, captions_from), address)
-    _run_one(named("caption"), sections, paths)
+    _run_one(named("caption"), root, common.with_captions(captions_from))
 
 
 def _command(stage: Stage) -> Any:
     """The command of a stage that reads only the run's root."""
 
-    def command(
-        root: Root,
-        config_file: ConfigFile = None,
-        sets: Overrides = None,
-        address: Address = None,
-    ) -> None:
-        _run_one(stage, *begin(root, config_file, sets, address))
+    def command(root: Root, *, common: Common) -> None:
+        _run_one(stage, root, common)
 
+    command.__name__, command.__doc__ = f"{stage.name}_command", PAGES.get(stage.name)
     return command
 
 
-def _run_one(stage: Stage, sections: Sections, paths: layout.RunPaths) -> None:
+def _run_one(stage: Stage, root: str, common: Common, **more: Any) -> None:
+    """Run a stage and print its text; with --json its manifest without the shards."""
+    sections, paths = common.begin(root)
     check(stage, sections)
-    with lock_root(paths.root, sections["run"]):
-        made = stage.stage.run(sections[stage.name], paths)
-    _print_manifest(stage, made, paths)
-
-
-def _print_manifest(stage: Stage, made: dict[str, Any], paths: layout.RunPaths) -> None:
-    """Print the text of the stage; with --json its manifest without the shards."""
+    with lock_root(paths.root, sections["run"], more.get("shards", ())):
+        made = stage.stage.run(sections[stage.name], paths, **more)
     text = getattr(stage.stage, "text", None)  # of evaluate and report
     facts = {name: value for name, value in made.items() if name != "shards"}
     shown = {"stage": stage.name, "root": paths.root, **facts}
     console.print_result(text(made) if text else "", shown)
 
 
-TRAIN = """Train the network that makes the clusters separable.
+def run_command(
+    shards: Shards,
+    root: Root,
+    *,
+    common: Common,
+    overwrite: Overwrite = False,
+    captions_from: CaptionsFrom = None,
+) -> None:
+    """Run every stage in order, from shards to labels and report.
+
+    The stages are embed, train, select-k, caption, write and report; the command
+    ends with a summary. Also evaluates when evaluate.label is set. Finished work
+    is skipped.
+
+    Reads:
+      the shards, which are never changed
+    Writes:
+      {root}/labels/{stem}.parquet       the result: a row per sample
+      {root}/labeled/{stem}.tar          the shards again, with labels
+      {root}/report/index.html           a web page about the result
+      {root}/                            more files: see --help of the stages
+
+    Examples:
+      ratecluster run --shards my-shards --root my-run
+      ratecluster run --shards my-shards --root my-run --config ratecluster.toml
+      ratecluster run --shards my-shards --root my-run --quiet --json > summary.json
+    Settings: all
+    """
+    sections, paths = common.with_captions(captions_from).begin(root)
+    run_all(sections, paths, list_shards(shards), overwrite)
+    facts = {"root": paths.root, **summary(paths), "report": paths.report.file("index.html")}
+    texts = [summary_text(facts)]
+    if _is_asked(named("evaluate"), sections):
+        from pipeline.evaluate import score_tables
+
+        evaluation = paths.top.peek("evaluation.json") or {}
+        facts["evaluation"] = evaluation["rows"]
+        texts.append(score_tables.text(evaluation))
+    console.print_result("\n".join([*texts, f"report: {facts['report']}"]), facts)
+
+
+def check(stage: Stage, sections: Sections) -> None:
+    """UserError for settings that would stop the stage, before any stage starts."""
+    if own := getattr(stage.settings, "check", None):
+        own(sections)
+
+
+def run_all(
+    sections: Sections, paths: layout.RunPaths, shards: list[Shard], overwrite: bool
+) -> None:
+    """Run every stage in order under the lock of the root. Finished work is skipped."""
+    asked = [stage for stage in stages.STAGES if _is_asked(stage, sections)]
+    for stage in asked:
+        check(stage, sections)
+    with lock_root(paths.root, sections["run"], shards):
+        if _all_done(asked, sections, shards, paths):
+            for stage in asked:
+                folder = paths.folder(stage.folder) if stage.files or stage.parts else paths.top
+                console.log_already_done(log, stage.name, folder.url)
+            return
+        for stage in asked:
+            more = {"shards": shards, "overwrite": overwrite} if stage.name == "embed" else {}
+            stage.stage.run(sections[stage.name], paths, **more)
+            if stage.name == "embed" and named("evaluate") in asked:
+                named("evaluate").settings.find_label(sections["evaluate"], paths)
+
+
+def _is_asked(stage: Stage, sections: Sections) -> bool:
+    return not stage.asked_by or bool(getattr(sections[stage.name], stage.asked_by))
+
+
+def _all_done(
+    asked: list[Stage], sections: Sections, shards: list[Shard], paths: layout.RunPaths
+) -> bool:
+    """Whether no stage has work left, or files of an interruption to remove; needs no torch."""
+    from pipeline.embed import survey
+    from pipeline.ops import status
+
+    query = status.StatusQuery(sections, shards, as_made=False)
+    try:
+        if not survey.if_done(sections["embed"], shards, paths):
+            return False
+        rows = status.collect(query, paths)
+    except DamagedError:  # the stage that reads the file decides what to do
+        return False
+    done = {row.stage for row in rows if (row.state, row.rerun) == ("done", "nothing")}
+    return all(
+        stage.name in done
+        and (
+            stage.folder in stage.parts
+            or paths.folder(stage.folder).names() <= {*stage.files, *stage.folders, MANIFEST}
+        )
+        for stage in asked
+    )
+
+
+def summary(paths: layout.RunPaths) -> dict[str, Any]:
+    """Counts, k and the clusters of a finished run."""
+    embedded, clusters = paths.embeddings.manifest(), paths.clusters.manifest()
+    captions = paths.captions.manifest()["captions"]
+    counts = {name: embedded[name] for name in ("samples", "embedded", "rejected", "damaged")}
+    chosen = {name: clusters[name] for name in ("k", "k_best", "k_low", "k_high")}
+    rows = [
+        {"cluster_id": number, "size": size, "caption": captions[number]}
+        for number, size in enumerate(clusters["sizes"])
+    ]
+    return {"shards": len(embedded["shards"]), **counts, **chosen, "clusters": rows}
+
+
+def summary_text(facts: dict[str, Any]) -> str:
+    """The summary as a few lines of text."""
+    lines = [
+        f"{facts['samples']:,} samples in {facts['shards']:,} shards: "
+        f"{facts['embedded']:,} labelled, {facts['rejected']:,} rejected"
+        + (f", {facts['damaged']:,} shards damaged" if facts["damaged"] else ""),
+        f"{facts['k']} clusters (fewest bits at {facts['k_best']}, band "
+        f"{facts['k_low']} to {facts['k_high']}); the largest:",
+    ]
+    for row in facts["clusters"][:LARGEST]:
+        name = printable(str(row["caption"]))
+        lines.append(f"{row['cluster_id']:>5} {row['size']:>12,}  {name}")
+    return "\n".join(lines)
+
+
+PAGES = {  # of the stages whose command has no docstring
+    "train": """Train the network that makes the clusters separable.
 
 The objective is maximal coding rate reduction on a sample of the embeddings.
 The best network of the training is kept. An interrupted training resumes
@@ -136,8 +234,8 @@ Examples:
   ratecluster train --root my-run
   ratecluster train --root my-run --set train.words=0
 Settings: train, run
-"""
-SELECT_K = """Choose the number of clusters and assign every sample.
+""",
+    "select_k": """Choose the number of clusters and assign every sample.
 
 k is chosen where the features need the fewest bits. --set select_k.k=50 sets
 it by hand.
@@ -153,8 +251,8 @@ Examples:
   ratecluster select-k --root my-run --set select_k.k_min=20
       --set select_k.k_max=200
 Settings: select_k, run
-"""
-WRITE = """Write labels, labelled shards and the table of clusters.
+""",
+    "write": """Write labels, labelled shards and the table of clusters.
 
 Reads:
   {root}/embeddings/, rejects/, assignments/, captions/
@@ -171,8 +269,8 @@ Examples:
   ratecluster write --root my-run
   ratecluster write --root my-run --set write.shards=false
 Settings: write, run
-"""
-REPORT = """Write a web page about the run and print its path.
+""",
+    "report": """Write a web page about the run and print its path.
 
 The page is one self-contained file.
 
@@ -186,8 +284,8 @@ Examples:
   ratecluster report --root my-run
   ratecluster report --root my-run --set report.gallery=24
 Settings: report, run
-"""
-EVALUATE = """Measure accuracy against a json field with the true class.
+""",
+    "evaluate": """Measure accuracy against a json field with the true class.
 
 Also scores k-means on the same embeddings, and prints the comparison.
 
@@ -200,20 +298,5 @@ Writes:
 Examples:
   ratecluster evaluate --root my-run --set evaluate.label=label
 Settings: evaluate, run
-"""
-PAGES = {
-    "train": TRAIN,
-    "select_k": SELECT_K,
-    "write": WRITE,
-    "evaluate": EVALUATE,
-    "report": REPORT,
+""",
 }
-
-
-def add(app: App) -> None:
-    """Add the commands of the stages in their order, then `run`."""
-    own = {"embed": embed_command, "caption": caption_command}
-    for stage in stages.STAGES:
-        command = own.get(stage.name) or _command(stage)
-        app.command(stage.command, help=PAGES.get(stage.name))(command)
-    app.command("run")(run_command)

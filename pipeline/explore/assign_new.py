@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import layout, outputs
-from pipeline.artifacts.stages import chain
+from pipeline.artifacts.stages import Stage, chain
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
 from pipeline.explore.curate import outliers
@@ -80,23 +80,28 @@ def run(
     """Embed, assign, list unexplained samples, write; returns the manifest of the list."""
     given = outputs.upstream(source, "captions")
     check(source, shards, paths)
-    before = given["embeddings"]
-    asked = encoder(sections["embed"], before["config"])
+    made_with = given["embeddings"]
+    asked = encoder(sections["embed"], made_with["config"])
     weights.check(asked.model, asked.pretrained)
     write_settings.digests(sections["write"])  # a missing list is an error before the work
     embedded = embed.run(asked, paths, shards, overwrite)
-    if embedded["precisions"] != before.get("precisions"):
+    if embedded["precisions"] != made_with.get("precisions"):
         log.warning(
             "assign: the run was embedded on %s, these shards on %s: cosines may differ a little",
-            *(before.get("precisions"), embedded["precisions"]),
+            *(made_with.get("precisions"), embedded["precisions"]),
         )
-    wants = expected(given, embedded, source, paths)
+    stems = [facts["shard"]["stem"] for facts in embedded["shards"]]
     upstream = embedded["fingerprint"]
-    for name, want in wants.items():
+    before: list[Any] = [upstream, [given[stage.folder]["fingerprint"] for stage in COPIED]]
+    for stage in COPIED:
+        name = stage.folder
+        want = expected(stage, config.digest(given[name]["config"], *before), stems, paths)
         if want.if_done() is None:
-            counted = _assign(want, embedded, given, source, paths) if name == "clusters" else {}
-            _copy(want, {**given[name], "upstream": upstream, **counted}, source.folder(name))
-        upstream = want.made_of
+            facts = given[name] | {"upstream": upstream}
+            if name == "clusters":
+                facts |= _assign(want.made_of, stems, given, source, paths)
+            _copy(want, facts, source.folder(name))
+        upstream, before = want.made_of, [want.made_of]
     partial_sums.remove_all(paths.clusters)
     found = outliers.run(unexplained, paths, "unexplained", "unexplained", source)
     write.run(sections["write"], paths)
@@ -104,65 +109,52 @@ def run(
 
 
 def expected(
-    given: outputs.Manifests,
-    embedded: dict[str, Any],
-    source: layout.RunPaths,
-    paths: layout.RunPaths,
-) -> dict[str, outputs.ExpectedOutputs]:
-    """The files of the copied folders; each depends on the folder before it."""
-    prints = [given[stage.folder]["fingerprint"] for stage in COPIED]
-    upstream: list[Any] = [embedded["fingerprint"], prints]
-    found = {}
-    stems = [facts["shard"]["stem"] for facts in embedded["shards"]]
-    for stage in COPIED:
-        name, folder = stage.folder, paths.folder(stage.folder)
-        all_files = {folder: list(stage.files)}
-        for part, suffix in stage.parts.items():
-            all_files[paths.folder(part)] = [f"{stem}{suffix}" for stem in stems]
-        made_of = config.digest(given[name]["config"], *upstream)
-        found[name] = outputs.ExpectedOutputs(f"assign: {name}", folder, made_of, None, all_files)
-        upstream = [made_of]
-    return found
+    stage: Stage, made_of: str, stems: list[str], paths: layout.RunPaths
+) -> outputs.ExpectedOutputs:
+    """The files of a copied folder, and the parts of the new shards."""
+    folder = paths.folder(stage.folder)
+    files = {folder: list(stage.files)}
+    for part, suffix in stage.parts.items():
+        files[paths.folder(part)] = [f"{stem}{suffix}" for stem in stems]
+    return outputs.ExpectedOutputs(f"assign: {stage.folder}", folder, made_of, None, files)
 
 
 def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.Folder) -> None:
     """Copy the files of the run, then write a manifest that names the run."""
     want.folder.remove({"manifest.json"})
-    of_new_samples = {"exemplars.parquet"}
-    for name in sorted(set(want.files[want.folder]) - of_new_samples):
-        storage.write_bytes(want.folder.file(name), storage.read_bytes(source.file(name)))
+    for name in sorted(want.files[want.folder]):
+        if name != "exemplars.parquet":  # it is of the new samples
+            storage.write_bytes(want.folder.file(name), storage.read_bytes(source.file(name)))
     facts = {**facts, "taken_from": source.url.rpartition("/")[0]}
     want.folder.finish(want.made_of, **{k: v for k, v in facts.items() if k != "fingerprint"})
 
 
 def _assign(
-    want: outputs.ExpectedOutputs,
-    embedded: dict[str, Any],
+    made_of: str,
+    stems: list[str],
     given: outputs.Manifests,
     source: layout.RunPaths,
     paths: layout.RunPaths,
 ) -> dict[str, Any]:
     """Assign every new sample; returns facts of the clusters that depend on these samples."""
-    clustered = given["clusters"]
+    samples = paths.embeddings.manifest()["embedded"]
     table = tables.read(source.clusters.file("prototypes.parquet"))
     prototypes = Prototypes(
         torch.from_numpy(tables.to_matrix(table["vector"]).copy()),
         torch.from_numpy(table["cluster_id"].to_numpy().copy()).long(),
-        clustered["share_eta"],
+        given["clusters"]["share_eta"],
     )
-    stems = [facts["shard"]["stem"] for facts in embedded["shards"]]
     with StageProgress("assign", len(stems), "parts") as progress:
-        assigner = Assigner(load_network(source), prototypes, want.made_of)
-        count, _, gram = assign_all(Parts(paths, stems, want.made_of), assigner, progress)
-    if count.sum() != embedded["embedded"]:
-        raise RuntimeError(f"assign: {count.sum():.0f} of {embedded['embedded']}: run again")
-    bits = coding_rate.length_bits(count, gram, clustered["config"]["eps_sq"])
+        assigner = Assigner(load_network(source), prototypes, made_of)
+        count, _, gram = assign_all(Parts(paths, stems, made_of), assigner, progress)
+    if count.sum() != samples:
+        raise RuntimeError(f"assign: {count.sum():.0f} of {samples}: run again")
+    bits = coding_rate.length_bits(count, gram, given["clusters"]["config"]["eps_sq"])
     paths.assignments.sweep()
-    console.log_finished(log, "assign", progress.seconds, f"{embedded['embedded']:,} samples")
-    sizes = count.long().tolist()
+    console.log_finished(log, "assign", progress.seconds, f"{samples:,} samples")
     return {
-        "samples": sum(sizes),
-        "sizes": sizes,
+        "samples": samples,
+        "sizes": count.long().tolist(),
         "cluster_bits": bits.tolist(),
         "seconds": round(progress.seconds, 2),
     }

@@ -8,21 +8,19 @@ fingerprint follows from the settings and the one before, so that of the last st
 the first has run.
 """
 
-import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.artifacts import layout, outputs, stages
 from pipeline.artifacts.stages import Stage
 from pipeline.embed import survey
+from pipeline.ops.text import filled, table
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.reject_reasons import printable
 from pipeline.store import lock, partial_sums
 from pipeline.store.listing import Shard
 from pipeline.train.checkpoints import Checkpoints
 
-WIDTH = 100  # columns of the text
 HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
 
 
@@ -230,23 +228,18 @@ def with_heartbeat(rows: list[StageStatus], owner: dict[str, Any] | None) -> lis
 
 
 def text(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> str:
-    """The rows as text for a terminal; no line is longer than WIDTH."""
-    lines = _filled(f"root   {root}") + _filled(f"lock   {_held(owner)}") + [""]
-    cells = [HEADS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
-    for line in cells:
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*left, *right]).rstrip())
-    lines += ["", "Running the same command again would do:"]
-    for row in rows:
-        lines += _filled(f"  {row.stage.ljust(widths[0])}  {row.rerun}")
-    return "\n".join(lines)
-
-
-def facts(root: str, owner: dict[str, Any] | None, rows: list[StageStatus]) -> dict[str, Any]:
-    """The same for --json."""
-    return {"root": root, "lock": owner, "stages": [asdict(row) for row in rows]}
+    """The rows as text for a terminal; no line is longer than text.WIDTH."""
+    width = max(len(row.stage) for row in rows)
+    lines = [
+        f"root   {root}",
+        f"lock   {_held(owner)}",
+        "",
+        *table([HEADS, *map(_cells, rows)], 2),
+        "",
+        "Running the same command again would do:",
+        *(f"  {row.stage:<{width}}  {row.rerun}" for row in rows),
+    ]
+    return "\n".join(map(filled, lines))
 
 
 def _held(owner: dict[str, Any] | None) -> str:
@@ -269,9 +262,3 @@ def _cells(row: StageStatus) -> tuple[str, ...]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
-
-
-def _filled(line: str) -> list[str]:
-    indent = " " * (len(line) - len(line.lstrip()) + 8)
-    text = printable(line)
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

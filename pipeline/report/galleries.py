@@ -12,7 +12,6 @@ from pipeline.report.run_data import Facts, RunData
 from pipeline.report.settings import Config
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
-from pipeline.store.storage import Folder
 from pipeline.vision import thumbnails
 
 PAGE_BYTES = 14_500_000  # the largest page, with texts of usual length
@@ -20,11 +19,6 @@ FIXED_BYTES = 1_800_000  # ECharts and other fixed parts
 CLUSTER_BYTES = 11_500  # texts of a cluster with a gallery
 AT_ONCE = 64  # clusters whose images are held in memory
 TEXT_BYTES = 80  # the longest caption and name of a member
-
-
-def folder(paths: layout.RunPaths) -> Folder:
-    """The folder of the strips."""
-    return Folder(paths.report.file("galleries"))
 
 
 def add(
@@ -40,7 +34,8 @@ def add(
     urls = {s["shard"]["stem"]: s["shard"]["url"] for s in run.embedded["shards"]}
     reader = thumbnails.Reader(run.embedded["config"]["max_image_pixels"], cfg.thumbnail)
     left, strips = PAGE_BYTES - FIXED_BYTES - CLUSTER_BYTES * len(shown), []
-    folder(paths).clear()
+    folder = paths.folder("report/galleries")
+    folder.clear()
     for start in range(0, len(shown), AT_ONCE):
         some = shown[start : start + AT_ONCE]
         places = [
@@ -55,7 +50,7 @@ def add(
             name = f"{row['id']}.webp" if left < 0 and any(own) else None
             if name:
                 strip = thumbnails.strip(own, sum(cfg.counts.values()), cfg.thumbnail)
-                storage.write_bytes(folder(paths).file(name), strip)
+                storage.write_bytes(folder.file(name), strip)
                 strips.append(name)
             for tile, (member, image) in enumerate(zip(row["members"], own, strict=True)):
                 uri = image and (

@@ -23,7 +23,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.artifacts import layout, outputs
-from pipeline.report import figures, galleries, run_data, truth_charts
+from pipeline.report import figures, galleries, run_data
 from pipeline.report.run_data import Facts, RunData, collect
 from pipeline.report.settings import Config, expected
 from pipeline.runtime import config, console, templates
@@ -49,8 +49,8 @@ def charts(run: RunData, clusters: list[Facts], paths: layout.RunPaths) -> dict[
         "validations": figures.validations(run),
     }
     if run.evaluation and "confusion" in run.evaluation:
-        drawn["confusion"] = truth_charts.confusion(run.evaluation, clusters)
-        drawn["confidence"] = truth_charts.confidence(run.evaluation)
+        drawn["confusion"] = figures.confusion(run.evaluation, clusters)
+        drawn["confidence"] = figures.confidence(run.evaluation)
     return drawn
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,17 @@ def join() -> None:
     from ray.data import DataContext
 
     if not ray.is_initialized():
-        _init(os.environ.get("RAY_ADDRESS") or "local")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        own: dict[str, Any] = {}
+        if address == "local":
+            own = {
+                "num_cpus": (os.cpu_count() or 1) + SPARE_CPUS,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+            }
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its harmless errors alarm
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         _check_shared()
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn`")  # "ray" in pyproject.toml
     for noisy in ("ray", "ray.data"):
@@ -37,21 +47,6 @@ def join() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-def _init(address: str) -> None:
-    import ray
-
-    own: dict[str, Any] = {}
-    if address == "local":
-        own = {
-            "num_cpus": (os.cpu_count() or 1) + SPARE_CPUS,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its harmless errors alarm
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
 
 
 def actor_limits() -> dict[str, int]:
@@ -101,13 +96,15 @@ def _check_shared() -> None:
     with ExitStack() as stack:
         marks = {str(p): stack.enter_context(_mark(p)) if own else p for p, own in _shared}
         check = ray.remote(num_cpus=0)(_missing)
-        asked = {
-            address: check.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(marks)
-            for address, node in others.items()
-        }
-        blind = {address: missing for address, ref in asked.items() if (missing := _answer(ref))}
+        asked = {}
+        for address, node in others.items():
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[address] = check.options(scheduling_strategy=there).remote(marks)
+        blind: dict[str, list[str]] = {}
+        for address, answer in asked.items():
+            with suppress(ray.exceptions.RayError):  # the node has died meanwhile
+                if missing := ray.get(answer):
+                    blind[address] = missing
     if blind:
         names = sorted(blind)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -140,14 +137,3 @@ def _mark(folder: Path) -> Iterator[Path]:
 def _missing(marks: dict[str, Path]) -> list[str]:
     """A task: the places whose marks this node does not see."""
     return [place for place, mark in marks.items() if not mark.exists()]
-
-
-def _answer(missing: Any) -> list[str]:
-    """What a node does not see; nothing if the node has died meanwhile."""
-    import ray
-
-    try:
-        found: list[str] = ray.get(missing)
-    except ray.exceptions.RayError:
-        return []
-    return found

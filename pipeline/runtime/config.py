@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,10 @@ def as_made(cfg: Any, made_with: Mapping[str, Any]) -> Any:
 def describe(kinds: Mapping[str, type]) -> list[tuple[str, str, str]]:
     """(section.key, default, help) of every setting, for --help and the documentation."""
     return [
-        (f"{section}.{f.name}", _default(f), f.metadata["help"])
+        (f"{section}.{f.name}", json.dumps(f.default), f.metadata["help"])
         for section, kind in kinds.items()
         for f in fields(kind)
     ]
-
-
-def _default(f: "Field[Any]") -> str:
-    return "required" if f.default is MISSING else json.dumps(f.default)
 
 
 def _read(path: str) -> dict[str, dict[str, Any]]:

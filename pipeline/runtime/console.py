@@ -55,35 +55,28 @@ class Handler(logging.StreamHandler):
         if _style.terminal is None:
             return super().emit(record)
         try:
-            _style.terminal.print(_line(record, self.format(record)), soft_wrap=True)
+            text = Text(self.format(record))
+            if stage := getattr(record, "stage", None):  # it has finished: a mark and columns
+                mark, facts = record.__dict__["mark"], " · ".join(record.__dict__["facts"])
+                style = "green" if mark == "✓" else "dim"
+                text = Text.assemble((mark, style), f" {stage:<{STAGE}}", printable(facts))
+            _style.terminal.print(text, soft_wrap=True)
         except Exception:  # a failure to log must not end a stage
             self.handleError(record)
-
-
-def _line(record: logging.LogRecord, text: str) -> Text:
-    """A record for a terminal: the line of a finished stage has a mark and columns."""
-    if not (stage := getattr(record, "stage", None)):
-        return Text(text)
-    mark, facts = record.__dict__["mark"], " · ".join(record.__dict__["facts"])
-    style = "green" if mark == "✓" else "dim"
-    return Text.assemble((mark, style), f" {stage:<{STAGE}}", printable(facts))
 
 
 def begin() -> None:
     """Set up logging for one command, before its options are known."""
     handler = Handler(sys.stderr)
     handler.setFormatter(Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
     logging.getLogger().setLevel(logging.WARNING)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
-    _style.json, _style.terminal = False, _terminal()
-
-
-def _terminal() -> Console | None:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
-    return Console(stderr=True, highlight=False) if sys.stderr.isatty() and not plain else None
+    live = sys.stderr.isatty() and not plain
+    _style.json, _style.terminal = False, Console(stderr=True, highlight=False) if live else None
 
 
 def be_quiet(quiet: bool) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
 from pipeline.runtime import console
@@ -64,9 +64,19 @@ def watched(cfg: Config) -> Iterator[None]:
 
 
 def current() -> dict[str, Any] | None:
-    """`StageProgress.facts` of the running stage."""
-    stage = _process.stage
-    return stage.facts() if stage else None
+    """The progress of the running stage as JSON values."""
+    if (stage := _process.stage) is None:
+        return None
+    return {
+        "stage": stage.stage,
+        "line": f"{stage.stage}: {stage.status()}",
+        "done": stage.units,
+        "total": stage.total,
+        "samples": stage.samples,
+        "rejected": stage.rejected,
+        "samples_per_s": stage.samples_per_s,
+        "left_s": stage.left_s(),
+    }
 
 
 def waiting_for(names: Collection[str]) -> None:
@@ -86,7 +96,6 @@ class StageProgress:
         self.pending: Collection[str] = ()
         self._interruption, self._over = Interruption(), threading.Event()
         self._bar: Progress | None = None
-        self._task = TaskID(0)
 
     def __enter__(self) -> "StageProgress":
         if terminal := console.terminal():
@@ -97,7 +106,7 @@ class StageProgress:
                 TextColumn("{task.fields[s]}", markup=False),
             )
             self._bar = Progress(*columns, console=terminal, transient=True, expand=True)
-            self._task = self._bar.add_task(self.stage, total=self.total, s="starting")
+            self._bar.add_task(self.stage, total=self.total, s="starting")
             self._bar.start()
         _process.stage = self
         self._interruption.__enter__()
@@ -117,17 +126,14 @@ class StageProgress:
         while not self._over.wait(min(1.0, limit_s / 4)):
             if time.monotonic() - self.moved > limit_s:
                 self.moved = time.monotonic()
+                names = list(self.pending)
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                left = f"{self.total - self.units} of {self.total} {self.unit}"
                 self._interruption.interrupt(
                     f"{self.stage}: nothing finished for {limit_s:g} s, waiting for "
-                    f"{self._waited()}; if one of them can take longer, raise run.stall_s, else "
-                    "run the same command again"
+                    f"{', '.join(names[:NAMED]) + more or left}; if one of them can take longer, "
+                    "raise run.stall_s, else run the same command again"
                 )
-
-    def _waited(self) -> str:
-        names = list(self.pending)
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        left = f"{self.total - self.units} of {self.total} {self.unit}"
-        return ", ".join(names[:NAMED]) + more if names else left
 
     @property
     def seconds(self) -> float:
@@ -150,23 +156,10 @@ class StageProgress:
         self.rejected += rejected
         if self._bar:
             s = self.status().replace(", ", " · ")
-            self._bar.update(self._task, completed=self.units, total=self.total, s=s)
+            self._bar.update(self._bar.task_ids[0], completed=self.units, total=self.total, s=s)
         elif time.monotonic() - self.printed > EVERY_S:
             self.printed = time.monotonic()
             log.info("%s: %s", self.stage, self.status())
-
-    def facts(self) -> dict[str, Any]:
-        """The progress as JSON values."""
-        return {
-            "stage": self.stage,
-            "line": f"{self.stage}: {self.status()}",
-            "done": self.units,
-            "total": self.total,
-            "samples": self.samples,
-            "rejected": self.rejected,
-            "samples_per_s": self.samples_per_s,
-            "left_s": self.left_s(),
-        }
 
     def left_s(self) -> int | None:
         """Seconds left, from the pace since the first unit; the time before it is start-up."""

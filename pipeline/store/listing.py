@@ -1,11 +1,14 @@
 """Lists the shards that a pattern matches, on any store."""
 
 import posixpath
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import HTTP
@@ -51,15 +54,11 @@ def list_shards(pattern: str) -> list[Shard]:
         )
     urls = sorted(url for url in found if _path(url).endswith(".tar"))
     if wrong := sorted(set(named).difference(urls)) or ([] if urls else sorted(found)):
-        raise UserError(f"{pattern} (taken as {kind}): {_unfit(wrong)}")
+        why = f"{wrong[0]} is not a .tar; pack images into shards with `ratecluster shards`"
+        if packed := [url for url in wrong if _path(url).endswith(COMPRESSED)]:
+            why = f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
+        raise UserError(f"{pattern} (taken as {kind}): {why}")
     return [_shard(stem, url, found[url]) for stem, url in zip(_stems(urls), urls, strict=True)]
-
-
-def _unfit(urls: list[str]) -> str:
-    """Why these files, which are no .tar, cannot be used."""
-    if packed := [url for url in urls if _path(url).endswith(COMPRESSED)]:
-        return f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
-    return f"{urls[0]} is not a .tar; pack images into shards with `ratecluster shards`"
 
 
 def _meaning(pattern: str) -> tuple[str, list[str]]:
@@ -106,14 +105,10 @@ def _lines(url: str) -> list[str]:
     ]
 
 
-def _is(fs: Any, protocol: str) -> bool:
-    return protocol in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
 def _prefix(url: str) -> str:
     """The prefix that makes a URL of a path in the store of `url`; "" on a local disk."""
     fs, path = locate(url)
-    if _is(fs, "file") or url.startswith(HTTP):
+    if isinstance(fs, LocalFileSystem) or url.startswith(HTTP):
         return ""
     return url.removesuffix(path) if url.endswith(path) else f"{fs.unstrip_protocol('')}"
 
@@ -142,46 +137,39 @@ def _search(pattern: str) -> Details:
             return list(fs.glob(path, detail=True).values())
         return list(fs.ls(path, detail=True)) if fs.isdir(path) else []
 
-    try:
-        with up_to_date(fs):
-            entries = retry(search, pattern)
-    except FileNotFoundError:
-        return {}
     prefix = _prefix(pattern)
-    files = {prefix + entry["name"]: entry for entry in entries if entry["type"] != "directory"}
-    return {url: e for url, e in files.items() if not posixpath.basename(url).startswith(".")}
+    found = {prefix + entry["name"]: entry for entry in _files(fs, search, pattern)}
+    return {url: e for url, e in found.items() if not posixpath.basename(url).startswith(".")}
 
 
 def _look_up(urls: list[str]) -> Details:
     """Details of the files that exist among `urls`, from one listing of each folder."""
+    found: Details = {url: {"size": None} for url in urls if url.startswith(HTTP)}  # no folders
     folders: dict[tuple[Any, str], list[str]] = {}
     for url in urls:
-        fs, path = locate(url)
-        folders.setdefault((fs, fs._parent(path)), []).append(url)
-    found: Details = {}
+        if url not in found:
+            fs, path = locate(url)
+            folders.setdefault((fs, fs._parent(path)), []).append(url)
     for (fs, folder), members in folders.items():
-        listing = _listing(fs, folder)
-        for url in members:
-            name = posixpath.basename(url)
-            if listing is None:
-                found[url] = {"size": None}
-            elif name in listing:
-                found[url] = listing[name]
+        try:
+            entries = _files(fs, partial(fs.ls, folder, detail=True), fs.unstrip_protocol(folder))
+        except PermissionError:  # a bucket may allow reading, but no listing
+            found |= {url: {"size": None} for url in members}
+            continue
+        there = {posixpath.basename(entry["name"]): entry for entry in entries}
+        names = {url: posixpath.basename(url) for url in members}
+        found |= {url: there[name] for url, name in names.items() if name in there}
     return found
 
 
-def _listing(fs: Any, folder: str) -> Details | None:
-    """File name -> details; None where folders cannot be listed."""
-    if _is(fs, "http"):
-        return None
+def _files(fs: Any, search: Callable[[], list[dict[str, Any]]], url: str) -> list[dict[str, Any]]:
+    """The files that `search` finds now; none without the folder."""
     try:
         with up_to_date(fs):
-            entries = retry(lambda: fs.ls(folder, detail=True), fs.unstrip_protocol(folder))
+            entries = retry(search, url)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except PermissionError:  # a bucket may allow reading, but no listing
-        return None
-    return {posixpath.basename(e["name"]): e for e in entries if e["type"] != "directory"}
+        return []
+    return [entry for entry in entries if entry["type"] != "directory"]
 
 
 def _ask(found: Details) -> Details:
@@ -210,11 +198,9 @@ def _stems(urls: list[str]) -> list[str]:
     parts = [_path(url).removesuffix(".tar").split("/") for url in urls]
     stems = [part[-1] for part in parts]
     if len(set(stems)) < len(urls):
-        low, high = min(parts), max(parts)
-        same = next(
-            (i for i, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), 0
-        )
-        stems = ["__".join(part[same:]) for part in parts]
+        places = list(zip(min(parts), max(parts), strict=False))  # of the first URL and the last
+        common = next((i for i, (one, other) in enumerate(places) if one != other), 0)
+        stems = ["__".join(part[common:]) for part in parts]
     if len(set(stems)) < len(urls):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(f"two shards would both be called {twice}; rename one of them")

@@ -43,9 +43,8 @@ STALE_S = 60.0  # without a change, after which another machine's lock may be ta
 SILENT_S = 600.0  # without a written heartbeat, after which an owner stops
 FILE = re.compile(r"(\d+)\.json")
 
-Facts = dict[
-    str, Any
-]  # of an owner; {"released": True}; or empty where the file is not complete yet
+# Of an owner; {"released": True}; or empty where the file is not complete yet.
+Facts = dict[str, Any]
 
 
 def read(root: str) -> tuple[int, Facts]:

@@ -37,17 +37,15 @@ class PartialResult:
 
     def load(self) -> Arrays | None:
         """The arrays of an interrupted run; None without usable ones."""
+        url = self.folder.file(self.name)
         try:
-            data = storage.read_bytes(self.folder.file(self.name))
-        except FileNotFoundError:
-            return None
-        try:
+            data = storage.read_bytes(url)
             if _made_of(data) == self.made_of:
                 return {name: array.copy() for name, array in load_arrays(data).items()}
+        except FileNotFoundError:
+            return None
         except (SafetensorError, ValueError, KeyError) as error:
-            log.warning(
-                "%s cannot be read, so the sum starts again: %s", self.folder.file(self.name), error
-            )
+            log.warning("%s cannot be read, so the sum starts again: %s", url, error)
         self.drop()
         return None
 
@@ -97,13 +95,12 @@ def remove_all(folder: Folder) -> None:
 def exists(folder: Folder, made_of: str) -> bool:
     """Whether a stage with this fingerprint has a partial sum. Changes nothing."""
     for name in folder.names():
-        if not name.startswith(PREFIX):
-            continue
         url = folder.file(name)
         with suppress(FileNotFoundError, ValueError, KeyError):  # the stage has just ended; damaged
-            size = int.from_bytes(storage.read_range(url, 0, 8), "little")
-            if _made_of(storage.read_range(url, 0, 8 + size)).startswith(made_of):
-                return True
+            if name.startswith(PREFIX):
+                size = int.from_bytes(storage.read_range(url, 0, 8), "little")
+                if _made_of(storage.read_range(url, 0, 8 + size)).startswith(made_of):
+                    return True
     return False
 
 

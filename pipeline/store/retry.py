@@ -33,27 +33,26 @@ def retry(operation: Callable[[], T], url: str = "") -> T:
     Raises ExhaustedError with `url` after ATTEMPTS; permanent errors at once. Secrets in a message
     of a client are removed. An S3 client also retries for up to 50 s within each attempt.
     """
-    started = time.monotonic()
-    for attempt in range(ATTEMPTS):
+    started, attempt = time.monotonic(), 1
+    while True:
         try:
             return operation()
         except Exception as error:
-            final = isinstance(error, FINAL) or not _may_pass(error)
-            if not final and attempt < ATTEMPTS - 1:
-                time.sleep(2**attempt)
-                continue
-            if not final and url:
-                raise _exhausted(url, error, time.monotonic() - started) from None
-            if (redacted_error := harmless(error)) is not error:
-                raise redacted_error from None
-            raise
-    raise AssertionError("unreachable")
+            passes = _may_pass(error)
+            if not passes or attempt == ATTEMPTS:
+                seconds = time.monotonic() - started
+                last = _exhausted(url, error, seconds) if passes and url else harmless(error)
+                if last is error:
+                    raise
+                raise last from None
+        time.sleep(2 ** (attempt - 1))
+        attempt += 1
 
 
 def _may_pass(error: Exception) -> bool:
-    """Network errors are OSErrors, or errors of the client packages."""
+    """Whether it is a temporary error: an OSError, or an error of a client package."""
     if isinstance(error, OSError):
-        return error.errno not in FULL
+        return not isinstance(error, FINAL) and error.errno not in FULL
     return type(error).__module__.partition(".")[0] in CLIENTS
 
 

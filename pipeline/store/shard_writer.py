@@ -62,10 +62,8 @@ def labelled(sample: Sample, label: dict[str, Any]) -> Iterator[tuple[str, bytes
         else:
             yield member.tar_name, member.data if member.whole else member
     if pending:
-        names = [split[0] for m in sample.members if (split := split_name(m.tar_name))] or [
-            sample.key
-        ]
-        yield f"{names[0]}.{added}", alone.encode()
+        keys = (split[0] for m in sample.members if (split := split_name(m.tar_name)))
+        yield f"{next(keys, sample.key)}.{added}", alone.encode()
 
 
 def _with_label(text: str, label: str) -> str:

@@ -1,7 +1,7 @@
 """Reads webdataset shards: tars whose neighbouring members with the same key are one sample.
 
-`a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`. Not webdataset's own
-reader: it tells no offsets, unpickles, and stops at damage, which here becomes a row.
+`a/7.jpg`, `a/7.txt`, `a/7.json` are `jpg`, `txt` and `json` of the key `a/7`. webdataset's own
+reader gives no offsets, unpickles members and stops at damage. Here damage becomes a row.
 """
 
 import json
@@ -28,13 +28,12 @@ BLOCK = 512  # bytes of a tar's blocks
 class Member:
     """One file of a sample."""
 
-    name: str  # as in the tar; bytes that are not UTF-8 are spelt `\\xff`
+    tar_name: str  # as in the tar; bytes that are not UTF-8 are surrogates
     suffix: str  # lower case; what follows the first dot of the file name: `jpg`, `seg.jpg`
     offset: int  # byte at which the data begins in the tar
     size: int  # bytes
     data: bytes  # b"" if not whole
     whole: bool = True  # False where it was not read: too large, cut off, a link
-    exact_name: str | None = None  # the name with surrogates, where it is not UTF-8
     too_large: bool = False  # complete in the tar, but not read because of the sample's size
 
     @property
@@ -43,9 +42,9 @@ class Member:
         return self.whole or self.too_large
 
     @property
-    def tar_name(self) -> str:
-        """The name to give it in another tar."""
-        return self.exact_name or self.name
+    def name(self) -> str:
+        """The name as text; bytes that are not UTF-8 are spelt `\\xff`."""
+        return to_text(self.tar_name)
 
 
 class MissingImage(Exception):  # noqa: N818 - it reads as what happened
@@ -105,10 +104,6 @@ class Sample:
         """The unchanged text of the json member; None where `values` is."""
         member = self._first("json")
         return None if member is None or self.values is None else member.data.decode()
-
-    def has_bad_json(self) -> bool:
-        """Whether there is a json member that cannot be used."""
-        return self._first("json") is not None and self.values is None
 
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
@@ -184,11 +179,11 @@ class ShardReader:
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
-        text = to_text(key)
         times = self._times.get(key, 0) + 1
-        problem = Reason.DUPLICATE_KEY.because() if times > 1 else None
+        problem = None if times == 1 else Reason.DUPLICATE_KEY.because()
         if is_unsafe(name):
             problem = Reason.UNSAFE_NAME.because(to_text(name))
+        text = to_text(key)
         id = text if times == 1 else f"{text}#{times}"
         while id in self._ids:
             times += 1
@@ -218,19 +213,16 @@ class ShardReader:
             self._damaged(str(error))
             return None
         if header is None:
-            self._ended(self._source.last)
+            block = self._source.last  # the reason why tarfile found no further header
+            if not block:
+                self.end = "no end-of-archive marker"
+            elif len(block) < BLOCK:
+                self._damaged("the shard ends inside a header")
+            elif any(block):
+                self._damaged("bad header")
+            else:
+                self.end = "complete"
         return header
-
-    def _ended(self, block: bytes) -> None:
-        """Derive from the last block why tarfile found no further header."""
-        if not block:
-            self.end = "no end-of-archive marker"
-        elif len(block) < BLOCK:
-            self._damaged("the shard ends inside a header")
-        elif any(block):
-            self._damaged("bad header")
-        else:
-            self.end = "complete"
 
     def _damaged(self, why: str) -> None:
         start = self._source.position - len(self._source.last)
@@ -252,10 +244,8 @@ class ShardReader:
             if len(data) < header.size:
                 self.end = f"damaged at byte {self._source.position}: the shard ends inside a file"
                 problem, data = CUT_OFF, b""
-        name, whole = to_text(header.name), problem is None
-        exact = None if name == header.name else header.name
-        place = (name, suffix, header.offset_data, header.size)
-        return Member(*place, data, whole, exact, too_large), problem
+        place = (header.name, suffix, header.offset_data, header.size)
+        return Member(*place, data, problem is None, too_large), problem
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -65,15 +65,12 @@ def commit(url: str) -> Iterator[IO[bytes]]:
     which belongs to the filesystem object that threads share.
     """
     fs, path = locate(url)
-    local = isinstance(fs, LocalFileSystem)
+    local, target = isinstance(fs, LocalFileSystem), Path(path)
     if local:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(path).parent / f".{Path(path).name}{PARTIAL}{uuid4().hex}"
-    else:
-        name = (
-            f"ratecluster-{uuid4().hex}{Path(path).suffix}"  # stores guess the type from the suffix
-        )
-        temporary = Path(tempfile.gettempdir()) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name}{PARTIAL}{uuid4().hex}"
+    else:  # stores guess the type from the suffix
+        temporary = Path(tempfile.gettempdir(), f"ratecluster-{uuid4().hex}{target.suffix}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -81,13 +78,12 @@ def commit(url: str) -> Iterator[IO[bytes]]:
             if local:
                 os.fsync(file.fileno())
         if local:
-            temporary.replace(path)
-            _sync_folder(Path(path).parent)
+            temporary.replace(target)
+            _sync_folder(target.parent)
         else:
             retry(lambda: fs.put_file(str(temporary), path), url)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -104,24 +100,20 @@ def write_bytes(url: str, data: bytes) -> None:
         file.write(data)
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole file."""
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The file, or its bytes from `start` to before `end`; a negative start counts from its end."""
     fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path)), url)
+    return retry(lambda: bytes(fs.cat_file(path, start=start, end=end)), url)
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes of the file from `offset`."""
-    fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)), url)
+    return read_bytes(url, offset, offset + size)
 
 
 def read_tail(url: str, size: int) -> bytes:
     """The last `size` bytes of the file, or all of a shorter one."""
-    fs, path = locate(url)
-    return retry(lambda: bytes(fs.cat_file(path, start=-size)), url)[
-        -size:
-    ]  # some stores return the whole file
+    return read_bytes(url, -size)[-size:]  # some stores return the whole file
 
 
 def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:
@@ -248,40 +240,38 @@ class Folder:
     def remove(self, names: set[str]) -> None:
         """Delete some of its files, the manifest first."""
         fs, _ = locate(self.url)
-        local = isinstance(fs, LocalFileSystem)
-        for name in sorted(names, key=lambda name: name != MANIFEST):
-            path = locate(self.file(name))[1]
-            with suppress(FileNotFoundError):
-                if local:
-                    fs.rm(path, recursive=True)
-                elif name == MANIFEST:
-                    retry(partial(fs.rm_file, path), self.url)
-        if not local and (rest := names - {MANIFEST}):
-            retry(lambda: self._remove(rest), self.url)
+        for some in ({MANIFEST} & names, names - {MANIFEST}):
+            if not isinstance(fs, LocalFileSystem):
+                retry(partial(self._remove_remote, some), self.url)
+                continue
+            for name in some:
+                with suppress(FileNotFoundError):
+                    fs.rm(locate(self.file(name))[1], recursive=True)
 
-    def _remove(self, names: set[str]) -> None:
+    def _remove_remote(self, names: set[str]) -> None:
         """Delete many files; s3fs deletes 1,000 per request and ignores the answer."""
+        if not names or not (there := sorted(names & self.names())):
+            return
         fs, _ = locate(self.url)
-        if there := sorted(names & self.names()):
-            paths = [locate(self.file(name))[1] for name in there]
-            # fsspec takes a list of paths as patterns; only asynchronous clients accept a list
-            plain = [path for path in paths if fs.async_impl and not has_magic(path)]
-            with suppress(FileNotFoundError):
-                for path in sorted(set(paths).difference(plain)):
-                    fs.rm_file(path)
-                if plain:
-                    fs.rm(plain)
-            if left := sorted(names & self.names()):
-                raise OSError(
-                    f"{self.url}: {len(left)} of {len(there)} files could not be deleted, the "
-                    f"first: {left[0]}; check that deleting is allowed there"
-                )
+        paths = [locate(self.file(name))[1] for name in there]
+        # fsspec takes a list of paths as patterns; only asynchronous clients accept a list
+        plain = [path for path in paths if fs.async_impl and not has_magic(path)]
+        with suppress(FileNotFoundError):
+            for path in sorted(set(paths).difference(plain)):
+                fs.rm_file(path)
+            if plain:
+                fs.rm(plain)
+        if left := sorted(names & self.names()):
+            raise OSError(
+                f"{self.url}: {len(left)} of {len(there)} files could not be deleted, the "
+                f"first: {left[0]}; check that deleting is allowed there"
+            )
 
     def clear(self) -> None:
         """Delete everything in it, the manifest first."""
         fs, path = locate(self.url)
-        self.remove({MANIFEST} & self.names())
         if isinstance(fs, LocalFileSystem):
+            self.remove({MANIFEST} & self.names())
             shutil.rmtree(path, ignore_errors=True)
         else:
             self.remove(self.names())

@@ -69,17 +69,26 @@ def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
     return storage.retry(load, url)
 
 
-def read_rows(url: str, columns: Sequence[str], rows: range) -> pa.Table:
-    """Consecutive rows; fetches only the footer and the row groups that hold them."""
+def read_rows(url: str, columns: Sequence[str], rows: range | np.ndarray) -> pa.Table:
+    """Rows by their numbers, in this order; fetches only the footer and their row groups.
+
+    A range is read without a copy.
+    """
 
     def load() -> pa.Table:
         with storage.open_pieces(url) as file, _naming(url):
             parquet = pq.ParquetFile(file, pre_buffer=True)
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            groups = range(parquet.num_row_groups)
+            sizes = np.array([parquet.metadata.row_group(i).num_rows for i in groups])
             ends = np.cumsum(sizes)
-            first, last = np.searchsorted(ends, [rows.start, rows.stop - 1], side="right")
-            table = parquet.read_row_groups(range(first, last + 1), columns=list(columns))
-            return table.slice(rows.start - (ends[first] - sizes[first]), len(rows))
+            group = np.searchsorted(ends, np.asarray(rows), side="right")  # of each row
+            held = np.unique(group)
+            table = parquet.read_row_groups(held.tolist(), columns=list(columns))
+            skipped = (ends - sizes)[held] - (np.cumsum(sizes[held]) - sizes[held])
+            places = np.asarray(rows) - skipped[np.searchsorted(held, group)]
+            if isinstance(rows, range):
+                return table.slice(places[0], len(places))
+            return table.take(places)
 
     return storage.retry(load, url)
 
@@ -91,24 +100,6 @@ def batches(url: str, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[p
         there = [name for name in columns if name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(rows, columns=there):
             yield pa.Table.from_batches([batch])
-
-
-def take(url: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
-    """Rows by their numbers (n,), in this order; fetches only their row groups."""
-
-    def load() -> pa.Table:
-        with storage.open_pieces(url) as file, _naming(url):
-            parquet = pq.ParquetFile(file, pre_buffer=True)
-            groups = range(parquet.num_row_groups)
-            sizes = np.array([parquet.metadata.row_group(i).num_rows for i in groups])
-            ends = np.cumsum(sizes)
-            group = np.searchsorted(ends, rows, side="right")  # of each row
-            held = np.unique(group)
-            table = parquet.read_row_groups(held.tolist(), columns=list(columns))
-            skipped = (ends - sizes)[held] - (np.cumsum(sizes[held]) - sizes[held])
-            return table.take(rows - skipped[np.searchsorted(held, group)])
-
-    return storage.retry(load, url)
 
 
 @contextmanager
@@ -126,17 +117,12 @@ def facts(url: str) -> dict[str, Any]:
     """The facts in the footer of a table; FileNotFoundError without the file."""
 
     def load() -> dict[str, Any]:
+        tail = storage.read_tail(url, FOOTER_BYTES)
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if length > len(tail) == FOOTER_BYTES and tail.endswith(b"PAR1"):
+            tail = storage.read_tail(url, length)
         with _naming(url):
-            metadata = pq.ParquetFile(_footer(url)).schema_arrow.metadata or {}
+            metadata = pq.ParquetFile(pa.BufferReader(tail)).schema_arrow.metadata or {}
             return dict(json.loads(metadata.get(FACTS_KEY, b"{}")))
 
     return storage.retry(load, url)
-
-
-def _footer(url: str) -> pa.BufferReader:
-    """The end of a Parquet file with its footer, by one request of an object store."""
-    tail = storage.read_tail(url, FOOTER_BYTES)
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length > len(tail) == FOOTER_BYTES and tail.endswith(b"PAR1"):
-        tail = storage.read_tail(url, length)
-    return pa.BufferReader(tail)

@@ -17,6 +17,7 @@ Core: `label_rows`, `relabel` (no Ray). Shell: `run`.
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import IO, Any
 
@@ -32,12 +33,30 @@ from pipeline.runtime.progress import StageProgress
 from pipeline.store import columns, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import ShardReader
-from pipeline.write import dataset_card, exclude_lists
+from pipeline.write import exclude_lists
 from pipeline.write.settings import Config, digests, expected
 
 log = logging.getLogger(__name__)
 NEAREST = 3  # clusters named as neighbours of each
 TYPICAL = 5  # members named for each cluster
+# README.md describes the tables to Hugging Face `datasets`: load_dataset(root) reads the labels.
+# Without it, `datasets` would read all Parquet files of the run as one table.
+CARD = """---
+configs:
+- config_name: labels
+  default: true
+  data_files: labels/*.parquet
+- config_name: embeddings
+  data_files: embeddings/*.parquet
+- config_name: clusters
+  data_files: clusters.parquet
+---
+# A collection labelled by ratecluster
+
+{samples:,} samples in {clusters:,} clusters. `labels` has a row for every sample, `embeddings` for
+every one that could be read, `clusters` for every cluster; they join by `sample_id` and
+`cluster_id`. `report/index.html` shows the clusters, `run.json` says what made them.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,7 @@ def write_shards(shards: list[dict[str, Any]], job: WriteJob) -> list[int]:
         stem = shard["stem"]
         table = label_rows(stem, job)
         if job.shards:
-            storage.retry(lambda shard=shard, table=table: _copy(shard, table, job))  # type: ignore[misc]
+            storage.retry(partial(_copy, shard, table, job))
         tables.write(
             job.paths.labels.file(f"{stem}.parquet"),
             table,
@@ -149,16 +168,12 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
     """CLUSTERS: size, captions, tightness, neighbours and typical members of each cluster."""
     prototypes = tables.read(paths.clusters.file("prototypes.parquet"))
     captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
-    exemplars = tables.read(
-        paths.clusters.file("exemplars.parquet"), ["cluster_id", "kind", "sample_id"]
-    )
+    names = ["cluster_id", "kind", "sample_id"]
+    exemplars = tables.read(paths.clusters.file("exemplars.parquet"), names)
     exemplars = exemplars.filter(pc.equal(exemplars["kind"], "typical")).to_pylist()
     manifest = paths.clusters.manifest()
-    vectors, cluster_of = (
-        tables.to_matrix(prototypes["vector"]),
-        prototypes["cluster_id"].to_numpy(),
-    )
-    nearest = assignment.nearest_clusters(vectors, cluster_of, NEAREST)
+    vectors, cluster_of = (prototypes[name] for name in ("vector", "cluster_id"))
+    nearest = assignment.nearest_clusters(tables.to_matrix(vectors), cluster_of.to_numpy(), NEAREST)
     rows = []
     for cluster, size in enumerate(manifest["sizes"]):
         own = [row for row in captions if row["cluster_id"] == cluster]
@@ -180,9 +195,7 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
 
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """Versions, shards, and the settings, counts and fingerprint of each stage."""
-    facts = {}
-    for stage in chain_to("write"):
-        facts[stage.name] = paths.folder(stage.folder).manifest()
+    facts = {stage.name: paths.folder(stage.folder).manifest() for stage in chain_to("write")}
     urls = [shard["shard"]["url"] for shard in facts["embed"].pop("shards")]
     shards = {"count": len(urls), "first": urls[0], "last": urls[-1]}
     return {"versions": outputs.versions(), "shards": shards, "stages": facts}
@@ -212,13 +225,10 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
             progress.advance(len(chunk), sum(counts))
     excluded = _check_counts(embedded, paths, made_of)
-    if excluded < sum(listed.values()):
-        log.warning(
-            "write: %d of %d ids to exclude are of no sample of their shard",
-            *(sum(listed.values()) - excluded, sum(listed.values())),
-        )
+    if (lost := (total := sum(listed.values())) - excluded) > 0:
+        log.warning("write: %d of %d ids to exclude are of no sample of their shard", lost, total)
     tables.write(paths.clusters_table, cluster_rows(paths))
-    card = dataset_card.text(embedded["samples"], len(clustered["sizes"]))
+    card = CARD.format(samples=embedded["samples"], clusters=len(clustered["sizes"]))
     storage.write_bytes(paths.top.file("README.md"), card.encode())
     for folder in (paths.labeled, paths.top):
         folder.sweep()

@@ -127,10 +127,10 @@ def test_an_own_list_that_cannot_be_used(refuse, tmp_path, data, said):
 
 
 def test_captions_from_is_the_setting():
-    own = options.with_captions(["caption.alt_texts=0"], 'my "list" 小.txt')
-    loaded = config.load(options.KINDS, None, own)["caption"]
+    own = options.Common(sets=["caption.alt_texts=0"]).with_captions('my "list" 小.txt')
+    loaded = config.load(options.KINDS, None, own.sets)["caption"]
     assert loaded.vocabulary == ('my "list" 小.txt',) and loaded.alt_texts == 0
-    assert options.with_captions(None, None) == []
+    assert options.Common().with_captions(None).sets == []
 
 
 @pytest.mark.parametrize("command", [RUN, ("caption", "--root", "{tmp}/run")])

@@ -14,7 +14,7 @@ from pipeline.cli import main as cli
 from pipeline.cli import options
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import survey
-from pipeline.ops import status
+from pipeline.ops import status, text
 from pipeline.runtime import config
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
@@ -172,7 +172,7 @@ def test_who_is_at_work_is_seen(run, rows, capfd):
         assert cli.invoke(["status", "--root", str(run)]) == 0
         out = capfd.readouterr().out
         assert "held by " in out and "last heartbeat " in out and "1:15" in out
-    assert max(map(len, out.splitlines())) <= status.WIDTH
+    assert max(map(len, out.splitlines())) <= text.WIDTH
 
 
 def test_a_root_with_nothing_in_it(tmp_path, capfd):

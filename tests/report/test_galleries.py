@@ -41,11 +41,13 @@ def test_beyond_they_are_tiles_of_strips_beside_it(paths, monkeypatch):
     monkeypatch.setattr(galleries, "PAGE_BYTES", room)  # for the first cluster alone
     rows, (_, strips) = shown(paths, **settings)
     assert [row["members"][0]["tile"] for row in rows] == [None, 0, 0]
-    assert strips == ["1.webp", "0.webp"] and galleries.folder(paths).names() == set(strips)
+    assert strips == ["1.webp", "0.webp"] and paths.folder("report/galleries").names() == set(
+        strips
+    )
     last = rows[-1]  # of red things
     assert [m["tile"] for m in last["members"]] == list(range(6))
     assert {m["picture"] for m in last["members"]} == {"galleries/0.webp"}
-    strip = Image.open(Path(galleries.folder(paths).url) / "0.webp")
+    strip = Image.open(Path(paths.folder("report/galleries").url) / "0.webp")
     assert strip.size == (48, 48 * 6)
     for tile in range(6):
         red, green, blue = strip.convert("RGB").getpixel((24, 48 * tile + 24))
@@ -57,7 +59,7 @@ def test_strips_of_before_are_gone(paths, monkeypatch):
     assert len(shown(paths)[1][1]) == 3
     monkeypatch.undo()
     shown(paths)
-    assert not galleries.folder(paths).names()
+    assert not paths.folder("report/galleries").names()
 
 
 def test_a_strip_has_each_picture_in_the_middle_of_its_tile():

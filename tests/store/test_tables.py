@@ -145,6 +145,6 @@ def test_rows_are_taken_by_number_in_the_order_given(tmp_path, rows):
     table = pa.table({"n": range(3000), "x": tables.from_matrix(x)})
     url = str(tmp_path / "t.parquet")
     tables.write(url, table)
-    found = tables.take(url, ["x", "n"], np.array(rows))
+    found = tables.read_rows(url, ["x", "n"], np.array(rows))
     assert found["n"].to_pylist() == rows
     assert np.array_equal(tables.to_matrix(found["x"]), x[rows])

@@ -33,7 +33,11 @@ from pipeline.store import tables
 CANDIDATES = 4096  # the fewest of a cluster for `coding-rate`
 TIMES = 4  # as many candidates as samples to keep
 GROUP_ROWS = 2**17  # candidates of the clusters of one task
-HOW = ("random", "confident", "coding-rate")
+HOW = {  # how to choose -> the order in which candidates are taken
+    "random": [("hash", "ascending")],
+    "confident": [("confidence", "descending"), ("outlier_score", "ascending")],
+    "coding-rate": [("hash", "ascending")],
+}
 KEPT = pa.schema(
     [
         *lists.LISTED,
@@ -61,21 +65,18 @@ class Config:
     @property
     def most(self) -> int:
         """The most candidates of a cluster."""
-        spread = self.how == "coding-rate"
-        return max(TIMES * self.per_cluster, CANDIDATES) if spread else self.per_cluster
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns of the assignments that the choice needs."""
-        return ["cluster_id", *(["confidence", "outlier_score"] if self.how == "confident" else [])]
+        times = max(TIMES * self.per_cluster, CANDIDATES)
+        return times if self.how == "coding-rate" else self.per_cluster
 
     @property
     def order(self) -> list[tuple[str, str]]:
         """The total order in which candidates are taken."""
-        by = [("hash", "ascending")]
-        if self.how == "confident":
-            by = [("confidence", "descending"), ("outlier_score", "ascending")]
-        return [("cluster_id", "ascending"), *by, ("sample_id", "ascending")]
+        return [("cluster_id", "ascending"), *HOW[self.how], ("sample_id", "ascending")]
+
+    @property
+    def embedded(self) -> list[str]:
+        """Columns of the embeddings that the choice needs."""
+        return ["embedding"] if self.how == "coding-rate" else []
 
 
 def hashes(ids: list[str], seed: int) -> np.ndarray:
@@ -85,43 +86,41 @@ def hashes(ids: list[str], seed: int) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def first_of_each(rows: pa.Table, order: list[tuple[str, str]], most: int) -> pa.Table:
-    """The first `most` rows of each cluster."""
-    rows = rows.combine_chunks()
-    rows = rows.take(pc.sort_indices(rows, order))
-    clusters = rows["cluster_id"].to_numpy()
+def first_of_each(rows: list[pa.Table], cfg: Config) -> pa.Table:
+    """The first cfg.most rows of each cluster, in cfg.order."""
+    table = pa.concat_tables(rows).combine_chunks()
+    table = table.take(pc.sort_indices(table, cfg.order))
+    clusters = table["cluster_id"].to_numpy()
     rank = np.arange(len(clusters)) - np.searchsorted(clusters, clusters)
-    return rows.filter(pa.array(rank < most))
+    return table.filter(pa.array(rank < cfg.most))
 
 
 def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config) -> pa.Table:
     """The candidates of some shards, at most cfg.most of each cluster."""
     found = []
-    for stem in chunk.stems:
-        embedded = ["embedding"] if cfg.how == "coding-rate" else []
-        rows = lists.members(Chunk(0, [stem]), paths, cfg.columns, embedded)
+    assigned = [name for name, _ in cfg.order if name not in ("hash", "sample_id")]
+    for stem in chunk.items:
+        rows = lists.members(Chunk(0, [stem]), paths, assigned, cfg.embedded)
         if cfg.how != "confident":
-            rows = rows.append_column(
-                "hash", pa.array(hashes(rows["sample_id"].to_pylist(), cfg.seed))
-            )
-        found.append(first_of_each(rows, cfg.order, cfg.most))
-    return first_of_each(pa.concat_tables(found), cfg.order, cfg.most)
+            keys = hashes(rows["sample_id"].to_pylist(), cfg.seed)
+            rows = rows.append_column("hash", pa.array(keys))
+        found.append(first_of_each([rows], cfg))
+    return first_of_each(found, cfg)
 
 
 def choose(
     chunk: Chunk, spilled: Spilled, cfg: Config, network: Network, eps_sq: float
 ) -> pa.Table:
-    """KEPT of the clusters whose numbers are the stems of the chunk."""
-    clusters = range(int(chunk.stems[0]), int(chunk.stems[-1]) + 1)
+    """KEPT of the clusters of the chunk, which are consecutive."""
+    clusters = range(chunk.items[0], chunk.items[-1] + 1)
     held: list[pa.Table] = []
-    embedded = ["embedding"] if cfg.how == "coding-rate" else []
-    for piece in spilled.pieces(clusters, [*(name for name, _ in cfg.order), *embedded]):
+    for piece in spilled.pieces(clusters, [*(name for name, _ in cfg.order), *cfg.embedded]):
         held.append(piece.replace_schema_metadata())
         if sum(rows.num_rows for rows in held) > 2 * GROUP_ROWS:
-            held = [first_of_each(pa.concat_tables(held), cfg.order, cfg.most)]
+            held = [first_of_each(held, cfg)]
     if not held:
         return KEPT.empty_table()
-    best = first_of_each(pa.concat_tables(held), cfg.order, cfg.most)
+    best = first_of_each(held, cfg)
     of_each = [best.filter(pc.equal(best["cluster_id"], cluster)) for cluster in clusters]
     return pa.concat_tables([_choose_of_cluster(rows, cfg, network, eps_sq) for rows in of_each])
 
@@ -136,14 +135,8 @@ def _choose_of_cluster(rows: pa.Table, cfg: Config, network: Network, eps_sq: fl
         rows, gains = rows.take(pa.array(taken.numpy())), gained.tolist()
     rows = rows.slice(0, cfg.per_cluster)
     n = rows.num_rows
-    columns = [
-        rows["sample_id"],
-        [f"kept: {cfg.how}"] * n,
-        rows["cluster_id"],
-        list(range(n)),
-        gains[:n],
-    ]
-    return pa.table(columns, schema=KEPT)
+    columns = [rows["sample_id"], [f"kept: {cfg.how}"] * n, rows["cluster_id"]]
+    return pa.table([*columns, list(range(n)), gains[:n]], schema=KEPT)
 
 
 def list_removed(
@@ -168,39 +161,24 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     made = outputs.upstream(paths, "clusters")
     sizes = made["clusters"]["sizes"]
     most = [min(size, cfg.most) for size in sizes]
-    groups = [
-        Chunk(number, [str(cluster) for cluster in clusters])
-        for number, clusters in enumerate(shuffle.pack(most, GROUP_ROWS))
-    ]
+    groups = [Chunk(*found) for found in enumerate(shuffle.pack(most, GROUP_ROWS))]
     chunks = lists.chunks(made)
     kept = lists.expected("balance-kept", cfg, made, len(groups), paths)
     want = lists.expected("balance", cfg, made, len(chunks), paths)
     if (manifest := want.if_done()) and kept.if_done():
         return manifest
     with StageProgress("balance", len(chunks) + len(groups), "parts") as progress:
+        spills = lists.folder(paths, "candidates")
         if not kept.if_done():
-            _choose_all(kept, groups, cfg, made, paths, progress)
-            lists.finish(kept, made, lists="kept")
+            to_spill = (candidates, made, spills, kept.made_of, progress, paths, cfg)
+            spilled = shuffle.spill_all(*to_spill)
+            eps_sq = made["clusters"]["config"]["eps_sq"]
+            to_choose = (choose, spilled, cfg, load_network(paths), eps_sq)
+            lists.write(kept, made, groups, progress, *to_choose, lists="kept")
+        spills.clear()
         urls = [kept.folder.file(name) for name in kept.files[kept.folder]]
-        lists.write(want, chunks, list_removed, progress, urls, paths, cfg, sizes)
-    manifest = lists.finish(want, made)
+        to_list = (list_removed, urls, paths, cfg, sizes)
+        manifest = lists.write(want, made, chunks, progress, *to_list)
     if manifest["samples"] != sum(max(0, size - cfg.per_cluster) for size in sizes):
         raise RuntimeError("balance: kept and removed are not all samples: run again")
     return manifest
-
-
-def _choose_all(
-    kept: outputs.ExpectedOutputs,
-    groups: list[Chunk],
-    cfg: Config,
-    made: outputs.Manifests,
-    paths: layout.RunPaths,
-    progress: StageProgress,
-) -> None:
-    """Write the candidates to a folder, choose from them, and delete them."""
-    sizes, folder = made["clusters"]["sizes"], lists.folder(paths, "candidates")
-    given = (lists.stems(made), sizes, folder, kept.made_of, progress, paths, cfg)
-    spilled = shuffle.spill_all(candidates, *given)
-    eps_sq = made["clusters"]["config"]["eps_sq"]
-    lists.write(kept, groups, choose, progress, spilled, cfg, load_network(paths), eps_sq)
-    folder.clear()

@@ -46,14 +46,12 @@ class Config:
 
 def part(chunk: Chunk, source: Folder, threshold: float) -> pa.Table:
     """DUPLICATES of some parts of curation/similarity/."""
-    found = [tables.read(source.file(f"{stem}.parquet")) for stem in chunk.stems]
+    found = [tables.read(source.file(f"{stem}.parquet")) for stem in chunk.items]
     rows = pa.concat_tables([similarity.SIMILAR.empty_table(), *found])
     rows = rows.filter(pc.greater(rows["similarity"].cast(pa.float64()), threshold))
     reasons = [
-        f"duplicate: cosine {cosine:.4f} to {other}"
-        for cosine, other in zip(
-            rows["similarity"].to_pylist(), rows["duplicate_of"].to_pylist(), strict=True
-        )
+        f"duplicate: cosine {row['similarity']:.4f} to {row['duplicate_of']}"
+        for row in rows.to_pylist()
     ]
     columns = [rows["sample_id"], reasons, rows["cluster_id"], rows["duplicate_of"]]
     columns += [rows["similarity"], [threshold] * len(reasons)]
@@ -68,15 +66,13 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     made = outputs.upstream(paths, "clusters")
     compared = similarity.run(made, paths)
     source = lists.folder(paths, "similarity")
-    files = similarity.expected(made, paths).files[source]
-    stems = [name.removesuffix(".parquet") for name in files]
-    chunks = shuffle.cut(stems, lists.MOST_PARTS)
+    names = [unit.name for unit in similarity.units(made["clusters"]["sizes"])]
+    chunks = shuffle.cut(names, lists.MOST_PARTS)
     want = lists.expected("duplicates", cfg, made, len(chunks), paths)
-    manifest = want.if_done()
-    if manifest is None:
+    if (manifest := want.if_done()) is None:
         with StageProgress("duplicates", len(chunks), "parts") as progress:
-            lists.write(want, chunks, part, progress, source, cfg.threshold)
-        manifest = lists.finish(want, made)
+            shared = (source, cfg.threshold)
+            manifest = lists.write(want, made, chunks, progress, part, *shared)
     return {
         "list": want.folder.url,
         "threshold": cfg.threshold,

@@ -32,29 +32,23 @@ def folder(paths: layout.RunPaths, name: str) -> Folder:
     return paths.folder(f"curation/{name}")
 
 
-def stems(made: outputs.Manifests) -> list[str]:
-    """The stems of all shards."""
-    return [facts["shard"]["stem"] for facts in made["embeddings"]["shards"]]
-
-
 def chunks(made: outputs.Manifests) -> list[Chunk]:
     """The shards of a run, in one chunk for each part of a list."""
-    return shuffle.cut(stems(made), MOST_PARTS)
+    return shuffle.cut_shards(made, MOST_PARTS)
 
 
 def members(
     chunk: Chunk, paths: layout.RunPaths, assigned: Sequence[str], embedded: Sequence[str] = ()
 ) -> pa.Table:
     """One row per sample of some shards: columns of the assignments, and of the embeddings."""
-    found = []
-    for stem in chunk.stems:
+
+    def of_shard(stem: str) -> pa.Table:
         if embedded:
-            found.append(read_joined(stem, paths, embedded, assigned))
-        else:
-            url = paths.assignments.file(f"{stem}.parquet")
-            rows = tables.read(url, ["sample_id", *assigned])
-            found.append(rows.replace_schema_metadata())
-    return pa.concat_tables(found)
+            return read_joined(stem, paths, embedded, assigned)
+        rows = tables.read(paths.assignments.file(f"{stem}.parquet"), ["sample_id", *assigned])
+        return rows.replace_schema_metadata()
+
+    return pa.concat_tables(map(of_shard, chunk.items))
 
 
 def expected(
@@ -67,47 +61,56 @@ def expected(
     return outputs.ExpectedOutputs(name, target, made_of, cfg, files)
 
 
+def missing(
+    want: outputs.ExpectedOutputs, items: Sequence[Any], progress: StageProgress
+) -> list[Any]:
+    """The items whose parts, {item.name}.parquet, must be made.
+
+    Deletes all other files, except those of `shuffle`.
+    """
+    done = want.parts(want.folder)
+    others = want.folder.names() - {f"{name}.parquet" for name in done}
+    want.folder.remove({name for name in others if not name.startswith(shuffle.PREFIX)})
+    left = [item for item in items if item.name not in done]
+    progress.advance(len(items) - len(left))
+    return left
+
+
 def write(
     want: outputs.ExpectedOutputs,
+    made: outputs.Manifests,
     chunks: list[Chunk],
-    make: Callable[..., pa.Table],
     progress: StageProgress,
+    make: Callable[..., pa.Table],
     *shared: object,
-) -> None:
-    """Commit the missing parts; `make(chunk, *shared)` returns the rows of one."""
-    done = want.parts(want.folder)
-    want.folder.remove(want.folder.names() - {f"{stem}.parquet" for stem in done})
-    left = [chunk for chunk in chunks if f"{chunk.number:05d}" not in done]
-    progress.advance(len(chunks) - len(left))
+    **facts: object,
+) -> dict[str, Any]:
+    """Commit the missing parts, then the manifest with counts and `facts`; returns it.
+
+    `make(chunk, *shared)` returns the rows of a part.
+    """
+    left = missing(want, chunks, progress)
     for _ in tasks.results(_write_part, left, make, want.folder, want.made_of, *shared):
         progress.advance()
-
-
-def _write_part(
-    chunk: Chunk, make: Callable[..., pa.Table], target: Folder, made_of: str, *shared: object
-) -> None:
-    rows = make(chunk, *shared)
-    url = target.file(f"{chunk.number:05d}.parquet")
-    tables.write(url, rows, made_of=made_of, rows=rows.num_rows)
-
-
-def finish(
-    want: outputs.ExpectedOutputs, made: outputs.Manifests, lists: str = "removed", **facts: object
-) -> dict[str, Any]:
-    """Count the parts and commit the manifest; returns it."""
     parts = want.parts(want.folder)
-    names = {name.removesuffix(".parquet") for name in want.files[want.folder]}
-    if parts != names:
-        raise RuntimeError(f"{want.folder.url}: {len(names - parts)} parts are missing: run again")
+    if absent := {chunk.name for chunk in chunks} - parts:
+        raise RuntimeError(f"{want.folder.url}: {len(absent)} parts are missing: run again")
     known = outputs.part_facts(want.folder, parts)
     manifest = {
         "upstream": made["clusters"]["fingerprint"],
         "config": config.facts(want.cfg),
         "samples": sum(part["rows"] for part in known.values()),
         "of": made["embeddings"]["embedded"],
-        "lists": lists,
+        "lists": "removed",
         **facts,
     }
     want.folder.finish(want.made_of, **manifest)
     log.info("%s: %d of %d samples", want.stage, manifest["samples"], manifest["of"])
     return want.folder.manifest()
+
+
+def _write_part(
+    chunk: Chunk, make: Callable[..., pa.Table], target: Folder, made_of: str, *shared: object
+) -> None:
+    rows = make(chunk, *shared)
+    tables.write(target.file(f"{chunk.name}.parquet"), rows, made_of=made_of, rows=rows.num_rows)

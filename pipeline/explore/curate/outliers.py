@@ -49,7 +49,7 @@ class Config:
 def histogram(chunk: Chunk, paths: layout.RunPaths, upper: int | None) -> np.ndarray:
     """Counts (65536,) of the upper halves of scores, or of the lower halves that follow `upper`."""
     counts = np.zeros(1 << HALF, np.int64)
-    for stem in chunk.stems:
+    for stem in chunk.items:
         scores = tables.read(paths.assignments.file(f"{stem}.parquet"), ["outlier_score"])
         bits = np.maximum(scores["outlier_score"].to_numpy(), 0).view(np.uint32) & 0x7FFFFFFF
         high, low = bits >> HALF, bits & ((1 << HALF) - 1)
@@ -107,5 +107,5 @@ def run(
         whose = of or paths
         threshold = quantile(cfg.quantile, outputs.upstream(whose, "clusters"), whose)
     with StageProgress(name, len(chunks), "chunks") as progress:
-        lists.write(want, chunks, part, progress, paths, code, threshold)
-    return lists.finish(want, made, threshold=threshold)
+        shared = (paths, code, threshold)
+        return lists.write(want, made, chunks, progress, part, *shared, threshold=threshold)

@@ -10,6 +10,7 @@ f files, k clusters.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +27,18 @@ SPILL_ROWS = 2**18  # rows of a file: 256 MiB of 512 float16 each
 
 @dataclass(frozen=True)
 class Chunk:
-    """Shards that one task works on."""
+    """What one task works on."""
 
     number: int
-    stems: Sequence[str]
+    items: Sequence[Any]  # stems of shards, or numbers of clusters
+
+    @property
+    def name(self) -> str:
+        """The stem of its part."""
+        return f"{self.number:05d}"
 
     def __str__(self) -> str:
-        return tasks.named(self.stems)
+        return tasks.named(self.items)
 
 
 def cut(stems: Sequence[str], most: int) -> list[Chunk]:
@@ -40,12 +46,18 @@ def cut(stems: Sequence[str], most: int) -> list[Chunk]:
     return [Chunk(number, list(run)) for number, run in enumerate(tasks.chunks(stems, most))]
 
 
-def write(url: str, rows: pa.Table, k: int, made_of: str) -> None:
-    """Commit rows, sorted by their `cluster_id`."""
+def cut_shards(made: outputs.Manifests, most: int) -> list[Chunk]:
+    """The shards of a run in at most `most` chunks."""
+    return cut([facts["shard"]["stem"] for facts in made["embeddings"]["shards"]], most)
+
+
+def write(url: str, rows: pa.Table, k: int, made_of: str) -> list[int]:
+    """Commit rows, sorted by their `cluster_id`; returns how many each of the k clusters has."""
     clusters = rows["cluster_id"].to_numpy()
     counts = np.bincount(clusters, minlength=k).tolist()
     order = np.argsort(clusters, kind="stable")
     tables.write(url, rows.take(pa.array(order)), made_of=made_of, counts=counts)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -72,28 +84,27 @@ class Spilled:
 
 def spill_all(
     function: Callable[..., pa.Table],
-    stems: Sequence[str],
-    sizes: Sequence[int],
+    made: outputs.Manifests,
     folder: Folder,
     made_of: str,
     progress: StageProgress,
     *shared: object,
 ) -> Spilled:
-    """Commit the missing files; `function(chunk, *shared)` returns the rows of one.
-
-    sizes (k,) is the number of samples of each cluster.
-    """
-    chunks = cut(stems, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
-    names = [f"{PREFIX}{chunk.number:05d}" for chunk in chunks]
-    there = _counts(folder, names, made_of)
-    left = [chunk for chunk, name in zip(chunks, names, strict=True) if name not in there]
-    progress.total += sum(len(chunk.stems) for chunk in left)
-    done = tasks.results(_spill, left, function, folder, made_of, len(sizes), *shared)
-    for chunk, _ in zip(left, done, strict=True):
-        progress.advance(len(chunk.stems))
-    there = _counts(folder, names, made_of)
-    urls = [folder.file(f"{name}.parquet") for name in names]
-    return Spilled(urls, np.array([there[name] for name in names]))
+    """Commit the missing files; `function(chunk, *shared)` returns the rows of one."""
+    sizes = made["clusters"]["sizes"]
+    cuts = cut_shards(made, math.ceil(sum(sizes) / SPILL_ROWS) or 1)
+    chunks = {f"{PREFIX}{chunk.name}": chunk for chunk in cuts}
+    known = outputs.part_facts(folder, chunks)
+    counts = {name: f["counts"] for name, f in known.items() if f.get("made_of") == made_of}
+    left = {name: chunk for name, chunk in chunks.items() if name not in counts}
+    progress.total += sum(len(chunk.items) for chunk in left.values())
+    given = (function, folder, made_of, len(sizes), *shared)
+    found = tasks.results(_spill, list(left.values()), *given)
+    for (name, chunk), counted in zip(left.items(), found, strict=True):
+        counts[name] = counted
+        progress.advance(len(chunk.items))
+    urls = [folder.file(f"{name}.parquet") for name in chunks]
+    return Spilled(urls, np.array([counts[name] for name in chunks]))
 
 
 def _spill(
@@ -103,14 +114,9 @@ def _spill(
     made_of: str,
     k: int,
     *shared: object,
-) -> None:
-    url = folder.file(f"{PREFIX}{chunk.number:05d}.parquet")
-    write(url, function(chunk, *shared), k, made_of)
-
-
-def _counts(folder: Folder, names: list[str], made_of: str) -> dict[str, list[int]]:
-    facts = outputs.part_facts(folder, names)
-    return {name: f["counts"] for name, f in facts.items() if f.get("made_of") == made_of}
+) -> list[int]:
+    url = folder.file(f"{PREFIX}{chunk.name}.parquet")
+    return write(url, function(chunk, *shared), k, made_of)
 
 
 def pack(sizes: Sequence[int], most: int) -> list[range]:

@@ -69,10 +69,8 @@ class Unit:
     block: int = 0
     blocks: int = 1
 
-    def rows(self, block: int) -> range | None:
-        """The rows of a block, counted from the first row of the cluster; None means all."""
-        if self.blocks == 1:
-            return None
+    def rows(self, block: int) -> range:
+        """The rows of a block, counted from the first row of the first cluster."""
         return range(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)
 
     @property
@@ -130,9 +128,8 @@ class Block:
         vectors = tables.to_matrix(rows["embedding"])[order.to_numpy()]
         self.vectors = torch.from_numpy(vectors)
         self.similarity = np.full(len(order), -np.inf, np.float32)
-        self.partner: list[tuple[float, str] | None] = [None] * len(
-            order
-        )  # −outlier_score, sample_id
+        # −outlier_score and sample_id of each:
+        self.partner: list[tuple[float, str] | None] = [None] * len(order)
 
     def meet(self, other: "Block") -> None:
         """Compare with another block of the same clusters, or with itself."""
@@ -171,9 +168,8 @@ def _ranks(own: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
     n = own.keys.num_rows
     if own is other:
         return np.arange(n), np.arange(n)
-    order = pc.sort_indices(pa.concat_tables([own.keys, other.keys]), ORDER).to_numpy()
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
+    both = pa.concat_tables([own.keys, other.keys])
+    rank = np.argsort(pc.sort_indices(both, ORDER).to_numpy())
     return rank[:n], rank[n:]
 
 
@@ -214,15 +210,10 @@ def run(made: outputs.Manifests, paths: layout.RunPaths) -> dict[str, Any]:
     if manifest := want.if_done():
         return manifest
     sizes, made_of, target = made["clusters"]["sizes"], want.made_of, want.folder
-    todo, done = units(sizes), want.parts(target)
-    spills = {name for name in target.names() if name.startswith(shuffle.PREFIX)}
-    target.remove(target.names() - {f"{stem}.parquet" for stem in done} - spills)
-    left = [unit for unit in todo if unit.name not in done]
+    todo = units(sizes)
     with StageProgress("similarity", len(todo), "parts") as progress:
-        progress.advance(len(todo) - len(left))
-        if left:
-            given = (lists.stems(made), sizes, target, made_of, progress, paths)
-            spilled = shuffle.spill_all(members, *given)
+        if left := lists.missing(want, todo, progress):
+            spilled = shuffle.spill_all(members, made, target, made_of, progress, paths)
             for rows in tasks.results(compare, left, spilled, target, made_of):
                 progress.advance(samples=rows)
     known = outputs.part_facts(target, want.parts(target))

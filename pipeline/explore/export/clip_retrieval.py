@@ -9,7 +9,6 @@ ignores an .npy without rows, so a shard without rows gets neither file.
 """
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout
@@ -26,23 +25,22 @@ TAKEN = {"image_path", "metadata"}  # names that clip-retrieval does not take fr
 def run(paths: layout.RunPaths, out: str) -> None:
     """Write the missing files of every shard, then the manifest."""
     source, folder = common_layout.open_run(paths), Folder(storage.absolute(out))
-    made_of = source.made_of(NAME)
-    if not common_layout.begin(folder, NAME, made_of, paths.root):
-        return
-    numbers, done = range(len(source.shards)), Folder(folder.file("metadata")).names()
-    with StageProgress(f"export {NAME}", len(numbers), "parts") as progress:
-        samples = 0
+
+    def write(progress: StageProgress) -> None:
+        done = Folder(folder.file("metadata")).names()
+        numbers = range(len(source.shards))
         for rows in common_layout.in_order(lambda i: write_part(i, source, folder, done), numbers):
-            samples += rows
             progress.advance(1, rows)
-    common_layout.finish(folder, NAME, made_of, samples, progress.seconds)
+
+    common_layout.write_folder(source, folder, NAME, write)
 
 
 def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: set[str]) -> int:
     """Write the two files of a shard, metadata last, unless it is in `done`; returns its rows."""
     stem, suffix = source.shards[i]["stem"], number(i, len(source.shards))
     name = f"metadata_{suffix}.parquet"
-    rows = metadata(source, stem)
+    originals = [column for column in source.originals if column not in TAKEN]
+    rows = source.rows(stem, ["key", *OURS, *originals])
     if not rows.num_rows or name in done:
         return int(rows.num_rows)
     url = source.paths.embeddings.file(f"{stem}.parquet")
@@ -52,6 +50,7 @@ def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: 
         raise RuntimeError(f"export: {stem}: embeddings and labels hold different samples")
     with storage.commit(folder.file(f"img_emb/img_emb_{suffix}.npy")) as file:
         np.save(file, tables.to_matrix(part["embedding"]), allow_pickle=False)
+    rows = rows.rename_columns(["image_path", *OURS, *originals])
     tables.write(folder.file(f"metadata/{name}"), rows)
     return int(rows.num_rows)
 
@@ -59,10 +58,3 @@ def write_part(i: int, source: common_layout.ExportedRun, folder: Folder, done: 
 def number(i: int, parts: int) -> str:
     """The number of a shard, padded so that names sort in the order of shards."""
     return f"{i:0{len(str(parts - 1))}d}"
-
-
-def metadata(source: common_layout.ExportedRun, stem: str) -> pa.Table:
-    """Columns `image_path` (the sample's key), OURS, then those of the samples' json."""
-    originals = [name for name in source.originals if name not in TAKEN]
-    table = source.rows(stem, ["key", *OURS, *originals])
-    return table.rename_columns(["image_path", *OURS, *originals])

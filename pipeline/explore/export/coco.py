@@ -10,7 +10,7 @@ some readers take 0 as the background. `file_name` is the path below data/ of `e
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any
 
 from pipeline.artifacts import layout
@@ -55,11 +55,11 @@ def run(paths: layout.RunPaths, out: str) -> None:
         _write(file, f'{HEAD}{json.dumps(info)},\n"licenses": [],\n"categories": [\n')
         _write(file, ",\n".join(map(json.dumps, categories(source))))
         _write(file, '],\n"images": [\n')
-        samples = _stream(file, _entries(source, image, progress))
+        samples = _write_entries(file, source, image, progress)
         _write(file, '],\n"annotations": [\n')
-        _stream(file, _entries(source, annotation, progress))
+        _write_entries(file, source, annotation, progress)
         _write(file, "]}\n")
-    common_layout.log_finished(NAME, samples, progress.seconds, url)
+    console.log_finished(log, f"export {NAME}", progress.seconds, f"{samples:,} samples", url)
 
 
 def categories(source: common_layout.ExportedRun) -> list[dict[str, Any]]:
@@ -99,10 +99,10 @@ def annotation(number: int, _: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _entries(
-    source: common_layout.ExportedRun, entry: Entry, progress: StageProgress
-) -> Iterator[str]:
-    """The entries of all samples as json, numbered from 1."""
+def _write_entries(
+    file: IO[bytes], source: common_layout.ExportedRun, entry: Entry, progress: StageProgress
+) -> int:
+    """Write the entries of all samples, numbered from 1; returns how many there are."""
     wanted = [*COLUMNS, *({"url"} & set(source.originals))]
     number = 0
     stems = [shard["stem"] for shard in source.shards]
@@ -110,16 +110,10 @@ def _entries(
     for stem, table in zip(stems, parts, strict=True):
         for row in table.to_pylist():
             number += 1
-            yield json.dumps(entry(number, stem, row), allow_nan=False)
+            text = json.dumps(entry(number, stem, row), allow_nan=False)
+            _write(file, text if number == 1 else f",\n{text}")
         progress.advance(1, table.num_rows)
-
-
-def _stream(file: IO[bytes], entries: Iterator[str]) -> int:
-    """Write the items of a list; returns their number."""
-    count = 0
-    for count, text in enumerate(entries, start=1):
-        _write(file, text if count == 1 else f",\n{text}")
-    return count
+    return number
 
 
 def _write(file: IO[bytes], text: str) -> None:

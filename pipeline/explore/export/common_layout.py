@@ -12,6 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline.artifacts import layout, outputs, schemas
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.progress import StageProgress
 from pipeline.store import storage, tables
 from pipeline.store.shards import IMAGE_SUFFIXES
 from pipeline.store.storage import Folder
@@ -94,42 +96,38 @@ def file_name(stem: str, index: int, member: str) -> str:
     return f"{stem}/{index:08d}.{suffix}"
 
 
-def begin(folder: Folder, export: str, made_of: str, root: str) -> bool:
-    """Whether the export must run; UserError if the folder holds anything else."""
-    names = folder.names()
-    if names and _claim(folder, names) != made_of:
+def write_folder(
+    source: ExportedRun,
+    folder: Folder,
+    export: str,
+    write: Callable[[StageProgress], None],
+    **options: object,
+) -> None:
+    """Run an export into a folder: claim the folder, call `write`, commit the manifest.
+
+    Does nothing if the export is done. UserError if the folder holds anything else.
+    """
+    made_of, root, names = source.made_of(export, **options), source.paths.root, folder.names()
+    claimed = None
+    if CLAIM in names:
+        with suppress(ValueError, KeyError, TypeError):  # another program's file of this name
+            claimed = json.loads(storage.read_bytes(folder.file(CLAIM)))["made_of"]
+    if names and claimed != made_of:
         raise UserError(
             f"{folder.url} is not empty and holds no {export} export of {root} as it is now; "
             "empty it, or choose another --out"
         )
     if names and folder.peek():
         console.log_already_done(log, f"export {export}", folder.url)
-        return False
+        return
     storage.check_writable(folder.url)
     claim = {"export": export, "made_of": made_of, "run": root}
     storage.write_bytes(folder.file(CLAIM), json.dumps(claim).encode())
-    return True
-
-
-def finish(folder: Folder, export: str, made_of: str, samples: int, seconds: float) -> None:
-    """Write the manifest and log the last line."""
+    with StageProgress(f"export {export}", len(source.shards), "parts") as progress:
+        write(progress)
+    samples, seconds = progress.samples, progress.seconds
     folder.finish(made_of, samples=samples, seconds=round(seconds, 2))
-    log_finished(export, samples, seconds, folder.url)
-
-
-def log_finished(export: str, samples: int, seconds: float, url: str) -> None:
-    """The last line of an export."""
-    console.log_finished(log, f"export {export}", seconds, f"{samples:,} samples", url)
-
-
-def _claim(folder: Folder, names: set[str]) -> str | None:
-    """The fingerprint of the export that a folder holds, or None."""
-    if CLAIM not in names:
-        return None
-    try:
-        return str(json.loads(storage.read_bytes(folder.file(CLAIM)))["made_of"])
-    except (ValueError, KeyError, TypeError):  # another program's file of this name
-        return None
+    console.log_finished(log, f"export {export}", seconds, f"{samples:,} samples", folder.url)
 
 
 def in_order(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import re
-from typing import IO, Any
+from typing import Any
 
 from pipeline.artifacts import layout
 from pipeline.explore.export import common_layout
@@ -43,30 +43,25 @@ def run(paths: layout.RunPaths, out: str, truth: str | None) -> None:
     if truth and truth not in source.originals:
         listed = ", ".join(map(printable, source.originals)) or "none"
         raise UserError(f"--label {truth} is not a json column of the labels; these are: {listed}")
-    made_of = source.made_of(NAME, truth=truth)
-    if not common_layout.begin(folder, NAME, made_of, paths.root):
-        return
-    kept = [name for name in source.originals if PLAIN.fullmatch(name)]
-    if left := len(source.originals) - len(kept):
-        log.warning("export %s: %d json columns are ignored because of their names", NAME, left)
-    samples = 0
-    with (
-        StageProgress(f"export {NAME}", len(source.shards), "parts") as progress,
-        storage.commit(folder.file("samples.json")) as file,
-    ):
-        file.write(b'{"samples": [\n')
+
+    def write(progress: StageProgress) -> None:
+        kept = [name for name in source.originals if PLAIN.fullmatch(name)]
+        if left := len(source.originals) - len(kept):
+            log.warning("export %s: %d json columns are ignored because of their names", NAME, left)
         parts = common_layout.in_order(
-            lambda s: part(s, source, folder, kept, truth), source.shards
+            lambda shard: part(shard, source, folder, kept, truth), source.shards
         )
-        for texts in parts:
-            file.write(",\n".join(["", *texts] if samples else texts).encode())
-            samples += len(texts)
-            progress.advance(1, len(texts))
-        file.write(b"]}\n")
-    info = {"run": paths.root, "classes": {"cluster": [row["name"] for row in source.clusters]}}
-    text = json.dumps({"media_type": "image", "info": info}, indent=1)
-    storage.write_bytes(folder.file("metadata.json"), text.encode())
-    common_layout.finish(folder, NAME, made_of, samples, progress.seconds)
+        with storage.commit(folder.file("samples.json")) as file:
+            file.write(b'{"samples": [\n')
+            for texts in parts:
+                file.write(",\n".join(["", *texts] if progress.samples else texts).encode())
+                progress.advance(1, len(texts))
+            file.write(b"]}\n")
+        info = {"run": paths.root, "classes": {"cluster": [row["name"] for row in source.clusters]}}
+        text = json.dumps({"media_type": "image", "info": info}, indent=1)
+        storage.write_bytes(folder.file("metadata.json"), text.encode())
+
+    common_layout.write_folder(source, folder, NAME, write, truth=truth)
 
 
 def part(
@@ -78,14 +73,15 @@ def part(
 ) -> list[str]:
     """Commit the missing images of a shard; returns its samples as json."""
     originals = [*kept, *([truth] if truth else [])]
-    rows = source.rows(shard["stem"], [*SOURCE, *OURS, "confidence", *dict.fromkeys(originals)])
-    samples, found = [], rows.to_pylist()
-    for row in found:
+    columns = [*SOURCE, *OURS, "confidence", *dict.fromkeys(originals)]
+    there = Folder(folder.file(f"data/{shard['stem']}")).names()
+    samples, missing = [], []
+    for row in source.rows(shard["stem"], columns).to_pylist():
         row["file"] = common_layout.file_name(shard["stem"], row["index"], row["image_member"])
         sample = as_sample(row, source.clusters[row["cluster_id"]]["name"], kept, truth)
         samples.append(json.dumps(sample, allow_nan=False))
-    there = Folder(folder.file(f"data/{shard['stem']}")).names()
-    missing = [row for row in found if row["file"].rpartition("/")[2] not in there]
+        if row["file"].rpartition("/")[2] not in there:
+            missing.append(row)
     copy_images(shard, missing, folder)
     return samples
 
@@ -101,12 +97,11 @@ def as_sample(
     sample |= {"cluster": label, **{name: row[name] for name in OURS}}
     if truth and row[truth] is not None:
         sample["ground_truth"] = {"_cls": "Classification", "label": str(row[truth])}
-    return sample | {"original": {name: _finite(row[name]) for name in kept}}
-
-
-def _finite(value: Any) -> Any:
-    """None for NaN and infinity, which JSON lacks."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    original = {name: row[name] for name in kept}
+    for name, value in original.items():
+        if isinstance(value, float) and not math.isfinite(value):  # JSON lacks NaN and infinity
+            original[name] = None
+    return sample | {"original": original}
 
 
 def copy_images(shard: dict[str, Any], rows: list[dict[str, Any]], folder: Folder) -> None:
@@ -116,17 +111,13 @@ def copy_images(shard: dict[str, Any], rows: list[dict[str, Any]], folder: Folde
     with storage.open_read(shard["url"], shard["size"], shard["version"]) as stream:
         position = 0
         for row in rows:
-            _skip(stream, row["tar_offset"] - position)
+            while skipped := stream.read(min(row["tar_offset"] - position, PIECE)):
+                position += len(skipped)
             data = stream.read(row["tar_size"])
-            position = row["tar_offset"] + row["tar_size"]
+            position += len(data)
             if len(data) < row["tar_size"] or images.format_class(data) is None:
                 raise RuntimeError(
                     f"export: {shard['url']} changed since it was embedded: at byte "
                     f"{row['tar_offset']} there is no longer an image"
                 )
             storage.write_bytes(folder.file(f"data/{row['file']}"), data)
-
-
-def _skip(stream: IO[bytes], size: int) -> None:
-    while size > 0:
-        size -= len(stream.read(min(size, PIECE))) or size

@@ -1,4 +1,4 @@
-"""Command index: build a FAISS index of a run's embeddings, or of its network's features.
+"""Command index: build a FAISS index of a run's embeddings, or of its network's features; open it.
 
 reads   embeddings/{stem}.parquet; network/… for the space z
 writes  index/{space}/{fingerprint}-trained.faiss   centroids and codebooks, without samples
@@ -14,8 +14,11 @@ N samples, D dimensions of an embedding, d of a compared vector.
 
 import hashlib
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,8 @@ PER_LIST = 40  # training samples; FAISS warns below 39
 LEAST_TRAINED_ON = 1 << 16  # samples, for the 256 centroids of each codebook
 CODE_BYTES = 64  # of a compressed vector
 BATCH_ROWS = 1 << 14  # added at once
+PROBES = 64  # inverted lists that a query searches first
+WIDER = 4  # times as many if they hold too few samples
 SOURCE = {Space.CLIP: "embeddings", Space.Z: "network"}  # the folder that an index depends on
 
 
@@ -123,19 +128,14 @@ class IndexJob:
     rows: Rows
     network: Network | None
 
-    @property
-    def trained(self) -> str:
-        """URL of the file with the centroids."""
-        return self.want.folder.file(_trained(self.want.made_of))
 
-
-def train(cfg: Config, job: IndexJob, embedded: dict[str, Any]) -> None:
+def train(cfg: Config, job: IndexJob, embedded: dict[str, Any], url: str) -> None:
     """Commit an empty index."""
     rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
     source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
     x = as_vectors(sampling.read_embeddings(source, range(len(source))), job.network)
     faiss, index = load_faiss(), empty(cfg, job.rows.total, x)
-    with storage.commit(job.trained) as file:
+    with storage.commit(url) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
@@ -151,73 +151,140 @@ def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
         for start in range(0, len(x), BATCH_ROWS):
             batch = pad(as_vectors(x[start : start + BATCH_ROWS], job.network), index.d)
             index.add_with_ids(batch, np.arange(len(batch)) + ids.start + start)
-    with storage.commit(job.want.folder.file(_lists(job.want.made_of, stems))) as file:
+    with storage.commit(job.want.folder.file(lists_file(job.want.made_of, stems))) as file:
         faiss.write_InvertedLists(index.invlists, faiss.PyCallbackIOWriter(file.write))
     return int(index.ntotal)
 
 
-def _trained(made_of: str) -> str:
-    return f"{made_of}-trained.faiss"
-
-
-def _lists(made_of: str, stems: Sequence[str]) -> str:
+def lists_file(made_of: str, stems: Sequence[str]) -> str:
+    """The name of the file with the inverted lists of some shards."""
     return f"{made_of}-{stems[0]}.lists"
 
 
 def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths, space: Space
 ) -> outputs.ExpectedOutputs:
-    """The files of the index of a run with these manifests."""
+    """The files of the index of a run with these manifests, that with the centroids first."""
     made_of = config.fingerprint(cfg, made[SOURCE[space]]["fingerprint"], space.value)
     groups = tasks.chunks(Rows.of(made["embeddings"]).stems, MOST_GROUPS)
-    names = [_trained(made_of), *(_lists(made_of, stems) for stems in groups)]
+    names = [f"{made_of}-trained.faiss", *(lists_file(made_of, stems) for stems in groups)]
     folder = paths.index(space.value)
     return outputs.ExpectedOutputs("index", folder, made_of, cfg, {folder: names})
 
 
 def run(cfg: Config, paths: layout.RunPaths, space: Space) -> dict[str, Any]:
-    """Train on a sample, commit the lists of every group of shards, then the manifest."""
+    """Train on a sample, commit the lists of every group of shards, then the manifest.
+
+    Resumes an interrupted build of the same index.
+    """
     faiss = load_faiss()
     made = outputs.upstream(paths, SOURCE[space])
     want = expected(cfg, made, paths, space)
     if manifest := want.if_done():
         return manifest
     network = load_network(paths) if space is Space.Z else None
-    job = IndexJob(paths, want, Rows.of(made["embeddings"]), network)
-    stems, there = job.rows.stems, _remove_others(want)
-    groups = tasks.chunks(stems, MOST_GROUPS)
-    todo = [group for group in groups if _lists(want.made_of, group) not in there]
-    with StageProgress("index", len(stems), "parts") as progress:
-        if not there:
-            train(cfg, job, made["embeddings"])
-        trained = storage.read_bytes(job.trained)
-        data = np.frombuffer(trained, np.uint8)
-        progress.advance(len(stems) - sum(map(len, todo)))
+    job, folder = IndexJob(paths, want, Rows.of(made["embeddings"]), network), want.folder
+    trained, *names = want.files[folder]
+    there = {name for name in folder.names() if not name.startswith(".")}
+    kept = there.intersection(want.files[folder])
+    if trained not in kept:  # lists need their centroids: another machine may train different ones
+        kept = set()
+    folder.remove(there - kept)
+    groups = tasks.chunks(job.rows.stems, MOST_GROUPS)
+    todo = [group for name, group in zip(names, groups, strict=True) if name not in kept]
+    with StageProgress("index", len(job.rows.stems), "parts") as progress:
+        if not kept:
+            train(cfg, job, made["embeddings"], folder.file(trained))
+        centroids = storage.read_bytes(folder.file(trained))
+        data = np.frombuffer(centroids, np.uint8)
+        progress.advance(len(job.rows.stems) - sum(map(len, todo)))
         for group, samples in zip(todo, tasks.results(add_parts, todo, job, data), strict=True):
             progress.advance(len(group), samples)
-    index = faiss.deserialize_index(data)
-    want.folder.finish(
+    count = faiss.deserialize_index(data).nlist
+    folder.finish(
         want.made_of,
         upstream=made[SOURCE[space]]["fingerprint"],
         config=config.facts(cfg),
         samples=job.rows.total,
-        lists=index.nlist,
-        files=sorted(want.files[want.folder]),
-        trained=hashlib.sha256(trained).hexdigest()[:12],
+        lists=count,
+        files=sorted(want.files[folder]),
+        trained=hashlib.sha256(centroids).hexdigest()[:12],
         seconds=round(progress.seconds, 2),
     )
-    kind = f"IVF-PQ of {index.nlist:,} lists" if index.nlist > 1 else "flat"
+    kind = f"IVF-PQ of {count:,} lists" if count > 1 else "flat"
     console.log_finished(log, "index", progress.seconds, f"{job.rows.total:,} samples", kind)
-    return want.folder.manifest()
+    return folder.manifest()
 
 
-def _remove_others(want: outputs.ExpectedOutputs) -> set[str]:
-    """Keep the files of an interrupted build of the same index; returns their names.
+@dataclass(frozen=True)
+class Index:
+    """An index of FAISS, and the lists that it points to without keeping them alive."""
 
-    Lists are useless without their centroids: another machine may train different ones.
+    ivf: Any
+    held: list[Any]
+
+    @property
+    def flat(self) -> bool:
+        """Whether vectors are only rounded to float16."""
+        return bool(self.ivf.nlist == 1)
+
+    def candidates(
+        self, query: np.ndarray, most: int, members: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Ids of `most` samples near the query (d,), nearest first by compressed vectors.
+
+        `members` (N,) bool limits the search. Fewer are returned only if there are no more.
+        """
+        faiss = load_faiss()
+        limits: dict[str, Any] = {}
+        if members is not None:
+            if not (most := min(most, int(members.sum()))):
+                return np.empty(0, np.int64)
+            limits["sel"] = faiss.IDSelectorBitmap(np.packbits(members, bitorder="little"))
+        rows, probes = pad(query[None], self.ivf.d), PROBES
+        while True:
+            asked = faiss.SearchParametersIVF(nprobe=min(probes, self.ivf.nlist), **limits)
+            _, ids = self.ivf.search(rows, most, params=asked)
+            found = ids[0][ids[0] >= 0]
+            if len(found) == most or probes >= self.ivf.nlist:
+                return np.asarray(found)
+            probes *= WIDER
+
+
+def open_index(paths: layout.RunPaths, made: outputs.Manifests, space: Space) -> Index:
+    """The index of a run with these manifests; UserError names the command that builds it.
+
+    The files are memory-mapped. Remote ones are copied once to a cache on this machine.
     """
-    names = {name for name in want.folder.names() if not name.startswith(".")}
-    whole = _trained(want.made_of) in names
-    kept = names & set(want.files[want.folder]) if whole else set()
-    want.folder.remove(names - kept)
-    return kept
+    faiss, folder = load_faiss(), paths.index(space.value)
+    command = f"run `ratecluster index --root {paths.root} --space {space.value}`"
+    manifest = folder.peek()
+    if manifest is None:
+        raise UserError(f"{paths.root} has no index of {space.value}: {command} first")
+    want = expected(config.as_made(Config(), manifest["config"]), made, paths, space)
+    _, reason = want.compare()
+    if reason:
+        raise UserError(f"{folder.url} is out of date, {reason}: {command} again")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = base / "ratecluster" / f"{want.made_of}-{manifest['trained']}"
+    trained, *files = [_local(folder.file(name), cache) for name in want.files[folder]]
+    ivf = faiss.read_index(trained)
+    pieces = faiss.InvertedListsPtrVector()
+    held = [faiss.read_InvertedLists(faiss.FileIOReader(f), faiss.IO_FLAG_MMAP) for f in files]
+    for piece in held:
+        pieces.push_back(piece)
+    stack = faiss.HStackInvertedLists(pieces.size(), pieces.data())
+    ivf.replace_invlists(stack, False)
+    ivf.ntotal = manifest["samples"]
+    return Index(ivf, [stack, *held])
+
+
+def _local(url: str, cache: Path) -> str:
+    """The path of a local file, or of the local copy of a remote one."""
+    if path := storage.local_path(url):
+        return str(path)
+    copy = cache / url.rpartition("/")[2]
+    if not copy.exists():
+        with storage.open_read(url) as source, storage.commit(str(copy)) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    return str(copy)

@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs
 from pipeline.artifacts.layout import Space
-from pipeline.explore.search.index import Rows, as_vectors
-from pipeline.explore.search.open_index import open_index
+from pipeline.explore.search.index import Rows, as_vectors, open_index
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
@@ -32,7 +31,7 @@ from pipeline.vision.thumbnails import Place
 CANDIDATES = 10  # for each result, if the index is compressed
 LEAST_CANDIDATES = 100
 READERS = 16  # shards read at once
-SHOWN = ["sample_id", "caption", "tar_offset", "tar_size"]
+SHOWN = ["sample_id", "caption", "tar_offset", "tar_size", "shard"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,12 @@ class Search:
         """The `top` samples with the highest cosine, of the whole run or of one cluster."""
         members = None if cluster is None else self._members(cluster)
         ids, scores = self.rank(query, space, top, members)
-        return self._hits(ids, scores) if len(ids) else []
+        if not len(ids):
+            return []
+        rows = self._read(self.paths.embeddings, SHOWN, ids).to_pylist()
+        clusters = self._read(self.paths.assignments, ["cluster_id"], ids)["cluster_id"]
+        found = zip(rows, scores.tolist(), clusters.to_pylist(), strict=True)
+        return [self._hit(*one) for one in found]
 
     def rank(
         self, query: np.ndarray, space: Space, top: int, members: np.ndarray | None = None
@@ -156,17 +160,11 @@ class Search:
 
         def take(part: int, places: np.ndarray) -> pa.Table:
             url = folder.file(f"{self.rows.stems[part]}.parquet")
-            return tables.take(url, wanted, ids[places] - self.rows.ids(part).start)
+            return tables.read_rows(url, wanted, ids[places] - self.rows.ids(part).start)
 
         with ThreadPoolExecutor(READERS) as pool:
             pieces = pool.map(take, held.tolist(), np.split(order, firsts[1:]))
             return pa.concat_tables(pieces).take(np.argsort(order))
-
-    def _hits(self, ids: np.ndarray, scores: np.ndarray) -> list[Hit]:
-        rows = self._read(self.paths.embeddings, [*SHOWN, "shard"], ids).to_pylist()
-        clusters = self._read(self.paths.assignments, ["cluster_id"], ids)["cluster_id"]
-        found = zip(rows, scores.tolist(), clusters.to_pylist(), strict=True)
-        return [self._hit(row, score, cluster) for row, score, cluster in found]
 
     def _hit(self, row: dict[str, Any], score: float, cluster: int) -> Hit:
         return Hit(

@@ -171,22 +171,20 @@ def _hostname(netloc: str) -> str | None:
 
 def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted; `say` prints the address when the server is ready."""
-    with _listening(host, port) as opened:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; give another --host or --port"
+        ) from None
+    with listening:
         spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
         search, hosts = Search(paths, spaces), loopback_names(host)
         assert search.encoder  # loads it before the first request
         if hosts is None:
             log.warning("serve: anyone who reaches %s sees the images; there is no password", host)
         shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{opened.getsockname()[1]}/")
-        web.run_app(Site(search, hosts).application(), sock=opened, print=None, access_log=None)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; give another --host or --port"
-        ) from None
+        say(f"http://{shown}:{listening.getsockname()[1]}/")
+        application = Site(search, hosts).application()
+        web.run_app(application, sock=listening, print=None, access_log=None)

@@ -3,56 +3,78 @@
 reads   a few of the input shards
 writes  nothing
 
-`stage_timings` measures on this machine, `estimate` carries that over.
+`stage_timings` measures on this machine. The estimate is arithmetic: every stage is a start-up
+time, and a rate multiplied by the N images of the run.
 """
 
 import math
 import tempfile
-import textwrap
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
-from pipeline.ops.plan import estimate, stage_timings
-from pipeline.ops.plan.estimate import Target
-from pipeline.ops.plan.stage_timings import Facts
+from pipeline.caption import stage as caption
+from pipeline.mcr2.model_selection import validation_steps
+from pipeline.ops.plan import stage_timings
+from pipeline.ops.plan.stage_timings import Facts, Sampled
+from pipeline.ops.text import digits, duration, filled, table
+from pipeline.runtime import tasks
 from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.reject_reasons import printable
+from pipeline.select_k import full_passes
 from pipeline.store import storage
 from pipeline.store.listing import Shard
+from pipeline.train import sampling
 
+# What Ray adds, in starts of one process (as measured here). Fitted to one run of
+# `benchmarks/plan.py` over the bundled emoji on a quiet machine; CIFAR is the check.
+RAY_STARTS = 1.3  # before its first work
+POOL_STARTS = 0.95  # Ray Data and one actor, to its first call
+TRAIN_STARTS = 3.75  # Ray Train and its worker, and their end
+WRITE_STARTS = 0.25  # of tasks whose processes are there
+SESSION_STARTS = 2.0  # the command itself, and Ray's end
+REPORT_S = 1.0
 GB = 10**9
-WIDTH = 100  # columns of the text
-HEADS = ("stage", "CPU-hours", "GPU-hours", "start", "work", "limited by")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The cluster that is planned for."""
+
+    nodes: int
+    cpus: int  # of each node
+    gpus: int  # of each node
+    encode_rate: float  # images/s of one GPU; 0: unknown
+
+    def __post_init__(self) -> None:
+        for name, least in {"nodes": 1, "cpus": 1, "gpus": 0, "encode_rate": 0}.items():
+            if not least <= getattr(self, name) < math.inf:
+                option = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{option}: give a number that is {least} or more")
+        if self.encode_rate and not self.gpus:
+            raise UserError(f"--encode-rate {self.encode_rate:g} is of a GPU: give --gpus, too")
+
+    def rate(self, found: Facts) -> float:
+        """Images/s of one encoder; without a given rate, of this machine's device."""
+        return self.encode_rate or 1 / float(found["encode_s"])
 
 
 def run(sections: Sections, shards: list[Shard], target: Target, sample: int, images: int) -> Facts:
-    """Sample `sample` shards with up to `images` images each, measure, carry over."""
+    """Sample `sample` shards with up to `images` images each, measure, estimate."""
     if sample < 1 or images < 1:
         raise UserError(f"--sample {sample}, --images {images}: give 1 or more of both")
     if unknown := [shard for shard in shards if not shard.size]:
-        raise UserError(
-            f"the store does not report the size of {len(unknown)} shards, the first "
-            f"{unknown[0].url}: plan over a copy of some of them"
-        )
+        raise UserError(f"the size of {unknown[0].url} is unknown: plan over a copy of some shards")
+    chosen, limit = stage_timings.choose(shards, sample), sections["embed"].max_sample_bytes
     with tempfile.TemporaryDirectory(prefix="ratecluster-plan-") as root:
-        folder = Path(root) / "shards"
-        folder.mkdir()
-        limit = sections["embed"].max_sample_bytes
-        sampled = [
-            storage.retry(lambda s=shard: stage_timings.sample(s, images, folder, limit))  # type: ignore[misc]
-            for shard in stage_timings.choose(shards, sample)
-        ]
-        if not any(s.images for s in sampled):
-            raise UserError(
-                f"{sampled[0].shard.url} and all others of --sample {sample} shards hold no "
-                "sample: correct --shards"
-            )
-        sampled = [s for s in sampled if s.images]
-        images, low, high = estimate.count_images(shards, sampled)
+        copy = partial(stage_timings.sample, images=images, folder=root, max_sample_bytes=limit)
+        read = [storage.retry(partial(copy, shard)) for shard in chosen]
+        if not (sampled := [s for s in read if s.images]):
+            raise UserError(f"no sample in {', '.join(s.url for s in chosen)}: correct --shards")
+        images, low, high = count_images(shards, sampled)
         found = stage_timings.measure(sections, sampled, images, root)
-    stages = estimate.stages(sections, len(shards), images, found, target)
-    rate, decode = estimate.encode_rate(found, target), 1 / found["decode_s"]
+    stages = estimate(sections, len(shards), images, found, target)
+    rate, decode = target.rate(found), 1 / found["decode_s"]
     return {
         "target": asdict(target),
         "shards": len(shards),
@@ -67,33 +89,101 @@ def run(sections: Sections, shards: list[Shard], target: Target, sample: int, im
         "decode_cpus_per_gpu": math.ceil(rate / decode),
         "peak_bytes": found["peak_bytes"],  # of this process
         "leaf_bytes": found["leaf_bytes"],  # in every task of select_k
-        "stages": [asdict(stage) for stage in stages],
-        "wall_s": sum(stage.start_s + stage.work_s for stage in stages),
+        "stages": stages,
+        "wall_s": sum(stage["start_s"] + stage["work_s"] for stage in stages),
         "notes": notes(sections, len(shards), found, target),
     }
+
+
+def count_images(shards: list[Shard], sampled: list[Sampled]) -> tuple[int, int, int]:
+    """Images of all shards by their bytes, and a range; exact for shards read to their end."""
+    read = [s for s in sampled if s.whole]
+    known = sum(s.images for s in read)
+    left = sum(shard.size for shard in shards) - sum(s.shard.size for s in read)
+    rates = [s.images / s.bytes for s in sampled]
+    mean = sum(s.images for s in sampled) / sum(s.bytes for s in sampled)
+    likely, low, high = (known + round(left * rate) for rate in (mean, min(rates), max(rates)))
+    return likely, low, high
+
+
+def estimate(
+    sections: Sections, shards: int, images: int, found: Facts, target: Target
+) -> list[Facts]:
+    """The stages in their order, for N images in so many shards, as in the JSON of the plan."""
+    cfg, gpus, cpus = sections["train"], target.nodes * target.gpus, target.nodes * target.cpus
+    faster = target.cpus / found["cores"]  # than here; a GPU by as much as it is with images
+    word_s = found["word_s"] / (target.rate(found) * found["encode_s"] if gpus else faster)
+    words = found["train_words"] * word_s * bool(cfg.words)
+    data = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
+    data += found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
+    train = {"steps": cfg.steps * found["step_s"], "data and validation": data, "words": words}
+    train_gpu_s = (sum(train.values()) - words) * cfg.workers + words
+    cut, start, names = found["cut_s"], found["start_s"], found["caption_words"] * word_s
+    pool = POOL_STARTS * start + found["load_text_s"]
+
+    def passes(rate: str, most: int = shards) -> float:
+        """Wall time of a pass over all shards, by at most `most` tasks."""
+        return images * found[rate] / min(cpus, len(tasks.chunks(range(shards), most)))
+
+    select = {"parts": passes("select_s", full_passes.MOST_TASKS), "landmarks": cut}
+    votes = {"parts": passes("caption_s", caption.MOST_TASKS), "words": names}
+    write = {"parts": passes("write_s"), "read": passes("waited_s")}
+    cpu_s = {name: images * found[f"{name}_s"] for name in ("select", "caption", "write")}
+    ready = TRAIN_STARTS * start + pool * bool(cfg.words)
+    return [
+        _embed(sections["embed"], shards, images, found, target),
+        _stage("train", ready, sum(train.values()), train_gpu_s * (gpus >= cfg.workers), train),
+        _stage("select_k", start, cpu_s["select"] + cut, 0, select),
+        _stage("caption", pool, cpu_s["caption"] + names, names * bool(gpus), votes),
+        _stage("write", WRITE_STARTS * start, cpu_s["write"], 0, write),
+        _stage("report", SESSION_STARTS * start, REPORT_S, 0, {"pictures": REPORT_S}),
+    ]
+
+
+def _stage(name: str, start_s: float, cpu_s: float, gpu_s: float, work: Facts) -> Facts:
+    """A stage starts, then does its work, part after part; `bound` names the longest part."""
+    hours = {"cpu_h": cpu_s / 3600, "gpu_h": gpu_s / 3600}
+    times = {"start_s": start_s, "work_s": sum(work.values())}
+    return {"stage": name, **hours, **times, "bound": max(work, key=lambda part: float(work[part]))}
+
+
+def _embed(cfg: Any, shards: int, images: int, found: Facts, target: Target) -> Facts:
+    """Decoding, encoding and reading happen at once: the slowest decides."""
+    gpus = target.nodes * target.gpus
+    encoders = min(cfg.actors or max(1, gpus), shards)
+    cores = decoders = target.cpus * min(target.nodes, encoders)
+    readers = encoders * cfg.readers
+    if cfg.decode_cpus:  # on any node, next to the encoders
+        decoders = min(readers, max(1, target.nodes * target.cpus - encoders))
+    here = found["embed_s"] * found["cores"] / cores
+    seconds = {
+        "decode": images * found["decode_s"] / decoders,
+        "read": images * found["waited_s"] / readers,
+        "encode": images * (1 / (target.rate(found) * encoders) if gpus else here),
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    work = seconds[bound] * math.ceil(shards / encoders) * encoders / shards
+    cpu_s = images * found["decode_s" if gpus else "embed_cpu_s"]
+    start_s = (RAY_STARTS + POOL_STARTS) * found["start_s"] + found["load_s"]
+    return _stage("embed", start_s, cpu_s, encoders * work * bool(gpus), {bound: work})
 
 
 def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list[str]:
     """What a reader must know before believing the figures."""
     cfg, gpus = sections["embed"], target.nodes * target.gpus
+    rated = not gpus or target.encode_rate
     on_gpu, encoders = found["device"].startswith("cuda"), cfg.actors or max(1, gpus)
     device = "GPU" if on_gpu else f"CPU, {found['cores']} cores"
+    start = f"a process takes {found['start_s']:.1f} s to start"
+    idle = f"{encoders} encoder on {target.nodes} nodes: set embed.actors={target.nodes} to use all"
     lines = {
-        f"measured here on {found['images']:,} images, {cfg.model} on this machine's {device}; a "
-        f"process takes {found['start_s']:.1f} s to start": True,
-        f"the rate of a GPU is assumed to be that of this machine's {device}: give --encode-rate": (
-            gpus and not target.encode_rate
-        ),
-        f"{shards:,} shards keep no more than {shards:,} of the {gpus:,} GPUs busy: make smaller "
-        "shards": shards < gpus,
-        "training was measured on this machine's CPU: its time on a GPU is unknown": (
-            gpus and not on_gpu
-        ),
-        f"{encoders} encoder on {target.nodes} nodes: set embed.actors={target.nodes} to use all "
-        "of them": not gpus and encoders < target.nodes,
+        f"measured on {found['images']:,} images, {cfg.model} on this {device}; {start}": True,
+        f"a GPU is assumed as fast as this {device}: give --encode-rate": not rated,
+        f"{shards:,} shards keep no more than {shards:,} of the {gpus:,} GPUs busy": shards < gpus,
+        "training was measured on a CPU: its time on a GPU is unknown": gpus and not on_gpu,
+        idle: not gpus and encoders < target.nodes,
         "training was measured with one worker; more are faster": sections["train"].workers > 1,
-        "evaluate is not included": sections["evaluate"].label,
-        "writing to the store of --root and downloading the model are not included": True,
+        "evaluate, writing to the store of --root and loading the model are not included": True,
     }
     return [line for line, holds in lines.items() if holds]
 
@@ -114,31 +204,16 @@ def text(plan: Facts) -> str:
         f"balance   {plan['decode_cpus_per_gpu']:,} CPUs decode as fast as one {device} encodes",
         f"memory    {plan['peak_bytes'] / GB:.2f} GB in one process here; the leaf statistics of "
         f"select_k are {digits(plan['leaf_bytes'] / GB)} GB in every task",
-        "",
     ]
-    cells = [HEADS]
+    rows = [("stage", "limited by", "CPU-hours", "GPU-hours", "start", "work")]
     for row in plan["stages"]:
-        numbers = digits(row["cpu_h"]), digits(row["gpu_h"])
-        times = duration(row["start_s"]), duration(row["work_s"])
-        cells.append((row["stage"], *numbers, *times, row["bound"]))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
-    lines += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    lines += ["", f"wall time {duration(plan['wall_s'])}", ""]
-    lines += [f"note      {note}" for note in plan["notes"]]
-    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False)
-    return "\n".join("\n".join(wrap.wrap(printable(line))) for line in lines)
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to two minutes, else hours and minutes."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes:02d} min"
-
-
-def digits(value: float) -> str:
-    """To three digits, without an exponent."""
-    if value >= 100 or not value:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+        hours = (digits(row[name]) for name in ("cpu_h", "gpu_h"))
+        times = (duration(row[name]) for name in ("start_s", "work_s"))
+        rows.append((row["stage"], row["bound"], *hours, *times))
+    end = [
+        "",
+        f"wall time {duration(plan['wall_s'])}",
+        "",
+        *(f"note      {n}" for n in plan["notes"]),
+    ]
+    return "\n".join(filled(line, 10) for line in [*lines, "", *table(rows, 2), *end])

@@ -1,23 +1,19 @@
-"""Measures the work of every stage on a few shards: its own functions, without Ray.
-
-reads   the first images of the sampled shards
-writes  nothing that stays: the parts lie in a temporary folder until `measure` returns
+"""Measures the work of every stage on a few shards, by the stage's own functions, without Ray.
 
 What a stage does once (training, the cut of the landmarks) is done on as many rows as the run will
-have. Where the sampled images are fewer, rows are drawn again with noise.
-N images of the whole run, D input dimensions, V words.
+have. Where the sampled images are fewer, rows are drawn again with noise. All files that it writes
+are below the given root. N images of the whole run, D input dimensions, V words.
 """
 
 import json
 import os
-import random
 import resource
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,7 @@ from pipeline.artifacts import layout
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
 from pipeline.embed import stage as embed
-from pipeline.embed import survey
-from pipeline.embed import worker as embed_worker
+from pipeline.embed.worker import Embedder
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
@@ -43,12 +38,12 @@ from pipeline.store import storage, tables
 from pipeline.store.listing import Shard
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
-from pipeline.train import loop, sampling, worker
+from pipeline.train import loop, sampling
 from pipeline.train import settings as train_settings
+from pipeline.train.worker import write_network
 from pipeline.vision import clip, prompts, text_encoding
 from pipeline.write import stage as write
 
-TIMED_S = 3.0  # seconds for which the text encoder is timed
 STEPS = 10  # of training that are timed
 NOISE = 0.1  # standard deviations added to a row that is drawn again
 WORKER = "import ray, torch, pipeline.train.worker, pipeline.embed.worker"  # what a process imports
@@ -68,16 +63,15 @@ class Sampled:
     waited_s: float  # for the store
 
 
-def choose(shards: list[Shard], count: int, seed: int = 0) -> list[Shard]:
-    """`count` of the shards, one at random out of each of as many even stretches of the list."""
-    rng, count = random.Random(seed), min(count, len(shards))
-    ends = [len(shards) * i // count for i in range(count + 1)]
-    return [shards[rng.randrange(*stretch)] for stretch in pairwise(ends)]
+def choose(shards: list[Shard], count: int) -> list[Shard]:
+    """`count` of the shards: the middle of each of as many even stretches of the list."""
+    count = min(count, len(shards))
+    return [shards[len(shards) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
 
-def sample(shard: Shard, images: int, folder: Path, max_sample_bytes: int) -> Sampled:
+def sample(shard: Shard, images: int, folder: str, max_sample_bytes: int) -> Sampled:
     """Copy the first images of a shard."""
-    target = folder / f"{shard.stem}.tar"
+    target = Path(folder, f"{shard.stem}.tar")
     began, own, count, end = CLOCK(), time.thread_time(), 0, 0
     with storage.open_read(shard.url, shard.size) as stream:
         with target.open("wb") as file, ShardWriter(file) as writer:
@@ -95,7 +89,7 @@ def sample(shard: Shard, images: int, folder: Path, max_sample_bytes: int) -> Sa
 def measure(sections: Sections, sampled: list[Sampled], images: int, root: str) -> Facts:
     """Every stage once over the samples, as it will be for N images."""
     cfg, paths, count = sections["embed"], layout.RunPaths(root), sum(s.images for s in sampled)
-    starts = [_start()]
+    start_s = _start()  # this may read the modules from the disk
     found = _embed(cfg, [s.copy for s in sampled], paths)
     total = round(images * found["embedded"])
     known = train_settings.read_words(sections["train"], cfg.model)
@@ -103,11 +97,10 @@ def measure(sections: Sections, sampled: list[Sampled], images: int, root: str) 
     vectors, scale, texts = _encode_words(sections, max(known, names, key=len))
     trained = _train(sections["train"], paths, total, redraw(vectors, len(known)), scale)
     labelled = _label(sections, paths, total, redraw(vectors, len(names)))
-    starts.append(_start())
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         **(found | texts | trained | labelled),
-        "start_s": min(starts),  # the first may read the modules from the disk
+        "start_s": min(start_s, _start()),
         "images": count,
         "waited_s": sum(s.waited_s for s in sampled) / count,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -127,42 +120,36 @@ def _start() -> float:
 
 
 def _embed(cfg: Any, shards: list[Shard], paths: layout.RunPaths) -> Facts:
-    """One encoder over the sampled shards, as an actor of the run does it."""
-    stamps, cores, cfg = [CLOCK()], os.cpu_count() or 1, replace(cfg, decode_cpus=0)  # without Ray
-    embedder = embed_worker.Embedder(cfg, paths, cores)
-    stamps, own = [*stamps, CLOCK()], time.process_time()
+    """One encoder over the sampled shards, as an actor of the run does it; commits a manifest."""
+    began, cores, cfg = CLOCK(), os.cpu_count() or 1, replace(cfg, decode_cpus=0)  # without Ray
+    embedder = Embedder(cfg, paths, cores)
+    loaded, cpu_s = CLOCK(), time.process_time()
     with ThreadPoolExecutor(cfg.readers) as pool:
         rows = list(pool.map(embedder, [{"shard": json.dumps(asdict(s))} for s in shards]))
-    stamps, own = [*stamps, CLOCK()], time.process_time() - own
+    embed_s, cpu_s = CLOCK() - loaded, time.process_time() - cpu_s
     if errors := [row["error"] for row in rows if row["error"]]:
         raise RuntimeError(f"plan: {errors[0]}")
-    load_s, embed_s = np.diff(stamps).tolist()
     done = [json.loads(row["facts"]) for row in rows]
-    summary = embed.summary(done, cfg, embed_s)
-    if not summary["embedded"]:
+    manifest = embed.summary(done, cfg, embed_s)
+    if not manifest["embedded"]:
         raise UserError("no image of the sampled shards can be decoded: correct --shards")
-    paths.embeddings.finish(survey.fingerprint(cfg, shards), **summary)
+    paths.embeddings.finish("plan", **manifest)
     took = {name: sum(facts["took"][name] for facts in done) for name in ("decode_s", "encode_s")}
-    each = {**took, "embed_s": embed_s, "embed_cpu_s": own, "embedded": summary["embedded"]}
-    rates = {name: value / summary["samples"] for name, value in each.items()}
-    return {**rates, "load_s": load_s, "device": summary["precisions"][0], "cores": cores}
+    took |= {"embed_s": embed_s, "embed_cpu_s": cpu_s, "embedded": manifest["embedded"]}
+    each = {name: value / manifest["samples"] for name, value in took.items()}
+    return {**each, "load_s": loaded - began, "device": manifest["precisions"][0], "cores": cores}
 
 
 def _encode_words(sections: Sections, words: list[str]) -> tuple[np.ndarray, float, Facts]:
-    """Vectors (V, D) of as many of the words as TIMED_S allow, and the encoder's logit scale."""
-    began, cfg = CLOCK(), sections["embed"]
+    """Vectors (V, D) of the first words, and the encoder's logit scale."""
+    began, cfg, words = CLOCK(), sections["embed"], words[: clip.TEXTS_PER_BATCH]
     templates = prompts.templates(cfg.model, sections["caption"].templates)
     encoder = text_encoding.TextEncoder(cfg.model, cfg.pretrained, templates)
     encoder({"index": 0, "words": words[:1]})
-    load_s, began, rows = CLOCK() - began, CLOCK(), list[Facts]()
-    for start in range(0, len(words), clip.TEXTS_PER_BATCH):
-        batch = words[start : start + clip.TEXTS_PER_BATCH]
-        rows.append(encoder({"index": start, "words": batch}))
-        if CLOCK() - began > TIMED_S:
-            break
-    vectors = np.concatenate([row["vectors"] for row in rows])
-    facts = {"load_text_s": load_s, "word_s": (CLOCK() - began) / len(vectors)}
-    return vectors, rows[0]["logit_scale"], facts
+    loaded = CLOCK()
+    row = encoder({"index": 0, "words": words})
+    facts = {"load_text_s": loaded - began, "word_s": (CLOCK() - loaded) / len(words)}
+    return row["vectors"], row["logit_scale"], facts
 
 
 def redraw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -191,14 +178,13 @@ def _train(cfg: Any, paths: layout.RunPaths, total: int, words: np.ndarray, scal
         state = loop.new_state(fit, network)
         for _ in loop.fit(replace(fit, steps=STEPS), seen, state, Collectives()):
             stamps.append(CLOCK())  # before the first step and after the last it validates
-        ends = CLOCK()
+        step_s, validation_s = float(np.median(np.diff(stamps[1:]))), CLOCK() - stamps[-1]
         kept = loop.landmark_rows(fit, len(seen))
-        worker.write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
-    paths.network.finish("plan", upstream=paths.embeddings.manifest()["fingerprint"], config={})
-    step_s, validation_s = float(np.median(np.diff(stamps[1:]))), ends - stamps[-1]
+        write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
+        once_s = CLOCK() - stamps[-1] + stamps[1] - stamps[0] - step_s - 2 * validation_s
     return {
         "read_row_s": read_s,
-        "once_s": stamps[1] - stamps[0] - step_s - validation_s + CLOCK() - ends,
+        "once_s": once_s,
         "step_s": step_s,
         "validation_s": validation_s,
         "train_samples": samples,
@@ -215,30 +201,30 @@ def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.nda
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = select_k_settings.fit_settings(sections["select_k"], total, *z.shape)
     with one_thread():
-        stamps = [CLOCK()]
+        began = CLOCK()
         leaves = choose_k.over_segment(z, fit)
         stats = coding_rate.statistics(z, assignment.nearest(z, leaves), len(leaves))
         for sums in stats:
             sums *= total / len(z)
         prototypes = choose_k.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit)
-        stamps.append(CLOCK())
+        decided = CLOCK()
         statistics([paths.embeddings.file(f"{stem}.parquet") for stem in stems], network, leaves)
         assign_parts(stems, paths, Assigner(network, prototypes, "plan"))
-        stamps.append(CLOCK())
+        assigned = CLOCK()
         if cfg.alt_texts:
             caption.count_ngrams(stems, paths, prototypes.k)
         caption.votes(stems, paths, words, prototypes.k, cfg.temperature)
-        stamps.append(CLOCK())
+        voted = CLOCK()
         names: list[str | None] = ["a caption"] * prototypes.k
         tars, limit = sections["write"].shards, sections["embed"].max_sample_bytes
         job = write.WriteJob(paths, embedded["columns"], names, tars, "plan", limit)
         write.write_shards(shards, job)
-        stamps.append(CLOCK())
-    cut_s, *passes = np.diff(stamps).tolist()
-    each = [seconds / embedded["samples"] for seconds in passes]
+        written = CLOCK()
     return {
-        **dict(zip(("select_s", "caption_s", "write_s"), each, strict=True)),
-        "cut_s": cut_s,
+        "cut_s": decided - began,
+        "select_s": (assigned - decided) / embedded["samples"],
+        "caption_s": (voted - assigned) / embedded["samples"],
+        "write_s": (written - voted) / embedded["samples"],
         "leaf_bytes": len(leaves) * z.shape[1] ** 2 * 8,
         "caption_words": len(words),
     }

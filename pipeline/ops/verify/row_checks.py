@@ -20,7 +20,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import layout, schemas
-from pipeline.ops.verify.violations import DAMAGE, Violations, footer, open_part, read_part
+from pipeline.ops.verify.violations import (
+    DAMAGE,
+    Violations,
+    footer,
+    open_part,
+    read_part,
+    vector_length,
+)
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
 
@@ -42,12 +49,15 @@ class RunFacts:
     captions: list[str | None] | None  # of each cluster
     written: str | None  # fingerprint of the labels
     excluded: dict[str, int]  # stem -> rows of exclude/, where it has any
+    tars: bool  # whether there are labelled shards
+    limit: int  # bytes of a sample that embed read
 
 
 @dataclass
 class Shard:
     """The tables of one shard as far as they can be read, and their violations."""
 
+    run: RunFacts
     facts: dict[str, Any]  # about the shard, from the manifest of the embeddings
     found: Violations = field(default_factory=Violations)
     dim: int = 0
@@ -58,55 +68,53 @@ class Shard:
     def stem(self) -> str:
         return str(self.facts["shard"]["stem"])
 
+    def add(self, folder: str, what: str, keys: Iterable[str] = ("",)) -> None:
+        """Add a violation of the shard's part in a folder, or one for each key."""
+        self.found.add(f"{folder}/{self.stem}", what, keys)
+
 
 def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
     """Check all tables of one shard."""
-    shard = Shard(facts, sizes=np.zeros(run.k, np.int64))
-    embedded, rejected = _embedded(shard, run), _rejected(shard, run)
+    shard = Shard(run, facts, sizes=np.zeros(run.k, np.int64))
+    embedded, rejected = _embedded(shard), _rejected(shard)
     if embedded is not None and rejected is not None:
         _every_sample_once(shard, embedded, rejected)
     if run.clustered is None:
         return shard
-    assigned = _assigned(shard, run)
-    same = False
+    assigned, same = _assigned(shard), False
     if embedded is not None and assigned is not None:
-        place = f"assignments/{shard.stem}"
-        same = _same_samples(shard.found, place, assigned["sample_id"], embedded["sample_id"])
+        same = _same_samples(shard, "assignments", assigned, embedded["sample_id"])
     if run.written is None or run.captions is None:
         return shard
     schema = schemas.labels_schema(run.columns)
     shard.labels = _part(shard, run.paths.labels, schema, {"made_of": run.written})
-    left_out = _excluded(shard, run)
+    left_out = _excluded(shard)
     if same and rejected is not None and shard.labels is not None and left_out is not None:
-        wanted = expected(embedded, assigned, rejected, run)
-        _labels_agree(shard, _marked(wanted, left_out), shard.labels)
+        wanted = expected(embedded, assigned, rejected, left_out, run)
+        _labels_agree(shard, wanted, shard.labels)
     return shard
 
 
-def _excluded(shard: Shard, run: RunFacts) -> pa.Table | None:
+def _excluded(shard: Shard) -> pa.Table | None:
     """Check exclude/: the number of rows in its manifest; no table for other shards."""
-    if shard.stem not in run.excluded:
+    if shard.stem not in shard.run.excluded:
         return schemas.EXCLUDED.empty_table()
-    table = _part(shard, run.paths.exclude, schemas.EXCLUDED, {})
-    if table is not None and table.num_rows != run.excluded[shard.stem]:
-        wanted = run.excluded[shard.stem]
-        shard.found.add(f"exclude/{shard.stem}", f"has {table.num_rows} rows, not {wanted}")
+    table = _part(shard, shard.run.paths.exclude, schemas.EXCLUDED, {})
+    if table is not None:
+        _count(shard, "exclude", table, shard.run.excluded[shard.stem])
     return table
 
 
-def _marked(rows: Iterable[dict[str, Any]], left_out: pa.Table) -> Iterator[dict[str, Any]]:
-    """The expected labels, with the status and reason of excluded samples."""
-    why = {row["sample_id"]: row["reason"] for row in left_out.to_pylist()}
-    for row in rows:
-        reason = why.get(row["sample_id"])
-        yield row if reason is None else {**row, "status": "excluded", "error_message": reason}
+def _count(shard: Shard, folder: str, table: pa.Table, wanted: int, what: str = "rows") -> None:
+    if table.num_rows != wanted:
+        shard.add(folder, f"has {table.num_rows} {what}, not {wanted}")
 
 
-def _complete(shard: Shard, place: str, table: pa.Table, names: Iterable[str]) -> bool:
+def _complete(shard: Shard, folder: str, table: pa.Table, names: Iterable[str]) -> bool:
     """Whether every row has a value in these columns; adds a violation otherwise."""
     empty = [name for name in names if table[name].null_count]
     if empty:
-        shard.found.add(place, f"has rows without {', '.join(empty)}")
+        shard.add(folder, f"has rows without {', '.join(empty)}")
     return not empty
 
 
@@ -114,47 +122,46 @@ def _part(
     shard: Shard, folder: Folder, schema: pa.Schema, facts: dict[str, Any], counted: bool = True
 ) -> pa.Table | None:
     """Read one table of the shard and check its footer, with the number of rows if `counted`."""
-    place = f"{folder.url.rpartition('/')[2]}/{shard.stem}"
+    name = folder.url.rpartition("/")[2]
+    place = f"{name}/{shard.stem}"
     file = open_part(folder.file(f"{shard.stem}.parquet"), place, shard.found)
     table = read_part(file, schema, place, shard.found)
     if file is not None and table is not None:
-        _check_footer(shard, place, file, facts | ({"rows": table.num_rows} if counted else {}))
+        _check_footer(shard, name, file, facts | ({"rows": table.num_rows} if counted else {}))
     return table
 
 
-def _check_footer(shard: Shard, place: str, file: pq.ParquetFile, facts: dict[str, Any]) -> None:
+def _check_footer(shard: Shard, folder: str, file: pq.ParquetFile, facts: dict[str, Any]) -> None:
     there = footer(file)
     for name, wanted in sorted(facts.items()):
         if (value := there.get(name)) != wanted:
-            shard.found.add(place, f"its footer says {name} = {value!r}, not {wanted!r}")
+            shard.add(folder, f"its footer says {name} = {value!r}, not {wanted!r}")
 
 
-def _embedded(shard: Shard, run: RunFacts) -> pa.Table | None:
+def _embedded(shard: Shard) -> pa.Table | None:
     """Check embeddings/; returns the rows without the vectors."""
-    place = f"embeddings/{shard.stem}"
-    url = run.paths.embeddings.file(f"{shard.stem}.parquet")
-    if (file := open_part(url, place, shard.found)) is None:
+    name, place, facts = "embeddings", f"embeddings/{shard.stem}", shard.facts
+    file = open_part(shard.run.paths.embeddings.file(f"{shard.stem}.parquet"), place, shard.found)
+    if file is None:
         return None
-    kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
-    shard.dim = kinds[0].list_size if kinds else 0
+    shard.dim = vector_length(file)
     schema = schemas.embeddings_schema(max(1, shard.dim))
     table = read_part(file, schema, place, shard.found, leave_out=["embedding"])
     if table is None:
         return None
-    facts = {name: shard.facts[name] for name in ("samples", "embedded", "rejected", "end")}
-    _check_footer(shard, place, file, {**facts, "stage": run.embedded})
+    recorded = {name: facts[name] for name in ("samples", "embedded", "rejected", "end")}
+    _check_footer(shard, name, file, {**recorded, "stage": shard.run.embedded})
     was = footer(file).get("shard", {})
-    if any(was.get(name) != shard.facts["shard"][name] for name in ("stem", "size", "version")):
-        shard.found.add(place, "its footer names another input shard than the manifest")
-    if table.num_rows != shard.facts["embedded"]:
-        shard.found.add(place, f"has {table.num_rows} rows, not {shard.facts['embedded']}")
-    if not _identified(shard, place, table):
+    if any(was.get(fact) != facts["shard"][fact] for fact in ("stem", "size", "version")):
+        shard.add(name, "its footer names another input shard than the manifest")
+    _count(shard, name, table, facts["embedded"])
+    if not _identified(shard, name, table):
         return None
     try:
         for keys, what in _not_unit(file, table["sample_id"]):
-            shard.found.add(place, what, keys)
+            shard.add(name, what, keys)
     except DAMAGE as error:
-        shard.found.add(place, f"cannot be read: {error}")
+        shard.add(name, f"cannot be read: {error}")
     return table
 
 
@@ -174,59 +181,56 @@ def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list
         yield own.filter(pa.array(off)).to_pylist(), "embedding is not of unit length"
 
 
-def _rejected(shard: Shard, run: RunFacts) -> pa.Table | None:
+def _rejected(shard: Shard) -> pa.Table | None:
     """Check rejects/; returns the rows of samples. The others describe damage of the shard."""
-    place, facts = f"rejects/{shard.stem}", {"stage": run.embedded}
-    table = _part(shard, run.paths.rejects, schemas.REJECTS, facts, counted=False)
+    name, rejects, facts = "rejects", shard.run.paths.rejects, {"stage": shard.run.embedded}
+    table = _part(shard, rejects, schemas.REJECTS, facts, counted=False)
     if table is None:
         return None
     sample = pc.is_valid(table["sample_id"])
     damage = table.filter(pc.invert(sample))["reason"].to_pylist()
     wanted = [] if shard.facts["end"] == "complete" else [f"shard: {shard.facts['end']}"]
     if damage != wanted:
-        shard.found.add(place, f"reports the damage {damage}, not {wanted}")
+        shard.add(name, f"reports the damage {damage}, not {wanted}")
     table = table.filter(sample)
-    if table.num_rows != shard.facts["rejected"]:
-        shard.found.add(place, f"has {table.num_rows} samples, not {shard.facts['rejected']}")
+    _count(shard, name, table, shard.facts["rejected"], "samples")
     unexplained = table.filter(pc.equal(pc.utf8_length(pc.fill_null(table["reason"], "")), 0))
-    shard.found.add(place, "is rejected without a reason", unexplained["sample_id"].to_pylist())
-    return table if _identified(shard, place, table) else None
+    shard.add(name, "is rejected without a reason", unexplained["sample_id"].to_pylist())
+    return table if _identified(shard, name, table) else None
 
 
-def _identified(shard: Shard, place: str, table: pa.Table) -> bool:
+def _identified(shard: Shard, folder: str, table: pa.Table) -> bool:
     """Check sample_id = {stem}/{key}, where a repeated key gets #2, #3, …"""
-    if not _complete(shard, place, table, IDENTITY):
+    if not _complete(shard, folder, table, IDENTITY):
         return False
     rows = zip(*(table[name].to_pylist() for name in ("sample_id", "shard", "key")), strict=True)
     for sample_id, stem, key in rows:
         whole = f"{shard.stem}/{key}"
         again = sample_id.startswith(whole) and re.fullmatch(r"(#\d+)?", sample_id[len(whole) :])
         if stem != shard.stem or not again:
-            shard.found.add(place, f"sample_id is not {whole}", [sample_id])
+            shard.add(folder, f"sample_id is not {whole}", [sample_id])
     return True
 
 
 def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> None:
     """Check that embedded and rejected rows together are the samples of the tar."""
-    place = f"embeddings/ and rejects/{shard.stem}"
+    name, wanted = "embeddings/ and rejects", shard.facts["samples"]
     both = pa.concat_tables([embedded.select(IDENTITY), rejected.select(IDENTITY)])
     twice = [key for key, n in Counter(both["sample_id"].to_pylist()).items() if n > 1]
-    shard.found.add(place, "is there more than once", twice)
-    wanted = shard.facts["samples"]
+    shard.add(name, "is there more than once", twice)
     if sorted(both["index"].to_pylist()) != list(range(wanted)):
-        shard.found.add(place, f"do not hold the {wanted} samples of the tar once each, by index")
+        shard.add(name, f"do not hold the {wanted} samples of the tar once each, by index")
 
 
-def _assigned(shard: Shard, run: RunFacts) -> pa.Table | None:
+def _assigned(shard: Shard) -> pa.Table | None:
     """Check assignments/ and count the clusters' sizes."""
+    name, run = "assignments", shard.run
     table = _part(shard, run.paths.assignments, schemas.ASSIGNMENTS, {"made_of": run.clustered})
-    place = f"assignments/{shard.stem}"
-    if table is None or not _complete(shard, place, table, table.column_names):
+    if table is None or not _complete(shard, name, table, table.column_names):
         return None
-    problems = [_unsound(row, run.k) for row in table.to_pylist()]
-    for what in sorted({problem for problem in problems if problem}):
-        rows = pa.array([problem == what for problem in problems])
-        shard.found.add(place, what, table["sample_id"].filter(rows).to_pylist())
+    for row in table.to_pylist():
+        if problem := _unsound(row, run.k):
+            shard.add(name, problem, [row["sample_id"]])
     cluster = table["cluster_id"].to_numpy()
     inside = cluster[(cluster >= 0) & (cluster < run.k)]
     shard.sizes += np.bincount(inside, minlength=run.k)
@@ -255,20 +259,20 @@ def _unsound(row: dict[str, Any], k: int) -> str:
     return ""
 
 
-def _same_samples(found: Violations, place: str, ids: pa.ChunkedArray, others: Any) -> bool:
-    """Whether the samples and their order equal those of the embeddings; adds violations."""
-    if ids.equals(others):
+def _same_samples(shard: Shard, folder: str, table: pa.Table, wanted: pa.ChunkedArray) -> bool:
+    """Whether the samples of a table and their order are the wanted ones; adds violations."""
+    if table["sample_id"].equals(wanted):
         return True
-    there, wanted = Counter(ids.to_pylist()), Counter(others.to_pylist())
-    found.add(place, "is missing", (wanted - there).elements())
-    found.add(place, "is too many", (there - wanted).elements())
-    if there == wanted:
-        found.add(place, "is in another order than embeddings/")
+    there, others = (Counter(ids.to_pylist()) for ids in (table["sample_id"], wanted))
+    shard.add(folder, "is missing", (others - there).elements())
+    shard.add(folder, "is too many", (there - others).elements())
+    if there == others:
+        shard.add(folder, "is in another order than embeddings/")
     return False
 
 
 def expected(
-    embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, run: RunFacts
+    embedded: pa.Table, assigned: pa.Table, rejected: pa.Table, left_out: pa.Table, run: RunFacts
 ) -> Iterator[dict[str, Any]]:
     """The labels that follow from the other tables, in the order of the tar."""
     rows = [
@@ -280,25 +284,27 @@ def expected(
         names = {"image_member": row["member"], "error_message": row["reason"]}
         rows.append({**row, **names, "status": "rejected"})
     own = schemas.label_names(run.columns)
+    why = dict(zip(*(left_out[n].to_pylist() for n in ("sample_id", "reason")), strict=True))
     for row in sorted(rows, key=lambda row: int(row["index"])):
+        if (reason := why.get(row["sample_id"])) is not None:
+            row |= {"status": "excluded", "error_message": reason}
         json_of = columns.parse(row["json"])
-        originals = {
-            own[name]: columns.value(json_of.get(name), kind) for name, kind in run.columns.items()
-        }
-        yield {**row, **originals}
+        for name, kind in run.columns.items():
+            row[own[name]] = columns.value(json_of.get(name), kind)
+        yield row
 
 
 def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table) -> None:
     """Check that labels have the values of the other tables, row by row."""
-    place, wanted = f"labels/{shard.stem}", list(rows)
+    wanted = list(rows)
     ids = pa.chunked_array([pa.array([row["sample_id"] for row in wanted], pa.string())])
-    if not _same_samples(shard.found, place, labels["sample_id"], ids):
+    if not _same_samples(shard, "labels", labels, ids):
         return
     for label, row in zip(labels.to_pylist(), wanted, strict=True):
         for name, value in label.items():
             if repr(value) != repr(row.get(name)):  # by repr: NaN is NaN, 1 is not 1.0
                 what = f"{name} is {_short(value)}, not {_short(row.get(name))}"
-                shard.found.add(place, what, [label["sample_id"]])
+                shard.add("labels", what, [label["sample_id"]])
 
 
 def _short(value: Any) -> str:

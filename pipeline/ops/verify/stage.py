@@ -10,7 +10,7 @@ files in the folders, and the tables of the whole run.
 import json
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
+from pipeline.artifacts.outputs import Manifests
 from pipeline.artifacts.stages import chain, chain_to
 from pipeline.ops.verify import row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
-from pipeline.ops.verify.violations import Violations, open_part, read_part
+from pipeline.ops.verify.violations import Violations, open_part, read_part, vector_length
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -31,56 +32,72 @@ from pipeline.store.listing import current
 log = logging.getLogger(__name__)
 OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
 SPACES = {"clip": "embeddings", "z": "network"}  # space of an index -> folder of its input
-Manifests = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """What every task gets in addition to its shard."""
+@dataclass
+class RunCheck:
+    """A run, what its manifests and parts say, and its violations."""
 
-    run: RunFacts
-    tars: bool  # whether there are labelled shards
-    limit: int  # bytes of a sample that embed read
+    paths: layout.RunPaths
+    found: Violations = field(default_factory=Violations)
+    made: Manifests = field(default_factory=dict)  # manifests up to the first gap
+    sizes: list[int] = field(default_factory=list)  # samples of each cluster in assignments/
+    dim: int = 1  # of the embeddings
+
+    def manifest(self, name: str) -> dict[str, Any] | None:
+        """The manifest of a folder; None if there is none, or if it is damaged."""
+        try:
+            return self.paths.folder(name).peek()
+        except storage.DamagedError as error:
+            self.found.add(f"{name}/manifest.json", str(error))
+            return None
+
+    def rows(self, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
+        """The rows of a table; none, and a violation, if it has another schema."""
+        file = open_part(self.paths.top.file(name), name, self.found)
+        table = read_part(file, schema, name, self.found)
+        return [] if table is None else table.to_pylist()
 
 
 def run(paths: layout.RunPaths) -> Violations:
     """Check a whole run; UserError if there is none."""
-    found = Violations()
-    made = _chain(paths, found)
-    if "embeddings" not in made:
+    check = RunCheck(paths)
+    _chain(check)
+    if "embeddings" not in check.made:
         if not paths.embeddings.names():
             raise UserError(f"{paths.root}: no run is there; give the --root of one")
-        return found
-    shards, job = made["embeddings"]["shards"], _job(paths, made, found)
-    _folders(paths, made, job, found)
-    sizes, dims = np.zeros(job.run.k, np.int64), set()
+        return check.found
+    shards, facts = check.made["embeddings"]["shards"], _facts(check)
+    _folders(check, facts)
+    sizes, dims = np.zeros(facts.k, np.int64), set()
     with StageProgress("verify", len(shards), "shards") as progress:
-        for facts, shard in zip(shards, tasks.results(check_shard, shards, job), strict=True):
-            found.merge(shard.found)
-            sizes += shard.sizes
-            dims |= {shard.dim} - {0}
-            progress.advance(samples=facts["samples"])
+        results = tasks.results(check_shard, shards, facts)
+        for shard, (found, counts, dim) in zip(shards, results, strict=True):
+            check.found.merge(found)
+            sizes += counts
+            dims |= {dim} - {0}
+            progress.advance(samples=shard["samples"])
     if len(dims) > 1:
-        found.add("embeddings", f"have several lengths: {sorted(dims)}")
-    _tables(paths, made, sizes, max(dims, default=1), found)
+        check.found.add("embeddings", f"have several lengths: {sorted(dims)}")
+    check.sizes, check.dim = sizes.tolist(), max(dims, default=1)
+    _tables(check)
     console.log_finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
-    return found
+    return check.found
 
 
-def check_shard(facts: dict[str, Any], job: ShardJob) -> Shard:
-    """Check one shard; the result is small, without its tables."""
-    shard = row_checks.check_rows(facts, job.run)
-    if job.tars and shard.labels is not None:
-        _tar(shard, job)
-    shard.labels = None
-    return shard
+def check_shard(facts: dict[str, Any], run: RunFacts) -> tuple[Violations, np.ndarray, int]:
+    """Check one shard: its violations, the sizes of its clusters, the dimensions of its vectors."""
+    shard = row_checks.check_rows(facts, run)
+    if run.tars and shard.labels is not None:
+        _tar(shard, shard.labels)
+    return shard.found, shard.sizes, shard.dim
 
 
-def _tar(shard: Shard, job: ShardJob) -> None:
+def _tar(shard: Shard, labels: pa.Table) -> None:
     """Compare the labelled tar with its input, if that is unchanged and can be read."""
     place, was = f"labeled/{shard.stem}", shard.facts["shard"]
-    target = job.run.paths.labeled.file(f"{shard.stem}.tar")
-    if shard.labels is None or not storage.exists(target):  # reported already, or by `_folders`
+    target = shard.run.paths.labeled.file(f"{shard.stem}.tar")
+    if not storage.exists(target):  # reported by `_folders`
         return
     try:
         if current(was["url"]) != (was["size"], was["version"]):
@@ -89,50 +106,35 @@ def _tar(shard: Shard, job: ShardJob) -> None:
     except Exception as error:  # stores raise anything; it is no fault of the run
         shard.found.note(f"{place}: not compared, its input cannot be read: {error}")
         return
-    labels = shard.labels.select(["sample_id", "shard", *schemas.IN_JSON]).to_pylist()
+    rows = labels.select(["sample_id", "shard", *schemas.IN_JSON]).to_pylist()
     try:
-        for key, what in tar_checks.differences(was, target, labels, job.limit):
-            shard.found.add(place, what, [key])
+        for key, what in tar_checks.differences(was, target, rows, shard.run.limit):
+            shard.add("labeled", what, [key])
     except OSError as error:
         shard.found.note(f"{place}: not compared to its end: {error}")
 
 
-def _chain(paths: layout.RunPaths, found: Violations) -> Manifests:
-    """The manifests up to the first gap; checks that each follows from the one before.
+def _chain(check: RunCheck) -> None:
+    """Read the manifests up to the first gap; each must follow from the one before.
 
     Fingerprints of network and captions hold word lists, which do not lie below the root.
     """
-    made: Manifests = {}
-    for place, stage in enumerate(chain()):
-        name, facts = stage.folder, stage.facts
-        manifest = _manifest(paths, name, found)
+    found, before = check.found, None
+    for number, stage in enumerate(chain()):
+        name, place = stage.folder, f"{stage.folder}/manifest.json"
+        manifest = check.manifest(name)
         if manifest is None:
             found.note(f"{name}: not there, or not finished")
-        elif missing := [fact for fact in ("fingerprint", *facts) if fact not in manifest]:
-            found.add(f"{name}/manifest.json", f"lacks {', '.join(missing)}")
-        elif len(made) < place:
-            found.add(f"{name}/manifest.json", "what it was made from is not there, or unsound")
-        elif (upstream := manifest.get("upstream")) != _last(made):
-            found.add(
-                f"{name}/manifest.json", f"was made from {upstream}, before it is {_last(made)}"
-            )
+        elif missing := [fact for fact in ("fingerprint", *stage.facts) if fact not in manifest]:
+            found.add(place, f"lacks {', '.join(missing)}")
+        elif len(check.made) < number:
+            found.add(place, "what it was made from is not there, or unsound")
+        elif (upstream := manifest.get("upstream")) != before:
+            found.add(place, f"was made from {upstream}, before it is {before}")
         else:
             if (digest := _digest(name, manifest)) != manifest["fingerprint"]:
-                found.add(f"{name}/manifest.json", f"its fingerprint is not {digest}")
-            made[name] = manifest
-    return made
-
-
-def _manifest(paths: layout.RunPaths, name: str, found: Violations) -> dict[str, Any] | None:
-    try:
-        return paths.folder(name).peek()
-    except storage.DamagedError as error:
-        found.add(f"{name}/manifest.json", str(error))
-        return None
-
-
-def _last(made: Manifests) -> str | None:
-    return list(made.values())[-1]["fingerprint"] if made else None
+                found.add(place, f"its fingerprint is not {digest}")
+            check.made[name], before = manifest, manifest["fingerprint"]
 
 
 def _digest(name: str, manifest: dict[str, Any]) -> str:
@@ -146,42 +148,44 @@ def _digest(name: str, manifest: dict[str, Any]) -> str:
     return str(manifest["fingerprint"])
 
 
-def _job(paths: layout.RunPaths, made: Manifests, found: Violations) -> ShardJob:
-    embedded, clustered = made["embeddings"], made.get("clusters", {})
-    written = made.get("labels", {})
+def _facts(check: RunCheck) -> RunFacts:
+    embedded, clustered = check.made["embeddings"], check.made.get("clusters", {})
+    written = check.made.get("labels", {})
     lists = written.get("exclude", [])
-    excluded = (_manifest(paths, "exclude", found) if lists else None) or {}
+    excluded = (check.manifest("exclude") if lists else None) or {}
     if excluded.get("digests", []) != lists:
-        found.add("exclude/manifest.json", "is not of the lists that the labels were made with")
-    facts = RunFacts(
-        paths,
-        config.digest(embedded["config"]),
-        embedded["columns"],
-        clustered.get("fingerprint"),
-        len(clustered.get("sizes", ())),
-        made.get("captions", {}).get("captions"),
-        written.get("fingerprint"),
-        excluded.get("parts", {}),
+        what = "is not of the lists that the labels were made with"
+        check.found.add("exclude/manifest.json", what)
+    return RunFacts(
+        paths=check.paths,
+        embedded=config.digest(embedded["config"]),
+        columns=embedded["columns"],
+        clustered=clustered.get("fingerprint"),
+        k=len(clustered.get("sizes", ())),
+        captions=check.made.get("captions", {}).get("captions"),
+        written=written.get("fingerprint"),
+        excluded=excluded.get("parts", {}),
+        tars=bool(written.get("config", {}).get("shards")),
+        limit=embedded["config"]["max_sample_bytes"],
     )
-    tars = bool(written.get("config", {}).get("shards"))
-    return ShardJob(facts, tars, embedded["config"]["max_sample_bytes"])
 
 
-def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Violations) -> None:
+def _folders(check: RunCheck, facts: RunFacts) -> None:
     """Check that the folders hold all files of the finished stages, and no others."""
-    stems = [shard["shard"]["stem"] for shard in made["embeddings"]["shards"]]
+    paths, found = check.paths, check.found
+    stems = [shard["shard"]["stem"] for shard in check.made["embeddings"]["shards"]]
     twice = [stem for stem, times in Counter(stems).items() if times > 1]
     found.add("embeddings/manifest.json", "names a shard twice", twice)
     wanted: dict[str, set[str]] = {}
     for stage in chain():
-        if stage.folder in made:
+        if stage.folder in check.made:
             wanted.setdefault(stage.folder, set()).update(stage.files)
             for name, suffix in stage.parts.items():
                 wanted.setdefault(name, set()).update(f"{stem}{suffix}" for stem in stems)
-    if "labels" in made:
-        if not job.tars:
+    if "labels" in check.made:
+        if not facts.tars:
             wanted["labeled"] = set()
-        wanted["exclude"] = {f"{stem}.parquet" for stem in job.run.excluded}
+        wanted["exclude"] = {f"{stem}.parquet" for stem in facts.excluded}
         missing = {"clusters.parquet", "run.json"} - paths.top.names()
         found.add("", "is missing", sorted(missing))
     for name, files in wanted.items():
@@ -197,79 +201,98 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Viol
     found.add("", "is half a file", sorted(n for n in paths.top.names() if ".partial-" in n))
 
 
-def _tables(
-    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Violations
-) -> None:
+def _tables(check: RunCheck) -> None:
     """Check the tables of the whole run against its parts."""
-    shards, manifest = made["embeddings"]["shards"], made["embeddings"]
+    manifest = check.made["embeddings"]
     for name in ("samples", "embedded", "rejected"):
-        if (total := sum(shard[name] for shard in shards)) != manifest[name]:
-            found.add("embeddings/manifest.json", f"{name} is {manifest[name]}, of shards {total}")
-    if "network" in made:
-        _network(paths, dim, found)
-    if "clusters" in made:
-        _clusters(paths, made, sizes, found)
-    if "captions" in made:
-        _captions(paths, made, dim, found)
-    if "labels" in made:
-        _written(paths, made, found)
+        if (total := sum(shard[name] for shard in manifest["shards"])) != manifest[name]:
+            text = f"{name} is {manifest[name]}, of shards {total}"
+            check.found.add("embeddings/manifest.json", text)
+    own = {"network": _network, "clusters": _clusters, "captions": _captions, "labels": _written}
+    for name, check_tables in own.items():
+        if name in check.made:
+            check_tables(check)
     for space in SPACES:
-        _index(paths, made, space, found)
+        _index(check, space)
 
 
-def _network(paths: layout.RunPaths, dim: int, found: Violations) -> None:
+def _network(check: RunCheck) -> None:
+    file = check.paths.network.file
     try:
-        shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
-        load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
+        shape = json.loads(storage.read_bytes(file("network.json")))["shape"]
+        load_tensors(storage.read_bytes(file("network.safetensors")))
     except FileNotFoundError:
         return  # reported by `_folders`
     except Exception as error:  # safetensors has errors of its own
-        found.add("network", f"cannot be read: {error}")
+        check.found.add("network", f"cannot be read: {error}")
         return
-    schema = schemas.sample_schema(dim, shape["feature_dim"])
-    _table(paths, "network/sample.parquet", schema, found)
-    _table(paths, "network/history.parquet", schemas.HISTORY, found)
+    check.rows("network/sample.parquet", schemas.sample_schema(check.dim, shape["feature_dim"]))
+    check.rows("network/history.parquet", schemas.HISTORY)
 
 
-def _table(
-    paths: layout.RunPaths, name: str, schema: pa.Schema, found: Violations
-) -> list[dict[str, Any]]:
-    """The rows of a table; none, and a violation, if it has another schema."""
-    table = read_part(open_part(paths.top.file(name), name, found), schema, name, found)
-    return [] if table is None else table.to_pylist()
-
-
-def _clusters(
-    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found: Violations
-) -> None:
-    said = made["clusters"]
-    if sizes.tolist() != said["sizes"] or said["samples"] != sum(said["sizes"]):
-        off = [
-            c for c, (n, m) in enumerate(zip(sizes.tolist(), said["sizes"], strict=True)) if n != m
-        ]
+def _clusters(check: RunCheck) -> None:
+    made, found = check.made["clusters"], check.found
+    if check.sizes != made["sizes"] or made["samples"] != sum(made["sizes"]):
+        pairs = enumerate(zip(check.sizes, made["sizes"], strict=True))
+        off = [cluster for cluster, (there, wanted) in pairs if there != wanted]
         found.add("clusters/manifest.json", f"sizes are not those of assignments/: clusters {off}")
-    curve = _table(paths, "clusters/curve.parquet", schemas.CURVE, found)
-    _table(paths, "clusters/tree.parquet", schemas.TREE, found)
-    exemplars = _table(paths, "clusters/exemplars.parquet", schemas.EXEMPLARS, found)
+    curve = check.rows("clusters/curve.parquet", schemas.CURVE)
+    check.rows("clusters/tree.parquet", schemas.TREE)
+    exemplars = check.rows("clusters/exemplars.parquet", schemas.EXEMPLARS)
     if [row["k"] for row in curve] != list(range(1, len(curve) + 1)):
         found.add("clusters/curve.parquet", "is not of every k from 1")
-    wanted = {(c, kind) for c, n in enumerate(said["sizes"]) if n for kind in schemas.KINDS}
+    wanted = {(c, kind) for c, n in enumerate(made["sizes"]) if n for kind in schemas.KINDS}
     if odd := {(row["cluster_id"], row["kind"]) for row in exemplars} ^ wanted:
         listed = sorted({cluster for cluster, _ in odd})
         found.add("clusters/exemplars.parquet", f"is not of every kind and cluster: {listed}")
     place = "clusters/prototypes.parquet"
-    if (file := open_part(paths.top.file(place), place, found)) is not None:
-        kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
-        schema = schemas.prototypes_schema(kinds[0].list_size if kinds else 1)
-        table = read_part(file, schema, place, found)
-        if table is not None and set(table["cluster_id"].to_pylist()) != set(range(len(sizes))):
+    if (file := open_part(check.paths.top.file(place), place, found)) is not None:
+        schema = schemas.prototypes_schema(vector_length(file) or 1)
+        table, every = read_part(file, schema, place, found), set(range(len(check.sizes)))
+        if table is not None and set(table["cluster_id"].to_pylist()) != every:
             found.add(place, "is not of every cluster")
 
 
-def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Violations) -> None:
+def _captions(check: RunCheck) -> None:
+    check.rows("captions/candidates.parquet", schemas.candidates_schema(check.dim))
+    check.rows("captions/voted.parquet", schemas.CAPTIONS)
+    rows = check.rows("captions/captions.parquet", schemas.CAPTIONS)
+    best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
+    if check.made["captions"]["captions"] != [best.get(c) for c in range(len(check.sizes))]:
+        check.found.add("captions/captions.parquet", "is not what the manifest names the clusters")
+
+
+def _written(check: RunCheck) -> None:
+    """Check clusters.parquet and run.json against the other tables and manifests."""
+    made, found = check.made, check.found
+    if made["labels"]["labels"] != made["embeddings"]["samples"]:
+        found.add("labels/manifest.json", "has not as many labels as there are samples")
+    ranked: dict[int, list[str]] = {}
+    again = RunCheck(check.paths)  # `_captions` has reported its violations
+    for row in again.rows("captions/captions.parquet", schemas.CAPTIONS):
+        ranked.setdefault(row["cluster_id"], []).append(row["caption"])
+    named = zip(made["clusters"]["sizes"], made["captions"]["captions"], strict=False)
+    wanted = [(c, size, name, ranked.get(c, [])) for c, (size, name) in enumerate(named)]
+    names = ("cluster_id", "size", "cluster_caption", "captions")
+    rows = check.rows("clusters.parquet", schemas.CLUSTERS)
+    if [tuple(row[name] for name in names) for row in rows] != wanted:
+        found.add("clusters.parquet", "is not what sizes and captions of the clusters are")
+    try:
+        stages = json.loads(storage.read_bytes(check.paths.run_json))["stages"]
+        recorded = {stage["fingerprint"] for stage in stages.values()}
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found.add("run.json", f"cannot be read: {error}")
+        return
+    if recorded != {made[stage.folder]["fingerprint"] for stage in chain_to("write")}:
+        found.add("run.json", "names other fingerprints than the manifests")
+
+
+def _index(check: RunCheck, space: str) -> None:
     """Check that an index that search accepts holds all embedded samples."""
-    place = f"index/{space}"
-    if (manifest := _manifest(paths, place, found)) is None:
+    place, made, found, paths = f"index/{space}", check.made, check.found, check.paths
+    if (manifest := check.manifest(place)) is None:
         return
     if manifest["upstream"] != made.get(SPACES[space], {}).get("fingerprint"):
         found.note(f"{place}: is out of date, search refuses it: run `ratecluster index` again")
@@ -277,42 +300,3 @@ def _index(paths: layout.RunPaths, made: Manifests, space: str, found: Violation
     if (samples := manifest["samples"]) != (embedded := made["embeddings"]["embedded"]):
         found.add(f"{place}/manifest.json", f"has {samples} samples, {embedded} are embedded")
     found.add(place, "is missing", sorted(set(manifest["files"]) - paths.folder(place).names()))
-
-
-def _captions(paths: layout.RunPaths, made: Manifests, dim: int, found: Violations) -> None:
-    _table(paths, "captions/candidates.parquet", schemas.candidates_schema(dim), found)
-    _table(paths, "captions/voted.parquet", schemas.CAPTIONS, found)
-    rows = _table(paths, "captions/captions.parquet", schemas.CAPTIONS, found)
-    best = {row["cluster_id"]: row["caption"] for row in rows if row["rank"] == 0}
-    said = made["captions"]["captions"]
-    if [best.get(c) for c in range(len(said))] != said or len(said) != len(
-        made["clusters"]["sizes"]
-    ):
-        found.add("captions/captions.parquet", "is not what the manifest names the clusters")
-
-
-def _written(paths: layout.RunPaths, made: Manifests, found: Violations) -> None:
-    """Check clusters.parquet and run.json against the other tables and manifests."""
-    if made["labels"]["labels"] != made["embeddings"]["samples"]:
-        found.add("labels/manifest.json", "has not as many labels as there are samples")
-    ranked: dict[int, list[str]] = {}
-    for row in _table(paths, "captions/captions.parquet", schemas.CAPTIONS, Violations()):
-        ranked.setdefault(row["cluster_id"], []).append(row["caption"])
-    wanted = [
-        (c, size, made["captions"]["captions"][c], ranked.get(c, []))
-        for c, size in enumerate(made["clusters"]["sizes"])
-    ]
-    names = ("cluster_id", "size", "cluster_caption", "captions")
-    rows = _table(paths, "clusters.parquet", schemas.CLUSTERS, found)
-    if [tuple(row[name] for name in names) for row in rows] != wanted:
-        found.add("clusters.parquet", "is not what sizes and captions of the clusters are")
-    try:
-        stages = json.loads(storage.read_bytes(paths.run_json))["stages"]
-        said = {stage["fingerprint"] for stage in stages.values()}
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found.add("run.json", f"cannot be read: {error}")
-        return
-    if said != {made[stage.folder]["fingerprint"] for stage in chain_to("write")}:
-        found.add("run.json", "names other fingerprints than the manifests")

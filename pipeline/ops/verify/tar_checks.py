@@ -45,7 +45,9 @@ def differences(
                     yield label["sample_id"], f"has {there} where {to_text(name)} should be"
                     return
                 if member is None:
-                    yield from _label(_data(target, found), found.name, sample, label)
+                    read = storage.read_range
+                    data = found.data if found.whole else read(target, found.offset, found.size)
+                    yield from _label(data, found.name, sample, label)
                 elif not _same_bytes(source, member, target, found):
                     yield label["sample_id"], f"the bytes of {to_text(name)} are not the input's"
         if (found := next(copies, None)) is not None:
@@ -71,10 +73,6 @@ def _expected(sample: Sample) -> Iterator[tuple[str, Member | None]]:
     if pending:
         keys = [split[0] for m in sample.members if (split := split_name(m.tar_name))]
         yield f"{keys[0]}.{added}", None
-
-
-def _data(target: str, member: Member) -> bytes:
-    return member.data if member.whole else storage.read_range(target, member.offset, member.size)
 
 
 def _label(data: bytes, name: str, sample: Sample, row: dict[str, Any]) -> Iterator[Difference]:

@@ -85,6 +85,12 @@ def read_part(
         return None
 
 
+def vector_length(file: pq.ParquetFile) -> int:
+    """Numbers in each vector of a part; 0 if it has no vectors."""
+    kinds = [f.type for f in file.schema_arrow if pa.types.is_fixed_size_list(f.type)]
+    return int(kinds[0].list_size) if kinds else 0
+
+
 def footer(file: pq.ParquetFile) -> dict[str, Any]:
     """The facts in the footer of a part; empty if they cannot be read."""
     try:

@@ -74,7 +74,7 @@ def test_candidates_are_the_same_however_parts_are_cut(tmp_path, members, how, m
         assert (counts <= cfg.most).all()
         spilled = balance.Spilled(urls, counts)
         network = balance.load_network(paths)
-        chunk = balance.Chunk(0, ["0", "1", "2"])
+        chunk = balance.Chunk(0, range(3))
         found.append(balance.choose(chunk, spilled, cfg, network, 0.1).to_pylist())
     assert found[0] == found[1] == found[2]
     assert by_cluster(found[0]) == expected(members, how, 5)

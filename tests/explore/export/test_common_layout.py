@@ -15,7 +15,6 @@ from pipeline.explore.export import common_layout
 from pipeline.explore.export import fiftyone as export_fiftyone
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
-from pipeline.store.storage import Folder
 from tests import fake_run, labelled_run
 
 EXPORTS = {
@@ -122,11 +121,11 @@ def test_an_interrupted_export_goes_on(paths, tmp_path, name):
     assert all(after[file] == before[file] for file in kept)
 
 
-def test_claims_that_are_not_ours(tmp_path):
+def test_claims_that_are_not_ours(built, tmp_path):
     for text in ("", "[]", "{}", "[1", '"made_of"'):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(UserError, match="choose another --out"):
-            common_layout.begin(Folder(str(tmp_path)), "coco", "made-of", "run")
+            export_clip_retrieval.run(built, str(tmp_path))
 
 
 def test_names_of_clusters_are_unique_and_in_order():

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.artifacts import layout
 from pipeline.artifacts.layout import Space
-from pipeline.explore.search import index, open_index
+from pipeline.explore.search import index
 from pipeline.explore.search.index import Rows
 from pipeline.explore.search.search import Search
 from pipeline.explore.search.settings import Config
@@ -99,7 +99,7 @@ def test_an_unknown_cluster_is_refused(large, cluster):
 
 def test_more_are_asked_for_than_the_first_lists_hold(large, monkeypatch):
     paths, x = large
-    monkeypatch.setattr(open_index, "PROBES", 1)
+    monkeypatch.setattr(index, "PROBES", 1)
     ids, _ = Search(paths, [Space.CLIP]).rank(x[0], Space.CLIP, 1500)
     assert len(set(ids.tolist())) == 1500
 

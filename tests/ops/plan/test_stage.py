@@ -10,9 +10,10 @@ import ray
 
 from pipeline.cli import main as cli
 from pipeline.cli import options
-from pipeline.ops.plan import estimate, stage_timings
+from pipeline.ops import text
 from pipeline.ops.plan import stage as plan
-from pipeline.ops.plan.estimate import Target
+from pipeline.ops.plan import stage_timings
+from pipeline.ops.plan.stage import Target
 from pipeline.ops.plan.stage_timings import Sampled
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
@@ -46,8 +47,8 @@ def made_up(**encoder: float) -> dict:
 
 def stages(images: int, shards: int, target: Target, *sets: str, **encoder: float) -> dict:
     sections = config.load(options.KINDS, None, sets)
-    found = estimate.stages(sections, shards, images, made_up(**encoder), target)
-    return {stage.stage: stage for stage in found}
+    found = plan.estimate(sections, shards, images, made_up(**encoder), target)
+    return {stage["stage"]: stage for stage in found}
 
 
 def test_shards_are_chosen_over_the_whole_list():
@@ -61,52 +62,52 @@ def test_shards_are_chosen_over_the_whole_list():
 def test_images_are_counted_by_bytes():
     shards = [shard(number) for number in range(10)]
     found = [sampled(0, 10, 500), sampled(1, 20, 500)]
-    assert estimate.count_images(shards, found) == (300, 200, 400)
+    assert plan.count_images(shards, found) == (300, 200, 400)
     whole = [sampled(0, 7, 1000, whole=True), sampled(1, 5, 1000, whole=True)]
-    assert estimate.count_images(shards[:2], whole) == (12, 12, 12), "exact where all was read"
+    assert plan.count_images(shards[:2], whole) == (12, 12, 12), "exact where all was read"
 
 
 def test_on_gpus_the_slower_of_decoding_and_encoding_decides():
     found = stages(10**6, 1000, Target(2, 20, 4, 250.0))["embed"]
-    assert (found.bound, found.work_s) == ("encode", pytest.approx(10**6 / (8 * 250)))
-    assert found.gpu_h == pytest.approx(10**6 / 250 / 3600)
-    assert found.cpu_h == pytest.approx(10**6 * 0.01 / 3600)
+    assert (found["bound"], found["work_s"]) == ("encode", pytest.approx(10**6 / (8 * 250)))
+    assert found["gpu_h"] == pytest.approx(10**6 / 250 / 3600)
+    assert found["cpu_h"] == pytest.approx(10**6 * 0.01 / 3600)
     found = stages(10**6, 1000, Target(2, 20, 4, 2500.0))["embed"]
-    assert (found.bound, found.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 40))
+    assert (found["bound"], found["work_s"]) == ("decode", pytest.approx(10**6 * 0.01 / 40))
 
 
 def test_cpus_of_all_nodes_decode_where_decode_cpus_say_so():
     target = Target(10, 11, 1, 2500.0)
     slots = stages(10**6, 1000, target, "embed.decode_cpus=8")["embed"]
-    assert (slots.bound, slots.work_s) == ("decode", pytest.approx(10**6 * 0.01 / 80))
+    assert (slots["bound"], slots["work_s"]) == ("decode", pytest.approx(10**6 * 0.01 / 80))
     few = stages(10**6, 1000, target, "embed.decode_cpus=99")["embed"]
-    assert few.work_s == pytest.approx(10**6 * 0.01 / (110 - 10)), "no more than there are"
+    assert few["work_s"] == pytest.approx(10**6 * 0.01 / (110 - 10)), "no more than there are"
 
 
 def test_shards_that_do_not_divide_leave_encoders_idle():
-    even, uneven = (stages(10**6, n, Target(1, 99, 8, 10.0))["embed"].work_s for n in (8, 9))
+    even, uneven = (stages(10**6, n, Target(1, 99, 8, 10.0))["embed"]["work_s"] for n in (8, 9))
     assert uneven == pytest.approx(even * 16 / 9)
 
 
 def test_on_cpus_more_nodes_help_only_with_more_encoders():
     alone = stages(10**6, 1000, Target(1, 4, 0, 0.0))["embed"]
-    assert alone.work_s == pytest.approx(10**6 * 0.02 / 2) and alone.gpu_h == 0
-    assert stages(10**6, 1000, Target(8, 4, 0, 0.0))["embed"].work_s == alone.work_s
+    assert alone["work_s"] == pytest.approx(10**6 * 0.02 / 2) and alone["gpu_h"] == 0
+    assert stages(10**6, 1000, Target(8, 4, 0, 0.0))["embed"]["work_s"] == alone["work_s"]
     spread = stages(10**6, 1000, Target(8, 4, 0, 0.0), "embed.actors=8")["embed"]
-    assert spread.work_s == pytest.approx(alone.work_s / 8)
+    assert spread["work_s"] == pytest.approx(alone["work_s"] / 8)
 
 
 def test_training_does_not_grow_with_the_images():
     small, large = (stages(n, 10**4, Target(1, 4, 0, 0.0))["train"] for n in (10**7, 10**8))
     assert small == large
     steps = 240 * 0.5 + 7 * 3.0 + 2.0 + 1.0
-    assert small.work_s == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5)
+    assert small["work_s"] == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5)
 
 
 def test_passes_run_on_no_more_cpus_than_there_are_tasks():
     found = stages(10**7, 1280, Target(100, 10, 0, 0.0))
-    assert found["select_k"].work_s == pytest.approx(10**7 * 0.004 / 128 + 40.0)
-    assert found["write"].work_s == pytest.approx(10**7 * 0.004 / 1000)
+    assert found["select_k"]["work_s"] == pytest.approx(10**7 * 0.004 / 128 + 40.0)
+    assert found["write"]["work_s"] == pytest.approx(10**7 * 0.004 / 1000)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,12 @@ def test_rows_that_are_drawn_again():
 
 
 def test_the_first_images_are_read(tmp_path):
-    found = stage_timings.sample(list_shards(str(BUNDLED))[0], 20, tmp_path, 1 << 26)
+    found = stage_timings.sample(list_shards(str(BUNDLED))[0], 20, str(tmp_path), 1 << 26)
     assert (found.images, found.whole) == (20, False) and 0 < found.bytes < found.shard.size
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "0.tar").write_bytes(b"\0" * 1024)
-    assert (
-        stage_timings.sample(list_shards(str(tmp_path / "empty"))[0], 20, tmp_path, 1 << 26).images
-        == 0
-    )
+    empty = list_shards(str(tmp_path / "empty"))[0]
+    assert stage_timings.sample(empty, 20, str(tmp_path), 1 << 26).images == 0
     assert cli.invoke(["plan", "--shards", str(tmp_path / "empty")]) == 2
 
 
@@ -160,7 +159,7 @@ def test_whole_is_what_was_read_to_its_end(tmp_path, images, whole):
             writer.add(f"{key}.png", b"one file each")
     (tmp_path / "copies").mkdir()
     found = stage_timings.sample(
-        list_shards(str(tmp_path / "two.tar"))[0], images, tmp_path / "copies", 99
+        list_shards(str(tmp_path / "two.tar"))[0], images, str(tmp_path / "copies"), 99
     )
     assert (found.images, found.whole) == (min(images, 2), whole)
 
@@ -191,7 +190,7 @@ def test_the_text_is_no_wider_than_a_page(monkeypatch):
     sections = config.load(options.KINDS, None)
     found = plan.run(sections, list_shards(str(BUNDLED)), Target(2, 8, 1, 0.0), 3, 10)
     lines = plan.text(found).splitlines()
-    assert max(map(len, lines)) <= plan.WIDTH
+    assert max(map(len, lines)) <= text.WIDTH
     assert any("give --encode-rate" in " ".join(lines[i : i + 2]) for i in range(len(lines)))
 
 
@@ -207,4 +206,4 @@ def test_more_gpus_than_shards_are_named():
     [(0, "0"), (0.0001234, "0.000123"), (0.5, "0.500"), (12.34, "12.3"), (123456.7, "123,457")],
 )
 def test_three_digits(value, said):
-    assert plan.digits(value) == said
+    assert text.digits(value) == said
