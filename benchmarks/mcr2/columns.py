@@ -57,7 +57,7 @@ def bias(draws: Tensor, exact: Tensor) -> tuple[float, float]:
 
 def network_seconds(x: Tensor, d: int) -> float:
     """The rest of a training step: the network forth and back."""
-    network = Network(x.shape[1], 4 * x.shape[1], d).train()
+    network = Network([x.shape[1]], 4 * x.shape[1], d).train()
 
     def step() -> None:
         network(x).sum().backward()

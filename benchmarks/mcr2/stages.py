@@ -112,7 +112,7 @@ def assigned(network: Network, table: Tensor, x: Tensor) -> assignment.Assignmen
 
 def make_assigning(rows: int) -> Callable[[], Tensor]:
     """Sizes of the clusters of so many embeddings as they stream by, of a narrow network."""
-    network = Network(256, 256, 64).eval()
+    network = Network([256], 256, 64).eval()
     table = normalize(torch.randn(100, 64), dim=1)
 
     def call() -> Tensor:
@@ -129,7 +129,7 @@ def assigning() -> None:
     """Rows a second beside the bare network's, and memory by the number of rows."""
     width, clusters = 512, 1000
     title(f"assignment: network {width} → {4 * width} → {FEATURES}, {clusters} clusters")
-    network = Network(width, 4 * width, FEATURES).eval()
+    network = Network([width], 4 * width, FEATURES).eval()
     table = normalize(torch.randn(clusters, FEATURES), dim=1)
     batches = list(blocks(BATCHES * BLOCK_ROWS, width))
 

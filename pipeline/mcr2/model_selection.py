@@ -13,12 +13,12 @@ from torch import Tensor
 from pipeline.mcr2 import assignment, choose_k, coding_rate, cut, spectral
 from pipeline.mcr2.network import Network
 
-FIRST_STEP = 20  # of the first validation after the start; the next ones at twice the step
+FIRST_STEP = 10  # of the first validation after the start; the next ones at twice the step
 AROUND = (1 / 1.5, 1.0, 1.5)  # the ks that are cut, over the k of the start
 SAMPLES = 5_000  # most samples that a validation uses
 BOOTSTRAPS = 20
 SURE = 0.05  # quantile, over bootstraps, of the gain of a candidate that must be positive
-PATIENCE = 2  # validations in a row without a gain after which training stops
+PATIENCE = 3  # validations in a row without a gain after which training stops
 LEAVES = 128  # most small groups for the choice of k
 EPS_SQ = 0.1  # ε² for the choice of k
 

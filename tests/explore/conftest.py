@@ -28,13 +28,15 @@ def embedded_run(tmp_path_factory) -> layout.RunPaths:
     encoder = clip.load("pico-clip", "", device="cpu", precision="fp32")
     found = [_embed(paths, stem, encoder) for stem in fake_run.STEMS]
     torch.manual_seed(0)
-    network = Network(encoder.dim, 16, FEATURES, words=5)
+    network = Network([encoder.dim], 16, FEATURES, words=5)
     words = points.unit(np.random.default_rng(0).standard_normal((5, encoder.dim)))
-    network.start(torch.from_numpy(np.concatenate(found)), torch.from_numpy(words), 10.0)
+    x = torch.from_numpy(np.concatenate(found))
+    network.centre(x, torch.from_numpy(words), 10.0)
+    network.start(x, [1.0, 1.0])
     torch.nn.init.normal_(network.residual[-1].weight, std=0.1)
-    shape = {"input_dim": encoder.dim, "hidden_dim": 16, "feature_dim": FEATURES, "words": 5}
     storage.write_bytes(paths.network.file("network.safetensors"), save(network.state_dict()))
-    storage.write_bytes(paths.network.file("network.json"), json.dumps({"shape": shape}).encode())
+    facts = json.dumps({"shape": network.shape}).encode()
+    storage.write_bytes(paths.network.file("network.json"), facts)
     return paths
 
 

@@ -55,7 +55,7 @@ def test_auto_is_the_gpu_in_half_precision():
 
 def test_the_objective_and_its_gradients_are_those_of_the_cpu():
     torch.manual_seed(0)
-    network, x = Network(64, 128, 32, 16).train(), torch.randn(512, 64)
+    network, x = Network([64], 128, 32, 16).train(), torch.randn(512, 64)
     found = {}
     for device in ("cpu", "cuda"):
         network.to(device).zero_grad()

@@ -35,7 +35,9 @@ def unit(rows, seed):
 
 def network_of(cfg):
     """Off its start, where the residual is zero and most gradients with it."""
-    network = loop.new_network(cfg, unit(SAMPLES, 0), unit(WORDS, 1), 10.0)
+    network, _ = loop.new_network(
+        replace(cfg, view_weights=(1.0, 1.0)), unit(SAMPLES, 0), unit(WORDS, 1), 10.0
+    )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -25,10 +25,14 @@ def cone(n=60, width=6, seed=0):
 
 def started(x, words=0, feature_dim=4, seed=0):
     torch.manual_seed(seed)
-    net = Network(x.shape[1], 8, feature_dim, words)
-    table = cone(words, x.shape[1], seed=9) if words else torch.zeros(0, 1)
-    net.start(x, table, SCALE)
+    net = Network([x.shape[1]], 8, feature_dim, words)
+    begin(net, x, cone(words, x.shape[1], seed=9) if words else torch.zeros(0, 1))
     return net.eval()
+
+
+def begin(net, x, table):
+    net.centre(x, table, SCALE)
+    net.start(x, [1.0] * len(net.dims))
 
 
 def moved(net, seed=0):
@@ -51,7 +55,7 @@ def oracle_views(x, table):
     centres = [r.mean(0) for r in raw]
     rows = [r - c for r, c in zip(raw, centres, strict=True)]
     unit = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
-    return np.concatenate(unit, axis=1) / np.sqrt(len(unit)), np.stack(centres)
+    return np.concatenate(unit, axis=1) / np.sqrt(len(unit)), np.concatenate(centres)
 
 
 @pytest.mark.parametrize("block_rows", [7, 4096])
@@ -83,6 +87,23 @@ def test_expected_words_are_a_softmax_of_scaled_cosines():
     assert shares.max() > 3 / 30  # not all alike, so the scale counts
 
 
+def test_views_of_several_encoders_have_their_weights():
+    x = torch.cat([cone(), cone(width=4, seed=5)], dim=1)
+    net = Network([6, 4], 8, 5, 30)
+    net.centre(x, cone(30, seed=9), SCALE)
+    net.start(x, [1.0, 0.5, 0.25])
+    images, words, other = net.views(x).split([6, 6, 4], dim=1)
+    length = (1 + 0.5**2 + 0.25**2) ** 0.5
+    for view, weight in ((images, 1), (words, 0.5), (other, 0.25)):
+        torch.testing.assert_close(view.norm(dim=1), torch.full((60,), weight / length))
+    alone = Network([4], 8, 4)
+    alone.centre(x[:, 6:], torch.zeros(0, 1), SCALE)
+    torch.testing.assert_close(alone.each_view(x[:, 6:])[0], net.each_view(x)[2])
+    net.start(x, [1.0, 0.0, 0.0])
+    first = started(x[:, :6], feature_dim=5).features(x[:, :6])
+    torch.testing.assert_close(net.eval().features(x), first, atol=1e-5, rtol=0)
+
+
 def test_both_views_count_alike():
     seen = started(cone(), words=30).views(cone())
     for view in seen.chunk(2, dim=1):
@@ -109,7 +130,7 @@ def test_components_have_the_sign_that_makes_their_largest_entry_positive():
 
 def test_the_start_is_the_same_whatever_the_network_was_before():
     a, b = started(cone(), words=30), moved(started(cone(seed=4), words=30))
-    b.start(cone(), a.words.table.clone(), SCALE)
+    begin(b, cone(), a.words.table.clone())
     for name in ("project.weight", "centres", "mean", "words.table", "words.scale"):
         assert torch.equal(a.state_dict()[name], b.state_dict()[name])
 

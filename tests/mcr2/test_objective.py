@@ -105,7 +105,7 @@ def test_everything_is_made_where_the_features_are():
     """On a GPU that is not there: tensors without numbers, but with a device that must agree."""
     with FakeTensorMode():
         with torch.device("cuda"):
-            network = Network(12, 16, D, 7)
+            network = Network([12], 16, D, 7)
         Z = network.train()(torch.zeros(N, 12, device="cuda"))
         columns = torch.zeros(4, dtype=torch.long, device="cuda")
         found = objective.rate_reduction(Z, columns, EPS_SQ, ETA, alone)

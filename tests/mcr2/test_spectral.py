@@ -26,39 +26,43 @@ def blobs(k, each, seed=0):
 def test_neighbours_equal_brute_force(monkeypatch, rows):
     monkeypatch.setattr(spectral, "BLOCK_ROWS", rows)
     Z = unit(37, 5)
-    similarity, index = spectral.neighbours(Z, 4)
+    index = spectral.neighbours(Z, 4)
     cosines = (Z.double() @ Z.double().T).numpy()
     np.fill_diagonal(cosines, -np.inf)
     expected = np.argsort(-cosines, axis=1)[:, :4]
     np.testing.assert_array_equal(index.numpy(), expected)
-    np.testing.assert_allclose(
-        similarity.numpy(), np.take_along_axis(cosines, expected, axis=1), atol=1e-6
+
+
+def graph_of(Z, q):
+    return spectral.shared_neighbours(spectral.neighbours(Z, q))
+
+
+def test_the_graph_has_the_jaccard_similarity_of_neighbour_lists():
+    Z, q = unit(30, 4), 3
+    index = spectral.neighbours(Z, q).tolist()
+    lists = [{i, *row} for i, row in enumerate(index)]
+    expected = np.zeros((30, 30))
+    for i, row in enumerate(index):
+        for j in row:
+            share = len(lists[i] & lists[j]) / len(lists[i] | lists[j])
+            expected[i, j] = expected[j, i] = share
+    graph = graph_of(Z, q)
+    np.testing.assert_allclose(graph.toarray(), expected)
+    assert (graph != graph.T).nnz == 0 and (np.asarray(graph.sum(axis=1)) > 0).all()
+
+
+def test_pairs_count_both_directions():
+    index = torch.tensor([[1], [0], [1]])
+    np.testing.assert_array_equal(
+        spectral.pairs(index).toarray(), [[0, 2, 0], [2, 0, 1], [0, 1, 0]]
     )
-
-
-def test_the_graph_is_symmetric_with_the_weights_of_neighbours():
-    Z, q, eta = unit(30, 4), 3, 0.2
-    graph = spectral.affinity(Z, q, eta)
-    assert (graph != graph.T).nnz == 0
-    _, index = spectral.neighbours(Z, q)
-    linked = np.zeros((30, 30), dtype=bool)
-    np.put_along_axis(linked, index.numpy(), True, axis=1)
-    linked |= linked.T
-    weights = np.exp(((Z.double() @ Z.double().T).numpy() - 1) / eta)
-    np.testing.assert_allclose(graph.toarray(), np.where(linked, weights, 0), rtol=1e-5)
-
-
-def test_a_small_eta_isolates_nobody():
-    graph = spectral.affinity(unit(30, 4), 3, 0.005)
-    assert (np.asarray(graph.sum(axis=1)) > 0).all()
-    assert np.isfinite(spectral.embedding(graph, 4, 0)).all()
 
 
 @pytest.mark.parametrize("dense_rows", [1000, 0], ids=["dense", "sparse"])
 def test_disconnected_blobs_are_recovered(monkeypatch, dense_rows):
     monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
     Z, truth = blobs(5, 40)
-    graph = spectral.affinity(Z, 8, 0.1)
+    graph = graph_of(Z, 8)
     assert sp.csgraph.connected_components(graph)[0] == 5
     vectors = spectral.embedding(graph, 5, 0)
     same = truth[:, None] == truth[None, :]
@@ -68,7 +72,7 @@ def test_disconnected_blobs_are_recovered(monkeypatch, dense_rows):
 
 
 def test_dense_and_sparse_span_the_same_space(monkeypatch):
-    graph = spectral.affinity(unit(120, 3), 6, 0.1)
+    graph = graph_of(unit(120, 3), 6)
     dense = spectral.embedding(graph, 6, 0)
     monkeypatch.setattr(spectral, "DENSE_ROWS", 0)
     sparse = spectral.embedding(graph, 6, 0)
@@ -77,7 +81,7 @@ def test_dense_and_sparse_span_the_same_space(monkeypatch):
 
 
 def test_embedding_is_of_the_leading_eigenvectors():
-    graph = spectral.affinity(unit(60, 3), 6, 0.1)
+    graph = graph_of(unit(60, 3), 6)
     dense = graph.toarray()
     scale = 1 / np.sqrt(dense.sum(1))
     values, vectors = np.linalg.eigh(scale[:, None] * dense * scale)
@@ -90,7 +94,7 @@ def test_embedding_is_of_the_leading_eigenvectors():
 @pytest.mark.parametrize("dense_rows", [1000, 0], ids=["dense", "sparse"])
 def test_the_same_seed_gives_the_same_bits(monkeypatch, dense_rows):
     monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
-    graph = spectral.affinity(unit(150, 4), 6, 0.1)
+    graph = graph_of(unit(150, 4), 6)
     a, b = (spectral.embedding(graph, 5, 7) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(spectral.over_segment(a, 12, 3), spectral.over_segment(b, 12, 3))
@@ -117,7 +121,7 @@ def test_information_equals_its_formula_and_its_limits():
     assert spectral.information(np.zeros(6, dtype=np.int64), index) == pytest.approx(0)
 
     Z, truth = blobs(5, 40)
-    _, near = spectral.neighbours(Z, 8)
+    near = spectral.neighbours(Z, 8)
     assert spectral.information(truth, near) == pytest.approx(np.log(5))  # nobody is parted
     shuffled = np.random.default_rng(0).permutation(truth)
     assert spectral.information(shuffled, near) < 0.05
@@ -125,7 +129,7 @@ def test_information_equals_its_formula_and_its_limits():
 
 def test_information_asks_for_even_clusters():
     Z, truth = blobs(4, 30)
-    _, near = spectral.neighbours(Z, 8)
+    near = spectral.neighbours(Z, 8)
     even, uneven = truth // 2, np.minimum(truth, 1)  # 60 + 60, 30 + 90
     assert spectral.information(even, near) > spectral.information(uneven, near)
 
@@ -135,8 +139,8 @@ def test_smoothing_draws_neighbours_together_and_centres():
     Z = normalize(
         Z + 0.15 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(3)), dim=1
     )
-    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-9)
+    rows = spectral.smooth(Z, graph_of(Z, 8))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
 
     def within(x):
         x = x - x.mean(0)
@@ -147,14 +151,14 @@ def test_smoothing_draws_neighbours_together_and_centres():
 
 def test_smoothing_of_equal_rows_is_zero():
     Z = torch.eye(3)[0].repeat(12, 1)
-    np.testing.assert_array_equal(spectral.smooth(Z, spectral.affinity(Z, 4, 0.1)), 0)
+    np.testing.assert_array_equal(spectral.smooth(Z, graph_of(Z, 4)), 0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 200])
 def test_partition_follows_the_blobs(k):
     Z, truth = blobs(5, 40)
-    _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
+    index = spectral.neighbours(Z, 8)
+    rows = spectral.smooth(Z, graph_of(Z, 8))
     labels = spectral.partition(rows, index, k, 0)
     assert labels.shape == (200,) and set(labels) == set(range(labels.max() + 1))
     assert labels.max() + 1 == min(k, 200)
@@ -163,27 +167,58 @@ def test_partition_follows_the_blobs(k):
     np.testing.assert_array_equal(labels, spectral.partition(rows, index, k, 0))
 
 
-def test_partition_keeps_the_restart_of_most_information(monkeypatch):
+def test_partition_is_the_best_kmeans_refined(monkeypatch):
     Z = unit(300, 4)
-    _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
-    kept = spectral.information(spectral.partition(rows, index, 7, 0), index)
-    monkeypatch.setattr(spectral, "RESTARTS", 1)
-    alone = [spectral.partition(rows, index, 7, seed) for seed in range(10)]
-    found = [spectral.information(labels, index) for labels in alone]
-    assert kept == pytest.approx(max(found))
-    assert min(found) < kept  # of ten k-means one at least is stuck
+    index = spectral.neighbours(Z, 8)
+    rows = spectral.smooth(Z, graph_of(Z, 8))
+    found = spectral.partition(rows, index, 7, 0)
+    best = spectral.kmeans(rows, 7, spectral.restarts(7), 0)
+    assert spectral.information(found, index) >= spectral.information(best, index)
+    assert adjusted_rand_score(found, spectral.refine(best, index)) == 1
+
+
+def test_restarts_are_fewer_for_more_clusters():
+    assert [spectral.restarts(k) for k in (1, 10, 30, 1000)] == [30, 30, 10, 3]
+
+
+def test_refining_repairs_labels_and_keeps_the_best_it_has_seen():
+    Z, truth = blobs(5, 40)
+    index = spectral.neighbours(Z, 8)
+    wrong = truth.copy()
+    wrong[::7] = (truth[::7] + 1) % 5
+    assert adjusted_rand_score(truth, spectral.refine(wrong, index)) == 1
+    np.testing.assert_array_equal(spectral.refine(truth, index), truth)
+    noise = np.random.default_rng(0).integers(0, 5, len(Z))
+    refined = spectral.refine(noise, index)
+    assert spectral.information(refined, index) >= spectral.information(noise, index)
+
+
+def test_information_counts_samples_as_often_as_told():
+    Z, truth = blobs(4, 30)
+    labels = np.where(np.arange(len(Z)) % 5 == 0, 0, truth)
+    index = spectral.neighbours(Z, 8)
+    ones = np.ones(len(Z), np.int64)
+    assert spectral.information(labels, index, ones) == pytest.approx(
+        spectral.information(labels, index)
+    )
+    assert spectral.information(labels, index, 3 * ones) == pytest.approx(
+        spectral.information(labels, index)
+    )
+    half = (labels == truth).astype(int)
+    assert spectral.information(labels, index, half) != pytest.approx(
+        spectral.information(labels, index)
+    )
 
 
 @pytest.mark.parametrize("dense_rows", [1000, 10])
 def test_every_connected_component_has_its_eigenvectors(monkeypatch, dense_rows):
     monkeypatch.setattr(spectral, "DENSE_ROWS", dense_rows)
     Z, truth = blobs(6, 50)
-    graph = spectral.affinity(Z, 5, 0.1)
+    graph = graph_of(Z, 5)
     edges = graph.tocoo()
     assert (truth[edges.row] == truth[edges.col]).all()  # six components at least
     vectors = spectral.embedding(graph, 6, 0)
-    index = spectral.neighbours(Z, 5)[1]
+    index = spectral.neighbours(Z, 5)
     labels = spectral.partition(vectors, index, 6, 0)
     assert adjusted_rand_score(truth, labels) == 1
 
@@ -195,16 +230,3 @@ def test_parts_are_of_one_cluster_each_and_more_in_the_larger():
     pairs = sorted(set(zip(labels.tolist(), parts.tolist(), strict=True)))
     assert pairs == [(0, part) for part in range(6)] + [(1, 6), (1, 7)]
     np.testing.assert_array_equal(parts, spectral.split_clusters(Z, labels, 4, 0))
-
-
-def test_partition_may_begin_at_clusters_that_are_given(monkeypatch):
-    Z = unit(300, 4)
-    _, index = spectral.neighbours(Z, 8)
-    rows = spectral.smooth(Z, spectral.affinity(Z, 8, 0.1))
-    good = spectral.partition(rows, index, 7, 0)
-    monkeypatch.setattr(spectral, "RESTARTS", 1)
-    alone = spectral.partition(rows, index, 7, 0)
-    begun = spectral.partition(rows, index, 7, 0, good)
-    assert adjusted_rand_score(good, begun) == 1 > adjusted_rand_score(good, alone)
-    fewer = spectral.partition(rows, index, 7, 0, np.minimum(good, 5))  # not of 7: no beginning
-    np.testing.assert_array_equal(fewer, alone)

@@ -8,7 +8,7 @@ from pipeline.mcr2.threads import one_thread
 
 def groups(z: torch.Tensor) -> np.ndarray:
     with one_thread():
-        vectors = spectral.embedding(spectral.affinity(z, 20, 0.1), 32, 0)
+        vectors = spectral.embedding(spectral.shared_neighbours(spectral.neighbours(z, 20)), 32, 0)
         return spectral.over_segment(vectors, 100, 0)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: only whole ones count, only those of this very training, and only the last stays."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from pipeline.train.state import State
 
 def state(step=0, seed=0):
     torch.manual_seed(seed)
-    network = Network(4, 6, 3, words=2)
+    network = Network([4], 6, 3, words=2)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     return State(network, optimizer, step, [{"step": i, "loss": 0.1 * i} for i in range(step)])
 
@@ -36,14 +37,14 @@ def paths(tmp_path):
 
 def test_what_is_saved_comes_back_weights_moments_validations_and_history(paths):
     saved = state(7)
-    saved.record_validation(0.25)
+    saved.record_validation(np.array([0.25]))
     step_once(saved)
     saved.slow_down(0.5)
     Checkpoints(paths, "abc").save(saved)
     back = state(seed=1)
     Checkpoints(paths, "abc").restore(back)
     assert (back.step, back.history, back.rescued) == (8, saved.history, True)
-    assert back.validations == [{"step": 7, "information": 0.25}]
+    assert back.validations == [{"step": 7, "information": 0.25, "kept": True}]
     assert back.optimizer.param_groups[0]["lr"] == 0.05
     names = set(saved.tensors())
     assert {"optimizer.0.exp_avg", "optimizer.0.exp_avg_sq", "optimizer.0.step"} <= names
@@ -58,18 +59,19 @@ def test_what_is_saved_comes_back_weights_moments_validations_and_history(paths)
 def test_a_copy_is_not_changed_by_what_comes_after_and_serves_more_than_once():
     s = state(3)
     step_once(s)
-    s.record_validation(0.5)
+    s.record_validation(np.array([0.5]))
     copy, twin = s.snapshot(), state(3)
     step_once(twin)
-    twin.record_validation(0.5)
+    twin.record_validation(np.array([0.5]))
     for _ in range(2):
         step_once(s)
         s.history.append({"step": 99})
-        s.record_validation(0.75)
+        s.record_validation(np.array([0.75]))
         s.slow_down(0.1)
         s.restore(*copy)
         assert same(s, twin)
-        assert (s.step, s.validations, s.rescued) == (4, [{"step": 4, "information": 0.5}], False)
+        assert (s.step, s.rescued, s.best_scores) == (4, False, [0.5])
+        assert s.validations == [{"step": 4, "information": 0.5, "kept": True}]
         assert [row["step"] for row in s.history] == [0, 1, 2]
         assert s.optimizer.param_groups[0]["lr"] == 0.1
 
@@ -94,7 +96,7 @@ def test_the_best_is_of_the_first_of_the_best_validations(informations, best):
     seen = []
     for information in informations:
         assert not s.validated()
-        s.record_validation(information)
+        s.record_validation(np.array([information]))
         assert s.validated()
         seen.append({name: t.clone() for name, t in s.network.state_dict().items()})
         step_once(s)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.collectives import Collectives
-from pipeline.mcr2.model_selection import Validator
+from pipeline.mcr2.model_selection import PATIENCE, Validator, better
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage, tables
@@ -42,6 +43,7 @@ TOY = train_settings.Config(
     landmarks=50,
     seed=0,
 )  # validated at 0, 10, 12
+BOTH = replace(TOY, view_weights=(1.0, 1.0))  # images and words
 
 
 def toy(each=25):
@@ -49,7 +51,7 @@ def toy(each=25):
 
 
 def start(cfg, x, words=NO_WORDS, scale=1.0):
-    return loop.new_state(cfg, loop.new_network(cfg, x, words, scale))
+    return loop.new_state(cfg, loop.new_network(cfg, x, words, scale)[0])
 
 
 def finish(cfg, x, state):
@@ -249,7 +251,7 @@ def test_sampled_columns_are_distinct_and_change_from_step_to_step():
 def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
     x = toy().float()
     words = torch.eye(12)[[11, 9, 7, 6, 1, 0, 3]]  # subspaces have their means along 0, 3, 6, 9
-    network = loop.new_network(replace(TOY, words=4), x, words, 20.0)
+    network, _ = loop.new_network(replace(BOTH, words=4), x, words, 20.0)
     assert torch.equal(network.words.table, words[[1, 3, 5, 6]])  # likeliest is the last
     assert network.words.scale == 20
     shares = torch.softmax(20 * x.double() @ words.double().T, dim=1).mean(0)
@@ -259,10 +261,10 @@ def test_the_words_kept_are_the_likeliest_in_the_sample_in_their_order():
 def test_no_more_words_than_asked_keep_all_and_the_samples_used_are_limited(monkeypatch):
     x, words = toy(), torch.eye(12)
     for limit in (7, 8):
-        network = loop.new_network(replace(TOY, words=limit), x, words[:7], 20.0)
+        network, _ = loop.new_network(replace(BOTH, words=limit), x, words[:7], 20.0)
         assert torch.equal(network.words.table, words[:7])
     monkeypatch.setattr(train_settings, "SEEN", 5)
-    a, b = (loop.new_network(replace(TOY, words=4), x, words, 20.0) for _ in range(2))
+    a, b = (loop.new_network(replace(BOTH, words=4), x, words, 20.0)[0] for _ in range(2))
     assert torch.equal(a.words.table, b.words.table) and len(a.words.table) == 4
 
 
@@ -296,7 +298,7 @@ def test_the_words_fit_the_model_unless_they_are_named(tmp_path):
 @pytest.mark.parametrize("words", [0, 5])
 def test_fit_is_deterministic_whatever_was_drawn_before(words):
     x, table = toy(), torch.eye(12)[:7]
-    cfg = replace(TOY, words=words)
+    cfg = replace(BOTH, words=words) if words else TOY
     a = finish(cfg, x, start(cfg, x, table[: 7 * bool(words)], 9.0))
     torch.rand(17)
     b = finish(cfg, x, start(cfg, x, table[: 7 * bool(words)], 9.0))
@@ -320,7 +322,7 @@ def test_the_history_has_a_row_of_every_step():
 def test_the_first_step_is_of_the_network_at_its_start():
     """It is the structure of the sample: BatchNorm and the seed of the weights do not show yet."""
     x = toy()
-    network = loop.new_network(TOY, x, NO_WORDS, 1.0).eval()
+    network = loop.new_network(TOY, x, NO_WORDS, 1.0)[0].eval()
     z = network.features(x[loop.batch_rows(TOY, 100, 0, 0, 1)]).double()
     sign, logdet = np.linalg.slogdet(np.eye(8) + 8 / (32 * TOY.eps_sq) * (z.T @ z).numpy())
     state = finish(replace(TOY, steps=1), x, start(TOY, x))
@@ -340,23 +342,73 @@ def test_validations_are_the_scores_of_the_validator_and_the_best_network_is_kep
         seen[state.step] = validator.score(state.network)
         weights[state.step] = {n: t.clone() for n, t in state.network.state_dict().items()}
     assert state.step == steps
-    assert state.validations == [{"step": s, "information": seen[s]} for s in expected]
-    best = max(expected, key=lambda s: (seen[s], -s))
-    found = state.best().state_dict()
-    assert all(torch.equal(found[name], weights[best][name]) for name in found)
+    best, found = 0, []
+    for step in expected:
+        won = step == 0 or better(seen[step], seen[best])
+        best = step if won else best
+        found.append({"step": step, "information": float(seen[step].mean()), "kept": won})
+    assert state.validations == found
+    kept = state.best().state_dict()
+    assert all(torch.equal(kept[name], weights[best][name]) for name in kept)
 
 
 def test_the_first_of_equal_validations_is_kept(monkeypatch):
-    scores = iter([0.2, 0.5, 0.5, 0.1])
+    scores = iter(np.array([[0.2], [0.5], [0.5], [0.1]]))
     monkeypatch.setattr(Validator, "score", lambda validator, network: next(scores))
     cfg, x = replace(TOY, steps=25), toy()
     state = start(cfg, x)
     *_, ten = (state.snapshot()[0] for _ in islice(loop.fit(cfg, x, state, ALONE), 10))
-    scores = iter([0.2, 0.5, 0.5, 0.1])
+    scores = iter(np.array([[0.2], [0.5], [0.5], [0.1]]))
     state = finish(cfg, x, start(cfg, x))
     assert [found["information"] for found in state.validations] == [0.2, 0.5, 0.5, 0.1]
     found = state.best().state_dict()
     assert all(torch.equal(found[name], ten[f"network.{name}"]) for name in found)
+
+
+def test_training_that_does_not_pay_stops_early_and_keeps_the_input_views(monkeypatch):
+    monkeypatch.setattr(Validator, "score", lambda validator, network: np.array([0.3]))
+    cfg, x = replace(TOY, steps=200), toy()
+    state = finish(cfg, x, start(cfg, x))
+    assert [found["kept"] for found in state.validations] == [True] + [False] * PATIENCE
+    assert state.step == len(state.history) == 40
+    kept, begun = state.best().state_dict(), start(cfg, x).network.state_dict()
+    assert all(torch.equal(kept[name], begun[name]) for name in kept)
+    forced = finish(replace(cfg, recipe="mcr2"), x, start(cfg, x))
+    assert forced.step == 200 and forced.validations[0]["step"] == 10
+
+
+def test_the_recipe_none_is_the_input_views_alone():
+    cfg = train_settings.fit_settings(replace(TOY, recipe="none", steps=200), 100)
+    state = finish(cfg, toy(), start(cfg, toy()))
+    assert cfg.steps == 0 and not state.history
+    assert [found["step"] for found in state.validations] == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "mrc2"}, "train.recipe = 'mrc2': choose one of auto, none, mcr2"),
+        ({"view_weights": (1.0, -1.0)}, "give 0 or more"),
+    ],
+)
+def test_wrong_recipes_and_weights_are_refused(change, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        replace(TOY, **change)
+
+
+def test_given_weights_must_be_one_for_each_view():
+    with pytest.raises(UserError, match=r"has 1 numbers: .* the 2 views: images, words"):
+        start(replace(TOY, words=4, view_weights=(1.0,)), toy(), torch.eye(12))
+
+
+def test_a_second_encoder_is_weighed_by_its_agreement():
+    x = toy(60)
+    noise = torch.randn(len(x), 12, generator=torch.Generator().manual_seed(0)).half()
+    for other, least, most in ((x, 0.9, 1.0), (noise, 0.0, 0.0)):
+        network, found = loop.new_network(TOY, torch.cat([x, other], 1), NO_WORDS, 1.0, (12, 12))
+        assert [view.name for view in found] == ["images", "encoder 2"]
+        assert least <= found[1].weight <= most
+        torch.testing.assert_close(network.weights, torch.tensor([1.0, found[1].weight]))
 
 
 @pytest.mark.parametrize("stop", [1, 9, 10, 11, 12])
@@ -392,7 +444,7 @@ def test_the_loss_goes_down_and_the_features_of_subspaces_turn_orthogonal():
     labels = np.repeat(np.arange(4), 40)
     rows = lines[labels] + 0.05 * rng.normal(size=(160, 12))
     x = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
-    cfg = replace(TOY, steps=150, batch_size=160, columns=160)
+    cfg = replace(TOY, recipe="mcr2", steps=150, batch_size=160, columns=160)
 
     def across(network):
         z = network.eval().features(x)
@@ -429,7 +481,8 @@ def rescued_at(cfg, x, step):
     for _ in islice(loop.fit(cfg, x, validated, ALONE), step):
         pass
     if step:
-        validated.record_validation(state.validations[-1]["information"])
+        judge = Validator.of(start(cfg, x).network, x, cfg.seed)
+        validated.record_validation(judge.score(validated.network))
     validated.slow_down(loop.SMALLER)
     return finish(cfg, x, validated)
 

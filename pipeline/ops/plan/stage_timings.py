@@ -25,12 +25,11 @@ from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
 from pipeline.embed import stage as embed
 from pipeline.embed.worker import Embedder
-from pipeline.mcr2 import assignment, coding_rate
+from pipeline.mcr2 import assignment, choose_k, coding_rate, cut
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
-from pipeline.select_k import choose_k
 from pipeline.select_k import settings as select_k_settings
 from pipeline.select_k.assign_parts import Assigner, assign_parts, load_network
 from pipeline.select_k.full_passes import statistics
@@ -173,14 +172,14 @@ def _train(cfg: Any, paths: layout.RunPaths, total: int, words: np.ndarray, scal
     seen = torch.from_numpy(redraw(x, max(fit.batch_size, len(loop.seen_rows(fit, samples)))))
     with one_thread():
         stamps = [CLOCK()]
-        network = loop.new_network(fit, seen, torch.from_numpy(words), scale)
+        network, views = loop.new_network(fit, seen, torch.from_numpy(words), scale)
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         state = loop.new_state(fit, network)
         for _ in loop.fit(replace(fit, steps=STEPS), seen, state, Collectives()):
             stamps.append(CLOCK())  # before the first step and after the last it validates
         step_s, validation_s = float(np.median(np.diff(stamps[1:]))), CLOCK() - stamps[-1]
         kept = loop.landmark_rows(fit, len(seen))
-        write_network(fit, state, [f"{row}" for row in kept.tolist()], seen[kept], paths)
+        write_network(fit, state, views, [f"{n}" for n in kept.tolist()], seen[kept], paths)
         once_s = CLOCK() - stamps[-1] + stamps[1] - stamps[0] - step_s - 2 * validation_s
     return {
         "read_row_s": read_s,
@@ -206,7 +205,7 @@ def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.nda
         stats = coding_rate.statistics(z, assignment.nearest(z, leaves), len(leaves))
         for sums in stats:
             sums *= total / len(z)
-        prototypes = choose_k.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit)
+        prototypes = cut.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit.seed)
         decided = CLOCK()
         statistics([paths.embeddings.file(f"{stem}.parquet") for stem in stems], network, leaves)
         assign_parts(stems, paths, Assigner(network, prototypes, "plan"))
