@@ -1,7 +1,7 @@
-"""Encodes images and words as unit vectors, with any model of open_clip.
+"""Encodes images and words as unit vectors, with any model of open_clip; images with any of timm.
 
-The bundled models are loaded like every other model, from their folders. `pico-resnet` is an image
-tower alone, without words. Weights are read as tensors only: no code in a checkpoint is ever run.
+The bundled models are loaded like every other model, from their folders. `pico-resnet` and the
+models of timm have no words. Weights are read as tensors only: no code in a checkpoint is ever run.
 
 n images or texts, h × w the encoder's image size, dim the length of a vector.
 """
@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.runtime.errors import UserError
-from pipeline.vision import batch_norm
+from pipeline.vision import batch_norm, timm_models
 from pipeline.vision.weights import (
     BUNDLED,
     PICO,
-    PICO_RESNET,
     PRECISIONS,
     check,
+    images_only,
     source,
     tensors_only,
 )
@@ -83,11 +83,16 @@ class Encoder:
         self.logit_scale = float(net.logit_scale.detach().exp()) if tokenizer else 1.0
         geometry, normalize = _split(preprocess)
         self.prepare = Prepare(geometry)
-        self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
+        self._mean = torch.as_tensor(normalize.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.as_tensor(normalize.std, device=device).view(1, 3, 1, 1)
         blank = self.prepare(Image.new("RGB", (64, 64)))
         self.image_size: tuple[int, int] = blank.shape[:2]  # height, width
-        self.dim: int = self._forward(self._encode_image, self._pixels(blank[None])).shape[1]
+        rows = self._forward(self._encode_image, self._pixels(blank[None]))
+        if rows.ndim != 2:
+            raise UserError(
+                f"model {model_name!r} gives no single vector for an image: choose another"
+            )
+        self.dim: int = rows.shape[1]
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, 3) from `prepare` → float32 (n, dim), rows of unit length.
@@ -160,18 +165,20 @@ def load(
     """
     check(model, pretrained)
     device = _choose_device(device)
-    precision = choose_precision(model, device, precision)
+    asked, precision = precision, choose_precision(model, device, precision)
     if threads is not None:
         torch.set_num_threads(threads)
-    import open_clip  # as in `weights`: where it is needed
-
     try:
         with tensors_only(), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
-            net, _, preprocess = open_clip.create_model_and_transforms(
-                model, **source(model, pretrained), precision=_open_clip_precision(precision)
-            )
-            tokenizer = None if model == PICO_RESNET else open_clip.get_tokenizer(model)
+            if model.startswith(timm_models.PREFIX):
+                net, preprocess = timm_models.build(model, pretrained)
+                tokenizer = None
+                if asked == "auto" and timm_models.has_batch_norm(net):
+                    precision = "fp32"
+                net = net.to(_DTYPES[precision])
+            else:
+                net, preprocess, tokenizer = _open_clip(model, pretrained, precision)
     except Exception as error:  # of open_clip, huggingface_hub, safetensors, pickle: no common base
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -179,16 +186,27 @@ def load(
             "check that they belong together, and the network where they must be downloaded"
         ) from error
     log.info("clip: %s, weights %s, %s, %s", model, pretrained or "default", device, precision)
-    return Encoder(
-        model, net if tokenizer else net.visual, preprocess, tokenizer, device, precision
+    return Encoder(model, net, preprocess, tokenizer, device, precision)
+
+
+def _open_clip(model: str, pretrained: str, precision: str) -> tuple[Any, Any, Any]:
+    """A CLIP or, without words, its image tower; its transform of images; its tokenizer or None."""
+    import open_clip  # as in `weights`: where it is needed
+
+    net, _, preprocess = open_clip.create_model_and_transforms(
+        model, **source(model, pretrained), precision=_open_clip_precision(precision)
     )
+    if images_only(model):
+        return net.visual, preprocess, None
+    return net, preprocess, open_clip.get_tokenizer(model)
 
 
 def choose_precision(model: str, device: str, precision: str) -> str:
     """fp32, bf16 or fp16: the given one, or for "auto" the fastest that is accurate enough.
 
     The bundled models stay in fp32: with pico-clip in bf16, 1,533 of the 1,911 Noto emoji have a
-    cosine to fp32 below 0.999. ViT-B-32 in bf16 is about 3 times as fast, at 0.9999.
+    cosine to fp32 below 0.999. So do models of timm with batch norms, which `load` finds out.
+    ViT-B-32 in bf16 is about 3 times as fast, at 0.9999.
     Weights are cast once; autocast, which casts them at every call, is only 1.3 times as fast.
     """
     if precision not in PRECISIONS:

@@ -1,9 +1,10 @@
 """Finds the weights of a model, and makes sure that reading them runs no code.
 
-`pretrained` is "" for the default (only the bundled models, hf-hub: and local-dir: have one), a tag
-of open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
+A model is one of open_clip, one of the bundled ones, or timm:NAME for an image model of timm.
+`pretrained` is "" for the default (the bundled models, hf-hub:, local-dir: and timm: have one), a
+tag of open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
 
-open_clip is imported inside functions, because the import takes seconds.
+open_clip and timm are imported inside functions, because the import takes seconds.
 """
 
 import difflib
@@ -17,19 +18,39 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.vision import timm_models
 
 PICO = "pico-clip"  # the bundled model
 PICO_RESNET = "pico-resnet"  # the bundled second encoder, for images alone
 BUNDLED = (PICO, PICO_RESNET)
-RANDOM = "none"
+RANDOM = timm_models.RANDOM
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own; config and weights come together
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+def split(name: str) -> tuple[str, str]:
+    """The model and `pretrained` of a name of both: ARCH:TAG, ARCH:FILE, ARCH, timm:NAME:FILE."""
+    if name.startswith(_SCHEMES):
+        return name, ""
+    prefix = timm_models.PREFIX if name.startswith(timm_models.PREFIX) else ""
+    model, _, pretrained = name.removeprefix(prefix).partition(":")
+    return prefix + model, pretrained
+
+
+def images_only(model: str) -> bool:
+    """Whether the model has no text encoder."""
+    return model == PICO_RESNET or model.startswith(timm_models.PREFIX)
+
+
 def check(model: str, pretrained: str) -> None:
     """Raises UserError for an unknown model, tag or checkpoint, without reading weights."""
+    if model.startswith(timm_models.PREFIX):
+        timm_models.check(model.removeprefix(timm_models.PREFIX), pretrained)
+        if pretrained not in ("", RANDOM):
+            _check_checkpoint(Path(pretrained))
+        return
     if model.startswith(_SCHEMES):
         _check_scheme(model, pretrained)
         return
