@@ -53,16 +53,13 @@ def run(paths: layout.RunPaths) -> Violations:
         return found
     shards, job = made["embeddings"]["shards"], _job(paths, made, found)
     _folders(paths, made, job, found)
-    sizes, dims = np.zeros(job.run.k, np.int64), set()
+    sizes = np.zeros(job.run.k, np.int64)
     with StageProgress("verify", len(shards), "shards") as progress:
         for facts, shard in zip(shards, tasks.results(check_shard, shards, job), strict=True):
             found.merge(shard.found)
             sizes += shard.sizes
-            dims |= {shard.dim} - {0}
             progress.advance(samples=facts["samples"])
-    if len(dims) > 1:
-        found.add("embeddings", f"have several lengths: {sorted(dims)}")
-    _tables(paths, made, sizes, max(dims, default=1), found)
+    _tables(paths, made, sizes, found)
     console.log_finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
     return found
 
@@ -153,9 +150,15 @@ def _job(paths: layout.RunPaths, made: Manifests, found: Violations) -> ShardJob
     excluded = (_manifest(paths, "exclude", found) if lists else None) or {}
     if excluded.get("digests", []) != lists:
         found.add("exclude/manifest.json", "is not of the lists that the labels were made with")
+    cfg, encoders = embedded["config"], embedded["encoders"]
+    made_by = [f"{each['model']}:{each['pretrained']}".rstrip(":") for each in encoders]
+    wanted = [f"{cfg['model']}:{cfg['pretrained']}", *cfg.get("also", ())]
+    if made_by != [name.rstrip(":") for name in wanted]:
+        found.add("embeddings/manifest.json", f"names other encoders than its settings: {made_by}")
     facts = RunFacts(
         paths,
         config.digest(embedded["config"]),
+        embedded["encoders"],
         embedded["columns"],
         clustered.get("fingerprint"),
         len(clustered.get("sizes", ())),
@@ -197,10 +200,9 @@ def _folders(paths: layout.RunPaths, made: Manifests, job: ShardJob, found: Viol
     found.add("", "is half a file", sorted(n for n in paths.top.names() if ".partial-" in n))
 
 
-def _tables(
-    paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, dim: int, found: Violations
-) -> None:
+def _tables(paths: layout.RunPaths, made: Manifests, sizes: np.ndarray, found: Violations) -> None:
     """Check the tables of the whole run against its parts."""
+    dim = made["embeddings"]["encoders"][0]["dim"]  # of texts and images by embed.model
     shards, manifest = made["embeddings"]["shards"], made["embeddings"]
     for name in ("samples", "embedded", "rejected"):
         if (total := sum(shard[name] for shard in shards)) != manifest[name]:
