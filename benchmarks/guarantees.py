@@ -98,7 +98,7 @@ class Stages:
         """Returns the number of samples."""
         done = [
             encode_shard.embed_shard(
-                shard, self.encoder, self.thread, self.cfg, paths, encode_shard.decode
+                shard, [self.encoder], self.thread, self.cfg, paths, encode_shard.decode
             )
         ]
         manifest = embed.summary(done, self.cfg, 0.0)

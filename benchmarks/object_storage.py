@@ -153,7 +153,7 @@ def embedded(
     ):
         facts = pool.map(
             lambda shard: encode_shard.embed_shard(
-                shard, encoder, one, cfg, paths, encode_shard.decode
+                shard, [encoder], one, cfg, paths, encode_shard.decode
             ),
             shards,
         )

@@ -45,7 +45,8 @@ class Run:
     def embeddings(self) -> ds.Dataset:
         """One row per readable sample: `embeddings/`, lazily, in the order of shards.
 
-        `embedding` is a fixed-size list of D float16, a vector of unit length.
+        `embedding` is a fixed-size list of D float16, a vector of unit length. With `embed.also`
+        there are `embedding_2`, `embedding_3`, … of the further encoders, in the order of the list.
         """
         return self._dataset(self.paths.embeddings)
 

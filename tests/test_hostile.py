@@ -58,7 +58,7 @@ def embedded(place: Path, root: Path, encoder, cfg: embed_settings.Config = CFG)
     found = list_shards(str(place / "shards"))
     with ThreadPoolExecutor(1) as thread:
         return [
-            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decode)
+            encode_shard.embed_shard(shard, [encoder], thread, cfg, paths, encode_shard.decode)
             for shard in found
         ]
 
@@ -354,7 +354,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     become()
     actor = object.__new__(worker.Embedder)
     actor.cfg, actor.paths = CFG, layout.RunPaths(str(folder / "run"))
-    actor.encoder, actor.name = encoder, "one"
+    actor.encoders, actor.name = [encoder], "one"
     with ThreadPoolExecutor(1) as actor.thread:
         found = {shard.stem: actor({"shard": json.dumps(asdict(shard))}) for shard in shards}
     assert json.loads(found["whole"]["facts"])["embedded"] == 3

@@ -38,7 +38,7 @@ def labels(tmp_path_factory) -> list[dict]:
     with ThreadPoolExecutor(1) as thread:
         for shard in shards:
             facts = encode_shard.embed_shard(
-                shard, encoder, thread, cfg, paths, encode_shard.decode
+                shard, [encoder], thread, cfg, paths, encode_shard.decode
             )
             columns.merge(kinds, facts["columns"])
             rows = tables.read(paths.embeddings.file(f"{shard.stem}.parquet"), ["sample_id"])

@@ -101,6 +101,12 @@ def files() -> str:
         said = every | meanings[name]
         rows = [f"| `{f.name}` | `{_type(f.type)}` | {_cell(said[f.name])} |" for f in schema]
         parts += [f"## {place}", "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])]
+        if place.startswith("embeddings/"):
+            parts.append(
+                "With `embed.also`, `embedding_2`, `embedding_3`, … follow: the vectors of the "
+                "further encoders, L2-normalised. The manifest and the footer say in `encoders` "
+                "which model made which column."
+            )
         if place.startswith("labels/"):
             parts.append(
                 "After these come all columns of the samples' json. Each keeps its name, or is "

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from pipeline.artifacts import views
 from pipeline.store import columns, tables
 
 IDENTITY = [
@@ -123,10 +124,13 @@ LABEL = [  # the columns of a label after IDENTITY and before those of the json
 IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
 
 
-def embeddings_schema(dim: int) -> pa.Schema:
-    """Rows of `embeddings/{stem}.parquet`: one per readable sample."""
-    vector = ("embedding", tables.vectors(dim))  # of the image, L2-normalised
-    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, vector])
+def embeddings_schema(*dims: int) -> pa.Schema:
+    """Rows of `embeddings/{stem}.parquet`: one per readable sample. `dims` of each encoder."""
+    first = ("embedding", tables.vectors(dims[0]))  # of the image by embed.model, L2-normalised
+    more = [
+        (views.column(place), tables.vectors(dim)) for place, dim in enumerate(dims) if place > 0
+    ]
+    return pa.schema([*IDENTITY, *SOURCE, *TEXTS, first, *more])
 
 
 def sample_schema(input_dim: int, feature_dim: int) -> pa.Schema:

@@ -51,7 +51,7 @@ STAGES = (
         package="pipeline.embed",
         folder="embeddings",
         parts={"embeddings": ".parquet", "rejects": ".parquet"},
-        facts=("config", "samples", "embedded", "rejected", "columns", "shards"),
+        facts=("config", "encoders", "samples", "embedded", "rejected", "columns", "shards"),
         unit="parts",
     ),
     Stage(

@@ -29,10 +29,12 @@ def embed_command(
     """Compute the CLIP embeddings of the shards, one part per shard.
 
     Images are decoded while the encoder works on earlier ones. A sample that
-    cannot be read becomes a row with the reason.
+    cannot be read becomes a row with the reason. embed.also lists further
+    encoders, each with a column of its own; those that are added to the list
+    later encode the shards alone.
 
     Reads:
-      the shards; the encoder's weights, which open_clip downloads once
+      the shards; the encoders' weights, which open_clip and timm download once
     Writes:
       {root}/embeddings/{stem}.parquet   a row per readable sample
       {root}/rejects/{stem}.parquet      a row per unreadable sample, with a reason

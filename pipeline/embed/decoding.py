@@ -19,12 +19,12 @@ from pipeline.store.listing import Shard
 from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
 from pipeline.vision import images
 
-NO_PIXELS = np.zeros((0, 0, 0, 3), np.uint8)
 AHEAD_BYTES = 1 << 28  # limit of the samples that wait, in addition to `Limits.ahead`
 
 Row = dict[str, Any]  # of embeddings_schema, or of REJECTS with its `reason`
-Decoded = tuple[Row, np.ndarray | None]  # None where the row has a `reason`
-Prepare = Callable[[Image.Image], np.ndarray]  # to the encoder's size, (h, w, 3) uint8
+Pixels = tuple[np.ndarray, ...]  # (h, w, 3) uint8 in the size of each encoder
+Decoded = tuple[Row, Pixels | None]  # None where the row has a `reason`
+Prepare = Callable[[Image.Image], Pixels]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class PrepareEach:
+    """An image for each of some encoders."""
+
+    prepares: tuple[Callable[[Image.Image], np.ndarray], ...]
+
+    def __call__(self, image: Image.Image) -> Pixels:
+        return tuple(prepare(image) for prepare in self.prepares)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Consecutive samples of a shard, decoded."""
 
     rows: list[Row]
-    pixels: np.ndarray  # (rows, h, w, 3) uint8
+    pixels: Pixels  # (rows, h, w, 3) uint8 for each encoder; empty without rows
     rejects: list[Row]  # among these samples
     end: str  # how the shard ended; "" where more batches follow
     decode_s: float  # CPU seconds
@@ -54,13 +64,13 @@ def batches(
     """Read and decode a shard into batches of `batch_size` rows; only the last may be smaller."""
     decoder = Decoder(shard.stem, prepare, limits)
     rows: list[Row] = []
-    pixels: list[np.ndarray] = []
+    pixels: list[Pixels] = []
     rejects: list[Row] = []
     before_s = 0.0
 
     def batch(end: str) -> Batch:
-        spent = decoder.busy_s - before_s
-        return Batch(rows, np.stack(pixels) if pixels else NO_PIXELS, rejects, end, spent)
+        stacked = tuple(np.stack(each) for each in zip(*pixels, strict=True))
+        return Batch(rows, stacked, rejects, end, decoder.busy_s - before_s)
 
     with storage.open_read(shard.url, shard.size, shard.version) as stream:
         reader = ShardReader(stream, max_sample_bytes)

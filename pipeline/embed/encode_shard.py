@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import layout, schemas
-from pipeline.embed.decoding import Batch, Limits, Prepare, Row, batches
+from pipeline.artifacts import layout, schemas, views
+from pipeline.embed.decoding import Batch, Limits, Pixels, Prepare, PrepareEach, Row, batches
+from pipeline.embed.kept_columns import NOT_FINITE, Kept, Name, find
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
@@ -27,51 +28,82 @@ from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
 LOOKAHEAD_BATCHES = 2  # of a shard, decoded before the model takes them
+Column = tuple[np.ndarray, dict[str, Any]]  # (rows, D) float16; the device and precision
 Source = Callable[[Shard, Prepare, Config], Iterator[Batch]]
 
 
 class ShardRows:
     """The rows, embeddings and rejects of a shard so far."""
 
-    def __init__(self, encoder: clip.Encoder, thread: ThreadPoolExecutor) -> None:
-        self.encoder, self.thread = encoder, thread
+    def __init__(self, encoders: Mapping[Name, clip.Encoder], thread: ThreadPoolExecutor) -> None:
+        self.encoders, self.thread = encoders, thread
         self.rows: list[Row] = []
         self.rejects: list[Row] = []
-        self.embeddings: list[np.ndarray] = []
+        self.encoded: list[list[np.ndarray]] = []  # of each batch, by each encoder
+        self.end = ""  # how the shard ended; "" before
         self.encode_s = self.decode_s = 0.0
 
     def add(self, batch: Batch) -> None:
-        """Encode a batch; a sample whose embedding is not finite is rejected."""
+        """Encode a batch; a sample is rejected if one of its embeddings is not finite."""
+        self.end = batch.end
         self.rejects += batch.rejects
         self.decode_s += batch.decode_s
         if not batch.rows:
             return
-        encoded, seconds = self.thread.submit(_timed, self.encoder, batch.pixels).result()
+        work = self.thread.submit(_timed, list(self.encoders.values()), batch.pixels)
+        encoded, seconds = work.result()
         self.encode_s += seconds
-        finite = np.isfinite(encoded).all(axis=1)
+        finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in encoded])
         for row, good in zip(batch.rows, finite, strict=True):
             if good:
                 self.rows.append(row)
             else:
-                member, reason = row["image_member"], Reason.EMBEDDING_NOT_FINITE.because()
-                self.rejects.append({**row, "member": member, "reason": reason})
-        self.embeddings.append(encoded[finite].astype(np.float16))
+                self.reject(row)
+        self.encoded.append([rows[finite].astype(np.float16) for rows in encoded])
 
-    def matrix(self) -> np.ndarray:
-        """(rows, dim) float16."""
-        empty = np.zeros((0, self.encoder.dim), np.float16)
-        return np.concatenate([empty, *self.embeddings])
+    def reject(self, row: Row) -> None:
+        """Reject a sample with an embedding that is not finite."""
+        member, reason = row["image_member"], Reason.EMBEDDING_NOT_FINITE.because()
+        self.rejects.append({**row, "member": member, "reason": reason})
+
+    def readable(self) -> set[str]:
+        """sample_ids of the rows, and of the rejects whose image was encoded."""
+        encoded = [row for row in self.rejects if row["reason"].startswith(NOT_FINITE)]
+        return {row["sample_id"] for row in (*self.rows, *encoded)}
+
+    def columns(self) -> dict[Name, Column]:
+        """The column of each encoder."""
+        empty = [np.zeros((0, encoder.dim), np.float16) for encoder in self.encoders.values()]
+        matrices = [np.concatenate(each) for each in zip(empty, *self.encoded, strict=True)]
+        return {
+            name: (matrix, {"device": encoder.device, "precision": encoder.precision})
+            for (name, encoder), matrix in zip(self.encoders.items(), matrices, strict=True)
+        }
+
+    def columns_with(self, kept: Kept) -> dict[Name, Column]:
+        """The columns of these encoders and of the part; rejects the rows that the part lacks."""
+        rows = self.rows
+        self.rows = [row for row in rows if row["sample_id"] in kept.row_of]
+        for row in rows:
+            if row["sample_id"] not in kept.row_of:
+                self.reject(row)
+        new = [i for i, row in enumerate(rows) if row["sample_id"] in kept.row_of]
+        old = [kept.row_of[row["sample_id"]] for row in self.rows]
+        return {
+            **{name: (matrix[old], facts) for name, (matrix, facts) in kept.columns.items()},
+            **{name: (matrix[new], facts) for name, (matrix, facts) in self.columns().items()},
+        }
 
 
-def _timed(encoder: clip.Encoder, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+def _timed(encoders: Sequence[clip.Encoder], pixels: Pixels) -> tuple[list[np.ndarray], float]:
     started = time.perf_counter()
-    encoded = encoder.encode_images(pixels)
+    encoded = [each.encode_images(own) for each, own in zip(encoders, pixels, strict=True)]
     return encoded, time.perf_counter() - started
 
 
 def embed_shard(
     shard: Shard,
-    encoder: clip.Encoder,
+    encoders: Sequence[clip.Encoder],
     thread: ThreadPoolExecutor,
     cfg: Config,
     paths: layout.RunPaths,
@@ -79,20 +111,37 @@ def embed_shard(
 ) -> dict[str, Any]:
     """Encode the batches of one shard, commit its rejects and its part; returns its facts.
 
-    No batch crosses shards, so the bytes depend on the shard and `cfg` only. The model runs in
+    `encoders` are those of `cfg`, in its order. Where a part lacks only some of them, its columns
+    stay, and the others are added.
+
+    No batch crosses shards, so the bytes depend on the shard and `cfg` only. The models run in
     `thread`, a pool of one thread for all shards: torch keeps a team of OpenMP threads for every
     thread that calls it, and idle teams spin.
     """
-    began, end = time.time(), ""
-    out = ShardRows(encoder, thread)
-    for batch in source(shard, encoder.prepare, cfg):
-        out.add(batch)
-        end = batch.end
-    met = sorted(row["index"] for row in (*out.rows, *out.rejects))
-    if not end or met != list(range(len(met))):  # a restarted decoder may cut other batches
-        raise OSError(f"{shard.url}: its batches do not fit together; run the same command again")
-    facts = shard_facts(shard, out, end, cfg)
-    _commit(shard.stem, out, facts, paths)
+    began, named = time.time(), dict(zip(cfg.encoders, encoders, strict=True))
+
+    def encode(some: Mapping[Name, clip.Encoder]) -> ShardRows:
+        out = ShardRows(some, thread)
+        prepare = PrepareEach(tuple(encoder.prepare for encoder in some.values()))
+        for batch in source(shard, prepare, cfg):
+            out.add(batch)
+        met = sorted(row["index"] for row in (*out.rows, *out.rejects))
+        if not out.end or met != list(range(len(met))):  # a restarted decoder may cut other batches
+            raise OSError(
+                f"{shard.url}: its batches do not fit together; run the same command again"
+            )
+        return out
+
+    kept = find(shard, cfg, paths)
+    out = encode({n: e for n, e in named.items() if not kept or n not in kept.columns})
+    if kept and not kept.fits(out.readable()):
+        log.warning(
+            "embed: %s: other images are readable than before: embedding it anew", shard.url
+        )
+        kept, out = None, encode(named)
+    found = out.columns_with(kept) if kept else out.columns()
+    facts = shard_facts(shard, out, found, cfg)
+    _commit(shard.stem, out, [found[name][0] for name in named], facts, paths)
     spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
     return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
 
@@ -105,7 +154,9 @@ def decode(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
     yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
 
 
-def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str, Any]:
+def shard_facts(
+    shard: Shard, out: ShardRows, found: Mapping[Name, Column], cfg: Config
+) -> dict[str, Any]:
     """Settings and counts of a finished shard; the same on every run."""
     samples = len(out.rows) + len(out.rejects)
     kinds, clashes = columns.survey(row["kinds"] for row in (*out.rows, *out.rejects))
@@ -117,21 +168,37 @@ def shard_facts(shard: Shard, out: ShardRows, end: str, cfg: Config) -> dict[str
         "embedded": len(out.rows),
         "rejected": len(out.rejects),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
-        "end": end,
+        "end": out.end,
         "columns": kinds,
         "clashes": sorted(clashes),
-        "device": out.encoder.device,
-        "precision": out.encoder.precision,
+        "encoders": [
+            {
+                "column": views.column(place),
+                "model": name[0],
+                "pretrained": name[1],
+                "dim": found[name][0].shape[1],
+                **found[name][1],  # device and precision
+            }
+            for place, name in enumerate(cfg.encoders)
+        ],
     }
 
 
-def _commit(stem: str, out: ShardRows, facts: dict[str, Any], paths: layout.RunPaths) -> None:
+def _commit(
+    stem: str,
+    out: ShardRows,
+    vectors: Sequence[np.ndarray],
+    facts: dict[str, Any],
+    paths: layout.RunPaths,
+) -> None:
     rejects = sorted(out.rejects, key=lambda row: row["index"])
     if facts["end"] != "complete":  # damage is a row without a key
         rejects.append({"shard": stem, "reason": Reason.SHARD.because(facts["end"])})
     table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
     tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])
-    schema = schemas.embeddings_schema(out.encoder.dim)
-    texts = {f.name: pa.array([r[f.name] for r in out.rows], f.type) for f in list(schema)[:-1]}
-    part = pa.table({**texts, "embedding": tables.from_matrix(out.matrix())}, schema=schema)
+    schema = schemas.embeddings_schema(*(matrix.shape[1] for matrix in vectors))
+    own = list(schema)[: -len(vectors)]
+    texts = {f.name: pa.array([row[f.name] for row in out.rows], f.type) for f in own}
+    found = {views.column(i): tables.from_matrix(matrix) for i, matrix in enumerate(vectors)}
+    part = pa.table({**texts, **found}, schema=schema)
     tables.write(paths.embeddings.file(f"{stem}.parquet"), part, **facts)

@@ -15,6 +15,11 @@ class Config:
 
     model: str = setting("pico-clip", "open_clip architecture, hf-hub:… or the bundled pico-clip")
     pretrained: str = setting("", "open_clip tag or checkpoint file; '' is pico-clip's own weights")
+    also: tuple[str, ...] = setting(
+        (),
+        "further encoders, a column of embeddings for each: ARCH:TAG or ARCH:FILE of open_clip, "
+        "pico-resnet, timm:NAME or timm:NAME:FILE; words are of embed.model alone",
+    )
     precision: str = setting("auto", "auto, fp32, bf16 or fp16: arithmetic of the encoder")
     device: str = setting("auto", "auto, cpu or cuda: where the encoder runs", operational=True)
     batch_size: int = setting(64, "images in one call of the encoder")
@@ -40,6 +45,12 @@ class Config:
                 f"embed.precision = {self.precision!r}: "
                 f"choose one of {', '.join(weights.PRECISIONS)}"
             )
+        if twice := [e for i, e in enumerate(self.encoders) if e in self.encoders[:i]]:
+            model, pretrained = twice[0]
+            raise UserError(
+                f"embed.also = {list(self.also)}: encoder {model!r} {pretrained!r} is named twice; "
+                "name each once, and not embed.model again"
+            )
         for name in ("batch_size", "max_image_pixels", "max_sample_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"embed.{name} = {getattr(self, name)}: give 1 or more")
@@ -52,6 +63,11 @@ class Config:
             raise UserError(f"embed.max_reject_fraction = {self.max_reject_fraction}: give 0 to 1")
 
     @property
+    def encoders(self) -> list[tuple[str, str]]:
+        """(model, pretrained) of every encoder, in the order of the columns."""
+        return [(self.model, self.pretrained), *map(weights.split, self.also)]
+
+    @property
     def readers(self) -> int:
         """Shards that each encoder reads at once."""
         return self.decode_cpus or READERS
@@ -60,4 +76,14 @@ class Config:
 def check(sections: Sections) -> None:
     """UserError for an unknown model, tag or checkpoint; loads nothing."""
     cfg = sections["embed"]
+    if weights.images_only(cfg.model):
+        raise UserError(
+            f"embed.model = {cfg.model!r} has no text encoder to name the clusters with; "
+            f'give it as embed.also = ["{cfg.model}"]'
+        )
     weights.check(cfg.model, cfg.pretrained)
+    for name in cfg.also:
+        try:
+            weights.check(*weights.split(name))
+        except UserError as error:
+            raise UserError(f"embed.also = {name!r}: {error}") from None

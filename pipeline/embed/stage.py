@@ -1,6 +1,6 @@
-"""Stage 1, embed: shards of images to CLIP embeddings, one part per shard.
+"""Stage 1, embed: shards of images to embeddings by one or more encoders, one part per shard.
 
-reads   the input shards
+reads   the input shards; where encoders were added to embed.also, the parts that lack their columns
 writes  embeddings/{stem}.parquet  embeddings_schema  one row per readable sample
         rejects/{stem}.parquet     REJECTS            one row per unreadable one, and per damage
         embeddings/manifest.json   counts and facts of every shard, the json columns of the run
@@ -148,10 +148,19 @@ def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str
         "damaged": sum(facts["end"] != "complete" for facts in done),
         "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
         "conflicting_columns": sorted(clashes),
-        "precisions": sorted({f"{f['device']} {f['precision']}" for f in done}),
+        "encoders": [
+            {key: each[key] for key in ("column", "model", "pretrained", "dim")}
+            for each in done[0]["encoders"]
+        ],
+        "precisions": sorted({_precision(facts["encoders"]) for facts in done}),
         "shards": [{key: facts[key] for key in per_shard} for facts in done],
         "seconds": round(seconds, 2),
     }
+
+
+def _precision(encoders: list[dict[str, Any]]) -> str:
+    """Where and how these encoded, such as "cpu fp32 + cpu bf16"; once where all are alike."""
+    return " + ".join(dict.fromkeys(f"{each['device']} {each['precision']}" for each in encoders))
 
 
 def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.artifacts import layout, outputs
+from pipeline.embed.kept_columns import can_keep, identity
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
@@ -19,6 +20,7 @@ class Survey:
 
     done: list[dict[str, Any]]  # facts of the finished parts
     todo: list[Shard]
+    extended: list[Shard]  # of `todo`: they have a part, and only columns of embed.also are missing
     changed: list[Shard]  # of `todo`: embedded before, but their content is different now
     namesakes: list[Shard]  # of `changed`: the part was made from a file at another place
     other: dict[str, dict[str, Any]]  # stem -> facts of the parts made with different settings
@@ -31,13 +33,19 @@ def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
     stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
     known = outputs.part_facts(paths.embeddings, stems)
     rejects = paths.rejects.names()
-    other = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
-    found = Survey([], [], [], [], other, sorted(known.keys() - {shard.stem for shard in shards}))
+    old = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
+    other = {stem: f for stem, f in old.items() if not can_keep(f, cfg)}
+    removed = sorted(known.keys() - {shard.stem for shard in shards})
+    found = Survey([], [], [], [], [], other, removed)
     for shard in shards:
         facts = known.get(shard.stem)
+        same = facts is not None and identity(facts["shard"]) == identity(asdict(shard))
         if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
             found.todo.append(shard)
-        elif identity(facts["shard"]) == identity(asdict(shard)):
+        elif shard.stem in old and same:
+            found.todo.append(shard)
+            found.extended.append(shard)
+        elif same:
             found.done.append({**facts, "shard": asdict(shard)})  # its URL may be new
         else:
             found.todo.append(shard)
@@ -65,6 +73,11 @@ def plan(
             "embed: %d shards changed since they were embedded: embedding them again",
             len(found.changed),
         )
+    if found.extended:
+        log.info(
+            "embed: %d parts keep their columns; encoders that were added to embed.also add theirs",
+            len(found.extended),
+        )
     if found.removed:
         log.warning(
             "embed: %d parts belong to shards that are not in --shards, the first %s: they stay on "
@@ -88,11 +101,6 @@ def if_done(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[st
     parts = {f"{shard.stem}.parquet" for shard in shards}
     whole = parts <= paths.embeddings.names() and parts <= paths.rejects.names()
     return manifest if whole and not moved else None
-
-
-def identity(shard: dict[str, Any]) -> tuple[Any, ...]:
-    """The fields that change with the content of a shard; its URL is not one of them."""
-    return shard["stem"], shard["size"], shard["version"]
 
 
 def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:

@@ -1,4 +1,4 @@
-"""The encoder process of Ray Data: loads the model once, embeds one shard per call."""
+"""The encoder process of Ray Data: loads its models once, embeds one shard per call."""
 
 import json
 import logging
@@ -46,18 +46,15 @@ def decode_elsewhere(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Ba
 
 
 class Embedder:
-    """An actor that loads the model once and embeds one shard per call; calls may be parallel."""
+    """An actor that loads its models once and embeds one shard per call; calls may be parallel."""
 
     def __init__(self, cfg: Config, paths: layout.RunPaths, threads: int) -> None:
         self.cfg, self.paths, self.name = cfg, paths, uuid4().hex
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.encoder = clip.load(
-            cfg.model,
-            cfg.pretrained,
-            device=cfg.device,
-            precision=cfg.precision,
-            threads=threads,
-        )
+        self.encoders = [
+            clip.load(*name, device=cfg.device, precision=cfg.precision, threads=threads)
+            for name in cfg.encoders
+        ]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The shard's facts as JSON, or the error that stopped it; the driver decides."""
@@ -72,6 +69,6 @@ class Embedder:
 
     def _embed(self, shard: Shard) -> dict[str, Any]:
         source = decode_elsewhere if self.cfg.decode_cpus else decode
-        facts = embed_shard(shard, self.encoder, self.thread, self.cfg, self.paths, source)
+        facts = embed_shard(shard, self.encoders, self.thread, self.cfg, self.paths, source)
         facts["took"]["encoder"] = self.name
         return facts

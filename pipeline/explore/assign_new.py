@@ -30,7 +30,6 @@ from pipeline.select_k.assign_parts import Assigner, load_network
 from pipeline.select_k.full_passes import Parts, assign_all
 from pipeline.store import partial_sums, storage, tables
 from pipeline.store.listing import Shard
-from pipeline.vision import weights
 from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 
@@ -82,7 +81,7 @@ def run(
     check(source, shards, paths)
     made_with = given["embeddings"]
     asked = encoder(sections["embed"], made_with["config"])
-    weights.check(asked.model, asked.pretrained)
+    embed_settings.check({"embed": asked})
     write_settings.digests(sections["write"])  # a missing list is an error before the work
     embedded = embed.run(asked, paths, shards, overwrite)
     if embedded["precisions"] != made_with.get("precisions"):

@@ -7,6 +7,7 @@ words, h hidden, d features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,9 @@ class Network(nn.Module):
         self, input_dims: Sequence[int], hidden_dim: int, feature_dim: int, words: int = 0
     ) -> None:
         super().__init__()
-        self.shape = {"input_dims": list(input_dims), "hidden_dim": hidden_dim}
+        self.shape: dict[str, Any] = {"input_dims": list(input_dims), "hidden_dim": hidden_dim}
         self.shape |= {"feature_dim": feature_dim, "words": words}  # the arguments, by name
+        self.input_dims = list(input_dims)
         self.dims = [input_dims[0], *([input_dims[0]] if words else []), *input_dims[1:]]
         width = sum(self.dims)
         self.words = Words(words, input_dims[0])
@@ -152,7 +154,7 @@ class Network(nn.Module):
         self.project.weight.zero_()[: len(components)] = components * peaks.sign()
 
     def _raw(self, x: Tensor) -> list[Tensor]:
-        first, *more = x.split(self.shape["input_dims"], dim=1)
+        first, *more = x.split(self.input_dims, dim=1)
         return [first, *([self.words(first)] if self.shape["words"] else []), *more]
 
     def each_view(self, x: Tensor) -> list[Tensor]:

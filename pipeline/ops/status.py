@@ -157,9 +157,11 @@ def embed_row(
 
 
 def _embedding(found: survey.Survey, total: int) -> str:
-    new, changed = len(found.todo) - len(found.changed), len(found.changed)
+    changed, extended = len(found.changed), len(found.extended)
+    new = len(found.todo) - changed - extended
     first = f", the first {found.todo[0].stem}" if found.todo else ""
-    text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{first}"
+    more = f", {extended} to be extended by encoders of embed.also" if extended else ""
+    text = f"{len(found.todo)} of {total} shards: {new} new, {changed} changed{more}{first}"
     if not found.todo:
         text = f"none of {total} shards, the manifest alone"
     if found.removed:

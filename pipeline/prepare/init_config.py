@@ -30,7 +30,7 @@ from pipeline.store.listing import Shard, list_shards
 from pipeline.store.shards import MissingImage, Sample, ShardReader
 
 SHOWN = 40  # json columns in the file
-SMALL_SIDE = 96  # pixels; pico-clip, which sees 64, loses little of such images
+SMALL_SIDE = 192  # pixels; pico-clip, which sees 128, loses little of such images
 MANY = 10_000_000  # samples, above which [train] gets a large batch
 
 

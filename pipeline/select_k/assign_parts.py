@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from pipeline.artifacts import layout, schemas
+from pipeline.artifacts import layout, schemas, views
 from pipeline.mcr2 import assignment, coding_rate
 from pipeline.mcr2.network import Network
 from pipeline.store import storage, tables
@@ -39,15 +39,25 @@ def load_network(paths: layout.RunPaths) -> Network:
     return network.eval()
 
 
+def embedding_columns(network: Network) -> list[str]:
+    """The columns of embeddings that the network sees."""
+    return views.columns(len(network.input_dims))
+
+
+def row_features(rows: pa.Table, network: Network) -> Tensor:
+    """z (n, d) of rows with `embedding_columns`."""
+    x, _ = views.side_by_side(rows, embedding_columns(network))
+    return network.features(torch.from_numpy(x.astype(np.float32)))
+
+
 def part_features(
     url: str, network: Network, columns: list[str]
 ) -> Iterator[tuple[pa.Table, Tensor]]:
-    """(rows, their z (b, d)) of one part of the embeddings, BATCH_ROWS at a time."""
-    table = tables.read(url, columns)
+    """(rows with `columns`, their z (b, d)) of one part of embeddings/, BATCH_ROWS at a time."""
+    table = tables.read(url, [*columns, *embedding_columns(network)])
     for start in range(0, table.num_rows, BATCH_ROWS):
         rows = table.slice(start, BATCH_ROWS)
-        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
-        yield rows, network.features(x)
+        yield rows.select(columns), row_features(rows, network)
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,11 @@ def assign_part(
 ) -> pa.Table:
     """Commit one part of the assignments, add to the clusters' statistics; returns EXEMPLARS."""
     found, members = [], []
-    for rows, z in part_features(source, assigner.network, [*MEMBER, "embedding"]):
+    for rows, z in part_features(source, assigner.network, MEMBER):
         a = assignment.assign(z, assigner.prototypes, schemas.TOP)
         coding_rate.accumulate(total, z, a.cluster)
         found.append(_assignment_rows(rows, a))
-        members.append(rows.select(MEMBER))
+        members.append(rows)
     table = pa.concat_tables([schemas.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
     return _exemplars(table, members)

@@ -44,7 +44,7 @@ def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
     """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
     total = coding_rate.no_statistics(*table.shape)
     for url in urls:
-        for _, z in part_features(url, network, ["embedding"]):
+        for _, z in part_features(url, network, []):
             coding_rate.accumulate(total, z, assignment.nearest(z, table))
     return to_arrays(total)
 

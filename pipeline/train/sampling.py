@@ -3,7 +3,7 @@
 N training samples, m of them, D input dimensions, W workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import layout
+from pipeline.artifacts import layout, views
 from pipeline.mcr2.collectives import Collectives
 from pipeline.store import tables
 
@@ -93,32 +93,35 @@ def shares(rows: int, workers: int) -> list[range]:
     return [range(*bound) for bound in pairwise(bounds)]
 
 
-def read_embeddings(source: SamplePlan, rows: range) -> np.ndarray:
-    """Embeddings (n, D) float16 of consecutive rows of the sample."""
+def read_embeddings(source: SamplePlan, rows: range, columns: Sequence[str]) -> np.ndarray:
+    """Embeddings (n, D1 + D2 + …) float16 of consecutive rows of the sample, side by side."""
     x = np.empty((0, 0), np.float16)
-    for first, column in _read(source, "embedding", np.arange(rows.start, rows.stop)):
-        found = tables.to_matrix(column)
+    for first, found in _read(source, columns, np.arange(rows.start, rows.stop)):
+        block, _ = views.side_by_side(found, columns)
         if not x.size:
-            x = np.empty((len(rows), found.shape[1]), np.float16)
-        x[first : first + len(found)] = found
+            x = np.empty((len(rows), block.shape[1]), np.float16)
+        x[first : first + len(block)] = block
     return x
 
 
 def read_ids(source: SamplePlan, rows: np.ndarray) -> list[str]:
     """The sample ids of ascending rows of the sample."""
-    return [i for _, column in _read(source, "sample_id", rows) for i in column.to_pylist()]
+    found = _read(source, ["sample_id"], rows)
+    return [i for _, block in found for i in block["sample_id"].to_pylist()]
 
 
-def _read(source: SamplePlan, name: str, rows: np.ndarray) -> Iterator[tuple[int, pa.ChunkedArray]]:
-    """A column of ascending rows of the sample, block by block, each with where in `rows` it is."""
+def _read(
+    source: SamplePlan, columns: Sequence[str], rows: np.ndarray
+) -> Iterator[tuple[int, pa.Table]]:
+    """Ascending rows of the sample, block by block, each with where in `rows` it is."""
     ends = source.ends
     edges = np.searchsorted(rows, np.concatenate([[0], ends]))
 
-    def read(index: int) -> tuple[int, pa.ChunkedArray]:
+    def read(index: int) -> tuple[int, pa.Table]:
         block, ours = source.blocks[index], rows[edges[index] : edges[index + 1]]
-        column = tables.read_rows(block.url, [name], range(block.start, block.stop))[name]
+        table = tables.read_rows(block.url, columns, range(block.start, block.stop))
         first = ends[index] - block.take
-        return int(edges[index]), column.take(source.rows_taken(index)[ours - first])
+        return int(edges[index]), table.take(source.rows_taken(index)[ours - first])
 
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(read, np.flatnonzero(np.diff(edges)).tolist())
@@ -133,9 +136,10 @@ class Share:
     samples: int  # N
 
     @classmethod
-    def read(cls, source: SamplePlan, rows: range) -> "Share":
-        """Read them from the parts of the embeddings."""
-        return cls(torch.from_numpy(read_embeddings(source, rows)), rows.start, len(source))
+    def read(cls, source: SamplePlan, rows: range, columns: Sequence[str]) -> "Share":
+        """Read the columns of them, side by side, from the parts of the embeddings."""
+        held = torch.from_numpy(read_embeddings(source, rows, columns))
+        return cls(held, rows.start, len(source))
 
     def __len__(self) -> int:
         return self.samples

@@ -72,13 +72,16 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         try:
             words = ray.put(_encode_words(read_words(cfg, embedded["config"]["model"]), embedded))
             waiting_for(["workers to start and to read their samples"])
-            train_workers(WorkerJob(cfg, source, paths, made_of, words, actor))
+            encoders = embedded["encoders"]
+            train_workers(WorkerJob(cfg, source, paths, made_of, encoders, words, actor))
         finally:
             over.set()
             follower.join()
     history = tables.read(paths.network.file("history.parquet"))
     facts = json.loads(storage.read_bytes(paths.network.file("network.json")))
     looks, views = facts["looks"], facts["views"]
+    for view, encoder in zip(reversed(views), reversed(embedded["encoders"][1:]), strict=False):
+        view["name"] = encoder["model"]
     kept = [look for look in looks if look["kept"]][-1]
     paths.network.finish(
         made_of,

@@ -41,6 +41,7 @@ class WorkerJob:
     source: SamplePlan
     paths: layout.RunPaths
     made_of: str
+    encoders: list[dict[str, Any]]  # column, dim, … of each, from the manifest of embeddings/
     words: Any  # reference to (V, D) float32 and the encoder's logit scale
     progress: Any  # actor handle of a ProgressActor
 
@@ -69,13 +70,14 @@ def worker(job: WorkerJob) -> None:
     samples = len(job.source)
     shared = samples > shared_samples(job.cfg)
     mine = shares(samples, workers.size)[workers.rank] if shared else range(samples)
-    share = Share.read(job.source, mine)
+    share = Share.read(job.source, mine, [encoder["column"] for encoder in job.encoders])
     cfg = fit_settings(job.cfg, samples)
     rows = seen_rows(cfg, samples)
     seen = gather_rows(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)
     with one_thread():
-        network, views = new_network(cfg, seen, torch.tensor(words), scale)
+        dims = [encoder["dim"] for encoder in job.encoders]
+        network, views = new_network(cfg, seen, torch.tensor(words), scale, dims)
     state = new_state(cfg, network.to(device))
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # which sets the steps
     checkpoints.restore(state)
@@ -101,7 +103,10 @@ def write_network(
     x: Tensor,
     paths: layout.RunPaths,
 ) -> None:
-    """Commit the best network, the history, and the landmarks x (m, D) with their `ids`."""
+    """Commit the best network, the history, and the landmarks x (m, D) with their `ids`.
+
+    Of the landmarks' embeddings, only those by the first encoder are kept, for the report.
+    """
     network = state.best().eval().cpu()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(paths.network.file("network.safetensors"), save_tensors(weights))
@@ -115,10 +120,10 @@ def write_network(
     sample = pa.table(
         {
             "sample_id": ids,
-            "embedding": tables.from_matrix(x.numpy()),
+            "embedding": tables.from_matrix(x[:, : network.input_dims[0]].numpy()),
             "feature": tables.from_matrix(z.numpy(), pa.float32()),
         },
-        schema=schemas.sample_schema(x.shape[1], cfg.feature_dim),
+        schema=schemas.sample_schema(network.input_dims[0], cfg.feature_dim),
     )
     tables.write(paths.network.file("sample.parquet"), sample)
 

@@ -1,7 +1,7 @@
-"""Encodes images and words as unit vectors, with any model of open_clip.
+"""Encodes images and words as unit vectors, with any model of open_clip; images with any of timm.
 
-The bundled `pico-clip` is loaded like every other model, from its folder. Weights are read as
-tensors only: no code in a checkpoint is ever run.
+The bundled models are loaded like every other model, from their folders. `pico-resnet` and the
+models of timm have no words. Weights are read as tensors only: no code in a checkpoint is ever run.
 
 n images or texts, h × w the encoder's image size, dim the length of a vector.
 """
@@ -18,14 +18,23 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.runtime.errors import UserError
-from pipeline.vision import batch_norm
-from pipeline.vision.weights import PICO, PRECISIONS, check, source, tensors_only
+from pipeline.vision import batch_norm, timm_models
+from pipeline.vision.weights import (
+    BUNDLED,
+    PICO,
+    PRECISIONS,
+    check,
+    images_only,
+    source,
+    tensors_only,
+)
 
 if TYPE_CHECKING:
     from torchvision import transforms
 log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
 TEXTS_PER_BATCH = 256  # through the text encoder at once
+CPU_IMAGES = 16  # through a model on the CPU at once: more do not fit its caches (pico-clip: half)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,29 +63,36 @@ class Encoder:
         model_name: str,
         model: torch.nn.Module,
         preprocess: "transforms.Compose",
-        tokenizer: Callable[[list[str]], Tensor],
+        tokenizer: Callable[[list[str]], Tensor] | None,
         device: str,
         precision: str,
     ) -> None:
+        """`model` is a CLIP of open_clip; without a tokenizer it is an image tower alone."""
         self.model_name = model_name
         self.device = device
         self.precision = precision
-        # channels_last: faster convolutions (pico-clip 519 → 822 images/s on 2 CPU threads), and
-        # a batch of (n, h, w, 3) pixels has this order already. Transformers ignore it.
         net: Any = model.eval()
         if precision == "fp32":  # half precision would round the scales into the weights
-            batch_norm.fold(net.visual)
-        net = net.to(device)
-        self._model = net.to(memory_format=torch.channels_last)
+            batch_norm.fold(net.visual if tokenizer else net)
+        # channels_last: faster convolutions, and a batch of (n, h, w, 3) pixels has this order
+        # already. Transformers ignore it.
+        self._model = net.to(device).to(memory_format=torch.channels_last)
         self._tokenizer = tokenizer
-        self.logit_scale = float(net.logit_scale.detach().exp())  # of cosines, as trained
+        self._encode_image = self._model.encode_image if tokenizer else self._model
+        # of cosines, as trained; 1 without words
+        self.logit_scale = float(net.logit_scale.detach().exp()) if tokenizer else 1.0
         geometry, normalize = _split(preprocess)
         self.prepare = Prepare(geometry)
-        self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
+        self._mean = torch.as_tensor(normalize.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.as_tensor(normalize.std, device=device).view(1, 3, 1, 1)
         blank = self.prepare(Image.new("RGB", (64, 64)))
         self.image_size: tuple[int, int] = blank.shape[:2]  # height, width
-        self.dim: int = self._forward(self._model.encode_image, self._pixels(blank[None])).shape[1]
+        rows = self._forward(self._encode_image, self._pixels(blank[None]))
+        if rows.ndim != 2:
+            raise UserError(
+                f"model {model_name!r} gives no single vector for an image: choose another"
+            )
+        self.dim: int = rows.shape[1]
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, h, w, 3) from `prepare` → float32 (n, dim), rows of unit length.
@@ -84,12 +100,23 @@ class Encoder:
         A row is not finite if the model's output is not, for example in fp16 beyond 65,504.
         """
         assert pixels.dtype == np.uint8 and pixels.shape[1:] == (*self.image_size, 3), pixels.shape
-        if len(pixels) == 0:
-            return np.empty((0, self.dim), np.float32)
-        return self._forward(self._model.encode_image, self._pixels(pixels))
+        rows = [np.empty((0, self.dim), np.float32)]
+        at_once = CPU_IMAGES if self.device == "cpu" else max(1, len(pixels))
+        for start in range(0, len(pixels), at_once):
+            batch = self._pixels(pixels[start : start + at_once])
+            rows.append(self._forward(self._encode_image, batch))
+        return np.concatenate(rows)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        """Texts → float32 (n, dim), rows of unit length; longer texts are cut to the context."""
+        """Texts → float32 (n, dim), rows of unit length; longer texts are cut to the context.
+
+        Raises UserError if the model has no text encoder.
+        """
+        if self._tokenizer is None:
+            raise UserError(
+                f"model {self.model_name!r} encodes images only; set embed.model to a model with a "
+                f"text encoder, such as {PICO}"
+            )
         rows = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokenizer(list(texts[start : start + batch_size]))  # (batch, context)
@@ -138,18 +165,20 @@ def load(
     """
     check(model, pretrained)
     device = _choose_device(device)
-    precision = choose_precision(model, device, precision)
+    asked, precision = precision, choose_precision(model, device, precision)
     if threads is not None:
         torch.set_num_threads(threads)
-    import open_clip  # as in `weights`: where it is needed
-
     try:
         with tensors_only(), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
-            net, _, preprocess = open_clip.create_model_and_transforms(
-                model, **source(model, pretrained), precision=_open_clip_precision(precision)
-            )
-            tokenizer = open_clip.get_tokenizer(model)
+            if model.startswith(timm_models.PREFIX):
+                net, preprocess = timm_models.build(model, pretrained)
+                tokenizer = None
+                if asked == "auto" and timm_models.has_batch_norm(net):
+                    precision = "fp32"
+                net = net.to(_DTYPES[precision])
+            else:
+                net, preprocess, tokenizer = _open_clip(model, pretrained, precision)
     except Exception as error:  # of open_clip, huggingface_hub, safetensors, pickle: no common base
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -160,18 +189,31 @@ def load(
     return Encoder(model, net, preprocess, tokenizer, device, precision)
 
 
+def _open_clip(model: str, pretrained: str, precision: str) -> tuple[Any, Any, Any]:
+    """A CLIP or, without words, its image tower; its transform of images; its tokenizer or None."""
+    import open_clip  # as in `weights`: where it is needed
+
+    net, _, preprocess = open_clip.create_model_and_transforms(
+        model, **source(model, pretrained), precision=_open_clip_precision(precision)
+    )
+    if images_only(model):
+        return net.visual, preprocess, None
+    return net, preprocess, open_clip.get_tokenizer(model)
+
+
 def choose_precision(model: str, device: str, precision: str) -> str:
     """fp32, bf16 or fp16: the given one, or for "auto" the fastest that is accurate enough.
 
-    pico-clip stays in fp32: in bf16 it is 2 times as fast on a CPU, but 8 of the 1,911 Noto emoji
-    have a cosine to fp32 below 0.999. ViT-B-32 in bf16 is about 3 times as fast, at 0.9999.
+    The bundled models stay in fp32: with pico-clip in bf16, 1,533 of the 1,911 Noto emoji have a
+    cosine to fp32 below 0.999. So do models of timm with batch norms, which `load` finds out.
+    ViT-B-32 in bf16 is about 3 times as fast, at 0.9999.
     Weights are cast once; autocast, which casts them at every call, is only 1.3 times as fast.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
-    if model == PICO:
+    if model in BUNDLED:
         return "fp32"
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"

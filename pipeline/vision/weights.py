@@ -1,9 +1,10 @@
 """Finds the weights of a model, and makes sure that reading them runs no code.
 
-`pretrained` is "" for the default (only pico-clip, hf-hub: and local-dir: have one), a tag of
-open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
+A model is one of open_clip, one of the bundled ones, or timm:NAME for an image model of timm.
+`pretrained` is "" for the default (the bundled models, hf-hub:, local-dir: and timm: have one), a
+tag of open_clip, the path of a checkpoint, or "none" for random weights, which are for benchmarks.
 
-open_clip is imported inside functions, because the import takes seconds.
+open_clip and timm are imported inside functions, because the import takes seconds.
 """
 
 import difflib
@@ -17,32 +18,54 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.vision import timm_models
 
 PICO = "pico-clip"  # the bundled model
-RANDOM = "none"
+PICO_RESNET = "pico-resnet"  # the bundled second encoder, for images alone
+BUNDLED = (PICO, PICO_RESNET)
+RANDOM = timm_models.RANDOM
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own; config and weights come together
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+def split(name: str) -> tuple[str, str]:
+    """The model and `pretrained` of a name of both: ARCH:TAG, ARCH:FILE, ARCH, timm:NAME:FILE."""
+    if name.startswith(_SCHEMES):
+        return name, ""
+    prefix = timm_models.PREFIX if name.startswith(timm_models.PREFIX) else ""
+    model, _, pretrained = name.removeprefix(prefix).partition(":")
+    return prefix + model, pretrained
+
+
+def images_only(model: str) -> bool:
+    """Whether the model has no text encoder."""
+    return model == PICO_RESNET or model.startswith(timm_models.PREFIX)
+
+
 def check(model: str, pretrained: str) -> None:
     """Raises UserError for an unknown model, tag or checkpoint, without reading weights."""
+    if model.startswith(timm_models.PREFIX):
+        timm_models.check(model.removeprefix(timm_models.PREFIX), pretrained)
+        if pretrained not in ("", RANDOM):
+            _check_checkpoint(Path(pretrained))
+        return
     if model.startswith(_SCHEMES):
         _check_scheme(model, pretrained)
         return
-    if (model, pretrained) == (PICO, ""):
+    if model in BUNDLED and pretrained == "":
         return
     import open_clip
 
-    _register_pico()
+    _register_bundled()
     known = open_clip.list_models()
     if model not in known:
         near = difflib.get_close_matches(model, known, n=3, cutoff=0.4) or [PICO, "ViT-B-32"]
         raise UserError(f"unknown model {model!r}; did you mean {' or '.join(near)}?")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in ("", RANDOM) or open_clip.is_pretrained_cfg(model, pretrained):
-        if pretrained == "" and model != PICO:
+        if pretrained == "":
             raise UserError(f"model {model} needs pretrained weights: {_choices(tags)}")
     elif pretrained.endswith(_SUFFIXES) or Path(pretrained).exists():
         _check_checkpoint(Path(pretrained))
@@ -52,13 +75,13 @@ def check(model: str, pretrained: str) -> None:
 
 def source(model: str, pretrained: str) -> dict[str, Any]:
     """Arguments of open_clip for the weights; it fails where there are none."""
-    if pretrained == RANDOM:
-        return {"pretrained": None, "pretrained_text": False}
     import open_clip
 
-    _register_pico()
-    if pretrained == "" and model == PICO:
-        pretrained = str(_pico_folder() / "open_clip_model.safetensors")
+    _register_bundled()
+    if pretrained == RANDOM:
+        return {"pretrained": None, "pretrained_text": False}
+    if pretrained == "" and model in BUNDLED:
+        pretrained = str(_assets() / model / "open_clip_model.safetensors")
     # OpenAI's and some other weights were trained with QuickGELU, which their config lacks;
     # open_clip only warns, and the vectors would be worse.
     quick = bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
@@ -83,14 +106,15 @@ def tensors_only() -> Iterator[None]:
 
 
 @functools.cache
-def _register_pico() -> None:
+def _register_bundled() -> None:
     import open_clip
 
-    open_clip.add_model_config(_pico_folder())
+    for model in BUNDLED:
+        open_clip.add_model_config(_assets() / model)
 
 
-def _pico_folder() -> Path:
-    return Path(str(importlib.resources.files("pipeline.vision") / "assets" / PICO))
+def _assets() -> Path:
+    return Path(str(importlib.resources.files("pipeline.vision") / "assets"))
 
 
 def _check_scheme(model: str, pretrained: str) -> None:

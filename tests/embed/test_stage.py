@@ -17,6 +17,7 @@ from pipeline.artifacts import layout, schemas
 from pipeline.embed import encode_shard, survey, worker
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
+from pipeline.embed.decoding import PrepareEach
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
 from pipeline.store.listing import list_shards
@@ -40,11 +41,11 @@ def parts(root) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in found if p.suffix == ".parquet"}
 
 
-def embed_alone(shards, root, encoder, cfg=CFG):
+def embed_alone(shards, root, *encoders, cfg=CFG):
     paths = layout.RunPaths(str(root))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(THREADS,)) as thread:
         found = [
-            encode_shard.embed_shard(shard, encoder, thread, cfg, paths, encode_shard.decode)
+            encode_shard.embed_shard(shard, encoders, thread, cfg, paths, encode_shard.decode)
             for shard in shards
         ]
     return found, paths
@@ -203,16 +204,16 @@ def test_a_decoder_that_is_killed_is_replaced_and_nothing_is_lost(
 ):
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
     prepare = Slow(encoder.prepare, tmp_path)
-    found = worker.decode_elsewhere(shard, prepare, replace(CFG, decode_cpus=1))
+    found = worker.decode_elsewhere(shard, PrepareEach((prepare,)), replace(CFG, decode_cpus=1))
     first = next(found)
     (pid,) = [int(path.name) for path in tmp_path.iterdir()]
     os.kill(pid, signal.SIGKILL)
     batches = [first, *found]
     assert {int(path.name) for path in tmp_path.iterdir()} > {pid}
-    expected = list(encode_shard.decode(shard, encoder.prepare, CFG))
+    expected = list(encode_shard.decode(shard, PrepareEach((encoder.prepare,)), CFG))
     assert [batch.rows for batch in batches] == [batch.rows for batch in expected]
     for mine, theirs in zip(batches, expected, strict=True):
-        np.testing.assert_array_equal(mine.pixels, theirs.pixels)
+        np.testing.assert_array_equal(mine.pixels[0], theirs.pixels[0])
 
 
 @pytest.mark.ray
@@ -243,13 +244,13 @@ def test_batches_that_a_second_decoder_cut_otherwise_are_no_shard(tiny_shards, t
         yield replace(
             first,
             rows=[*first.rows[:5], *first.rows[6:], rest[0].rows[0]],
-            pixels=np.concatenate([np.delete(first.pixels, 5, 0), rest[0].pixels[:1]]),
+            pixels=(np.concatenate([np.delete(first.pixels[0], 5, 0), rest[0].pixels[0][:1]]),),
             rejects=[*first.rejects, late],
         )
         yield from rest
 
     with ThreadPoolExecutor(1) as thread, pytest.raises(OSError, match="do not fit together"):
-        encode_shard.embed_shard(shard, encoder, thread, CFG, paths, source)
+        encode_shard.embed_shard(shard, [encoder], thread, CFG, paths, source)
     assert not paths.embeddings.names()
 
 
@@ -259,7 +260,8 @@ def test_a_decoder_that_nobody_listens_to_gives_back_its_cpu(
 ):
     before = ray.available_resources()["CPU"]
     shard = list_shards(str(tiny_shards / "00001.tar"))[0]
-    found = worker.decode_elsewhere(shard, Slow(encoder.prepare, tmp_path), CFG)
+    prepare = PrepareEach((Slow(encoder.prepare, tmp_path),))
+    found = worker.decode_elsewhere(shard, prepare, CFG)
     next(found)
     assert ray.available_resources()["CPU"] < before
     found.close()

@@ -1,4 +1,4 @@
-"""Folding changes the speed of a ResNet, not what it says."""
+"""Folding changes the speed of a convolutional tower, not what it says."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -10,27 +10,26 @@ from torch.nn.functional import normalize
 
 from pipeline.vision import batch_norm
 
-PICO = Path(__file__).parents[2] / "pipeline/vision/assets/pico-clip"
-
-
-@pytest.fixture(scope="module")
-def resnet() -> torch.nn.Module:
-    open_clip.add_model_config(PICO)
-    weights = str(PICO / "open_clip_model.safetensors")
-    return open_clip.create_model("pico-clip", pretrained=weights).eval().visual
+ASSETS = Path(__file__).parents[2] / "pipeline/vision/assets"
+SIDES = {"pico-clip": (128, 128), "pico-resnet": (64, 64)}
 
 
 def norms(tower: torch.nn.Module) -> int:
     return sum(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
 
 
-def test_a_folded_resnet_says_the_same_without_norms(resnet):
-    folded = deepcopy(resnet)
+@pytest.mark.parametrize("name", ["pico-clip", "pico-resnet"])
+def test_a_folded_tower_says_the_same_without_norms(name):
+    open_clip.add_model_config(ASSETS / name)
+    weights = str(ASSETS / name / "open_clip_model.safetensors")
+    tower = open_clip.create_model(name, pretrained=weights).eval().visual
+    folded = deepcopy(tower)
     batch_norm.fold(folded)
-    assert norms(resnet) and not norms(folded)
-    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert norms(tower) and not norms(folded)
+    pixels = torch.rand(8, 3, *SIDES[name], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(normalize(folded(x)), normalize(resnet(x)), rtol=0, atol=1e-5)
+        found, expected = (normalize(net(pixels * 4 - 2)) for net in (folded, tower))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_other_models_are_left_alone():

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,12 +69,12 @@ def cosines_to(reference, encoder: clip.Encoder, pictures: list[Image.Image]) ->
 
 
 def test_what_an_encoder_says_of_itself(pico):
-    assert (pico.dim, pico.image_size, pico.device) == (256, (64, 64), "cpu")
+    assert (pico.dim, pico.image_size, pico.device) == (256, (128, 128), "cpu")
     assert (pico.model_name, pico.precision) == ("pico-clip", "fp32")
 
 
 def test_emoji_embed_as_in_open_clip(pico, reference):
-    pictures = [picture for picture, _ in samples(EMOJI / "00001.tar", 200)]
+    pictures = [picture for picture, _ in samples(EMOJI / "00001.tar", 40)]
     assert cosines_to(reference, pico, pictures).min() > 0.99999
 
 
@@ -88,8 +89,8 @@ def test_odd_sizes_embed_as_in_open_clip(pico, reference, size):
 
 def test_bf16_is_near(reference):
     encoder = clip.load("pico-clip", "", device="cpu", precision="bf16")
-    pictures = [picture for picture, _ in samples(EMOJI / "00001.tar", 200)]
-    assert cosines_to(reference, encoder, pictures).mean() > 0.999
+    pictures = [picture for picture, _ in samples(EMOJI / "00001.tar", 40)]
+    assert cosines_to(reference, encoder, pictures).mean() > 0.99
 
 
 def test_texts_embed_as_in_open_clip(pico, reference):
@@ -110,12 +111,12 @@ def test_rows_are_unit_float32_and_repeat_to_the_byte(pico):
 
 
 def test_nothing_in_nothing_out(pico):
-    assert pico.encode_images(np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 256)
+    assert pico.encode_images(np.empty((0, 128, 128, 3), np.uint8)).shape == (0, 256)
     assert pico.encode_texts([], batch_size=8).shape == (0, 256)
 
 
 def test_read_only_pixels_are_taken(pico):
-    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    pixels = np.zeros((2, 128, 128, 3), np.uint8)
     pixels.flags.writeable = False  # as Ray hands them out
     assert np.isfinite(pico.encode_images(pixels)).all()
 
@@ -129,32 +130,32 @@ def test_prepare_is_safe_in_threads(pico):
 
 
 def test_emoji_find_their_name_among_two_thousand(pico):
-    """Noto was never seen in training; chance would be 5 in 1,900."""
-    shard = samples(EMOJI / "00000.tar", 500)
+    """Noto was never seen in training; chance would be 5 in 2,852."""
+    shard = samples(EMOJI / "00000.tar", 200)
     names = vocabulary.load(["pico-clip"])
     known = [(p, truth["caption"]) for p, truth in shard if truth["caption"] in names]
     scores = embed(pico, [p for p, _ in known]) @ pico.encode_texts(names, 256).T
     top = np.argsort(-scores, axis=1)[:, :5]
     hits = [names.index(caption) in row for (_, caption), row in zip(known, top, strict=True)]
-    assert len(hits) > 300 and np.mean(hits) > 0.3
+    assert len(hits) > 100 and np.mean(hits) > 0.3
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="CIFAR-10 is not in ../shared/data")
 def test_bare_words_are_the_right_prompt_for_pico_clip(pico):
-    shard = samples(CIFAR / "00000.tar", 1000)
-    pixels = np.stack([pico.prepare(p) for p, _ in shard])
+    shard = samples(CIFAR / "00000.tar", 300)
+    images = pico.encode_images(np.stack([pico.prepare(p) for p, _ in shard]))
     classes = sorted({truth["label"] for _, truth in shard})
     truth = np.array([classes.index(t["label"]) for _, t in shard])
 
     def accuracy(template: str) -> float:
         words = pico.encode_texts([template.format(c) for c in classes], 16)
-        return float(np.mean((pico.encode_images(pixels) @ words.T).argmax(1) == truth))
+        return float(np.mean((images @ words.T).argmax(1) == truth))
 
     bare, usual = (
         accuracy(*prompts.templates("pico-clip")),
         accuracy(*prompts.templates("ViT-B-32")),
     )
-    assert bare > 0.72 and bare > usual
+    assert bare > 0.78 and bare > usual
 
 
 def test_random_vit_prepares_as_open_clip_does(random_vit):
@@ -203,6 +204,7 @@ def test_mistakes_are_told_before_anything_is_loaded(model, pretrained, parts):
     [
         ("pico-clip", ""),
         ("pico-clip", "none"),
+        ("pico-resnet", ""),
         ("ViT-B-32", "none"),
         ("ViT-B-32", "laion2b-s34b-b79k"),
         ("ViT-L-14", "openai"),
@@ -231,6 +233,30 @@ def test_auto_precision():
     assert clip.choose_precision("ViT-B-32", "cpu", "auto") in ("bf16", "fp32")
 
 
+def test_the_bundled_models_need_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for model in ("pico-clip", "pico-resnet"):
+        assert clip.load(model, "", device="cpu").dim == 256
+
+
+def test_pico_resnet_encodes_images_and_no_texts():
+    encoder = clip.load("pico-resnet", "", device="cpu")
+    assert (encoder.dim, encoder.image_size, encoder.precision) == (256, (64, 64), "fp32")
+    pictures = [picture for picture, _ in samples(EMOJI / "00001.tar", 20)]
+    folder = ROOT / "pipeline/vision/assets/pico-resnet"
+    open_clip.add_model_config(folder)
+    weights = str(folder / "open_clip_model.safetensors")
+    net, _, preprocess = open_clip.create_model_and_transforms("pico-resnet", pretrained=weights)
+    assert cosines_to((net.eval(), preprocess, None), encoder, pictures).min() > 0.99999
+    for encode in (lambda: encoder.encode_texts(["dog"], 1), lambda: encoder.encode_texts([], 1)):
+        with pytest.raises(UserError, match="'pico-resnet' encodes images only"):
+            encode()
+
+
 def test_openai_tags_get_their_activation():
     assert clip.source("ViT-L-14", "openai")["force_quick_gelu"] is True
     assert clip.source("ViT-B-32", "laion2b_s34b_b79k")["force_quick_gelu"] is False
@@ -241,7 +267,7 @@ def test_local_checkpoints(pico, reference, tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     state = {name: tensor.contiguous() for name, tensor in reference[0].state_dict().items()}
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    pixels = np.full((1, 64, 64, 3), 77, np.uint8)
+    pixels = np.full((1, 128, 128, 3), 77, np.uint8)
     loaded = clip.load("pico-clip", str(path), device="cpu")
     assert np.array_equal(loaded.encode_images(pixels), pico.encode_images(pixels))
 

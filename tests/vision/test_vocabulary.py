@@ -25,7 +25,7 @@ def words_file(tmp_path):
 def test_built_in_lists():
     imagenet = vocabulary.load(["imagenet"])
     assert imagenet[0] == "tench" and len(imagenet) == 998  # two names stand for two classes each
-    assert len(vocabulary.load(["pico-clip"])) > 1_900
+    assert len(vocabulary.load(["pico-clip"])) == 2_852
     wordnet = vocabulary.load(["wordnet"])
     assert 20_000 < len(wordnet) < 60_000
     assert {"dog", "truck", "mountain", "pizza", "German shepherd", "person"} <= set(wordnet)

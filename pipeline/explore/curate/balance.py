@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle
@@ -27,7 +26,7 @@ from pipeline.mcr2.threads import one_thread
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
-from pipeline.select_k.assign_parts import load_network
+from pipeline.select_k.assign_parts import embedding_columns, load_network, row_features
 from pipeline.store import tables
 
 CANDIDATES = 4096  # the fewest of a cluster for `coding-rate`
@@ -73,11 +72,6 @@ class Config:
         """The total order in which candidates are taken."""
         return [("cluster_id", "ascending"), *HOW[self.how], ("sample_id", "ascending")]
 
-    @property
-    def embedded(self) -> list[str]:
-        """Columns of the embeddings that the choice needs."""
-        return ["embedding"] if self.how == "coding-rate" else []
-
 
 def hashes(ids: list[str], seed: int) -> np.ndarray:
     """A uint64 hash (n,) of each sample_id and the seed, the same in any run."""
@@ -95,12 +89,12 @@ def first_of_each(rows: list[pa.Table], cfg: Config) -> pa.Table:
     return table.filter(pa.array(rank < cfg.most))
 
 
-def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config) -> pa.Table:
+def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config, embedded: list[str]) -> pa.Table:
     """The candidates of some shards, at most cfg.most of each cluster."""
     found = []
     assigned = [name for name, _ in cfg.order if name not in ("hash", "sample_id")]
     for stem in chunk.items:
-        rows = lists.members(Chunk(0, [stem]), paths, assigned, cfg.embedded)
+        rows = lists.members(Chunk(0, [stem]), paths, assigned, embedded)
         if cfg.how != "confident":
             keys = hashes(rows["sample_id"].to_pylist(), cfg.seed)
             rows = rows.append_column("hash", pa.array(keys))
@@ -113,8 +107,9 @@ def choose(
 ) -> pa.Table:
     """KEPT of the clusters of the chunk, which are consecutive."""
     clusters = range(chunk.items[0], chunk.items[-1] + 1)
+    embedded = embedding_columns(network) if cfg.how == "coding-rate" else []
     held: list[pa.Table] = []
-    for piece in spilled.pieces(clusters, [*(name for name, _ in cfg.order), *cfg.embedded]):
+    for piece in spilled.pieces(clusters, [*(name for name, _ in cfg.order), *embedded]):
         held.append(piece.replace_schema_metadata())
         if sum(rows.num_rows for rows in held) > 2 * GROUP_ROWS:
             held = [first_of_each(held, cfg)]
@@ -129,9 +124,9 @@ def _choose_of_cluster(rows: pa.Table, cfg: Config, network: Network, eps_sq: fl
     """KEPT of one cluster, whose candidates are in cfg.order."""
     gains: list[float | None] = [None] * cfg.per_cluster
     if cfg.how == "coding-rate" and rows.num_rows:
-        x = torch.from_numpy(tables.to_matrix(rows["embedding"]).astype(np.float32))
         with one_thread():
-            taken, gained = most_spread(network.features(x), cfg.per_cluster, eps_sq)
+            z = row_features(rows, network)
+            taken, gained = most_spread(z, cfg.per_cluster, eps_sq)
         rows, gains = rows.take(pa.array(taken.numpy())), gained.tolist()
     rows = rows.slice(0, cfg.per_cluster)
     n = rows.num_rows
@@ -170,10 +165,11 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     with StageProgress("balance", len(chunks) + len(groups), "parts") as progress:
         spills = lists.folder(paths, "candidates")
         if not kept.if_done():
-            to_spill = (candidates, made, spills, kept.made_of, progress, paths, cfg)
+            network, eps_sq = load_network(paths), made["clusters"]["config"]["eps_sq"]
+            embedded = embedding_columns(network) if cfg.how == "coding-rate" else []
+            to_spill = (candidates, made, spills, kept.made_of, progress, paths, cfg, embedded)
             spilled = shuffle.spill_all(*to_spill)
-            eps_sq = made["clusters"]["config"]["eps_sq"]
-            to_choose = (choose, spilled, cfg, load_network(paths), eps_sq)
+            to_choose = (choose, spilled, cfg, network, eps_sq)
             lists.write(kept, made, groups, progress, *to_choose, lists="kept")
         spills.clear()
         urls = [kept.folder.file(name) for name in kept.files[kept.folder]]

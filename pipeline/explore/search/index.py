@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import layout, outputs, views
 from pipeline.artifacts.layout import Space
 from pipeline.explore.search.settings import Config
 from pipeline.mcr2.network import Network
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
-from pipeline.select_k.assign_parts import load_network
+from pipeline.select_k.assign_parts import embedding_columns, load_network
 from pipeline.store import storage, tables
 from pipeline.train import sampling
 
@@ -85,6 +85,11 @@ def load_faiss() -> Any:
     return faiss
 
 
+def columns_of(network: Network | None) -> list[str]:
+    """The columns of embeddings that are compared."""
+    return embedding_columns(network) if network else views.columns(1)
+
+
 def as_vectors(x: np.ndarray, network: Network | None) -> np.ndarray:
     """Embeddings (n, D) → the vectors that are compared: (n, d) float32, unit rows."""
     wide = x.astype(np.float32)
@@ -133,7 +138,8 @@ def train(cfg: Config, job: IndexJob, embedded: dict[str, Any], url: str) -> Non
     """Commit an empty index."""
     rows = max(PER_LIST * lists(cfg, job.rows.total), LEAST_TRAINED_ON)
     source = sampling.plan(embedded["shards"], job.paths, rows, seed=0)
-    x = as_vectors(sampling.read_embeddings(source, range(len(source))), job.network)
+    columns = columns_of(job.network)
+    x = as_vectors(sampling.read_embeddings(source, range(len(source)), columns), job.network)
     faiss, index = load_faiss(), empty(cfg, job.rows.total, x)
     with storage.commit(url) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
@@ -145,7 +151,8 @@ def add_parts(stems: Sequence[str], job: IndexJob, data: np.ndarray) -> int:
     index = faiss.deserialize_index(data)
     for part, stem in enumerate(stems, start=job.rows.stems.index(stems[0])):
         url, ids = job.paths.embeddings.file(f"{stem}.parquet"), job.rows.ids(part)
-        x = tables.to_matrix(tables.read(url, ["embedding"])["embedding"])
+        columns = columns_of(job.network)
+        x, _ = views.side_by_side(tables.read(url, columns), columns)
         if len(x) != len(ids):
             raise RuntimeError(f"index: {url} has {len(x)} rows, its manifest says {len(ids)}")
         for start in range(0, len(x), BATCH_ROWS):

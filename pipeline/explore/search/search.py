@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import layout, outputs, views
 from pipeline.artifacts.layout import Space
-from pipeline.explore.search.index import Rows, as_vectors, open_index
+from pipeline.explore.search.index import Rows, as_vectors, columns_of, open_index
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
@@ -66,6 +66,12 @@ class Search:
         return clip.load(made_with["model"], made_with["pretrained"], precision="fp32")
 
     @cached_property
+    def _further(self) -> list[clip.Encoder]:
+        """The models of embed.also, in full precision."""
+        encoders = self.made["embeddings"]["encoders"][1:]
+        return [clip.load(e["model"], e["pretrained"], precision="fp32") for e in encoders]
+
+    @cached_property
     def _network(self) -> Network:
         return load_network(self.paths)
 
@@ -78,8 +84,9 @@ class Search:
             picture = images.decode(data, max_pixels)
         except images.BadImage as bad:
             raise UserError(f"the image cannot be used: {bad.reason}") from None
-        pixels = self.encoder.prepare(picture)
-        return np.asarray(self._vectors(self.encoder.encode_images(pixels[None]), space)[0])
+        encoders = [self.encoder, *(self._further if space is Space.Z else ())]
+        found = [e.encode_images(e.prepare(picture)[None]) for e in encoders]
+        return np.asarray(self._vectors(np.concatenate(found, axis=1), space)[0])
 
     def of_text(self, text: str) -> np.ndarray:
         """The query (D,) in space clip for a text, without a prompt.
@@ -112,8 +119,9 @@ class Search:
         ids = index.candidates(query, min(most, self.rows.total), members)
         if not len(ids):
             return ids, np.empty(0, np.float32)
-        column = self._read(self.paths.embeddings, ["embedding"], ids)["embedding"]
-        scores = self._vectors(tables.to_matrix(column), space) @ query
+        columns = columns_of(self._network if space is Space.Z else None)
+        x, _ = views.side_by_side(self._read(self.paths.embeddings, columns, ids), columns)
+        scores = self._vectors(x, space) @ query
         best = np.argsort(-scores, kind="stable")[:top]
         return ids[best], scores[best]
 

@@ -166,7 +166,7 @@ def _train(cfg: Any, paths: layout.RunPaths, total: int, words: np.ndarray, scal
     """One worker that trains alone: STEPS steps on the rows that all workers see."""
     began, most = CLOCK(), train_settings.samples_to_read(cfg)
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, cfg.seed)
-    x = sampling.read_embeddings(source, range(len(source)))
+    x = sampling.read_embeddings(source, range(len(source)), ["embedding"])
     read_s, samples = (CLOCK() - began) / len(x), min(total, most)
     fit = train_settings.fit_settings(replace(cfg, workers=1), samples)
     seen = torch.from_numpy(redraw(x, max(fit.batch_size, len(loop.seen_rows(fit, samples)))))

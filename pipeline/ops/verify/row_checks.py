@@ -26,7 +26,6 @@ from pipeline.ops.verify.violations import (
     footer,
     open_part,
     read_part,
-    vector_length,
 )
 from pipeline.store import columns, tables
 from pipeline.store.storage import Folder
@@ -43,6 +42,7 @@ class RunFacts:
 
     paths: layout.RunPaths
     embedded: str  # fingerprint in the footers of embed's parts
+    encoders: list[dict[str, Any]]  # column, model, pretrained and dim of each
     columns: dict[str, str]  # kinds of the json columns
     clustered: str | None  # fingerprint of the clusters
     k: int
@@ -60,7 +60,6 @@ class Shard:
     run: RunFacts
     facts: dict[str, Any]  # about the shard, from the manifest of the embeddings
     found: Violations = field(default_factory=Violations)
-    dim: int = 0
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     labels: pa.Table | None = None
 
@@ -144,13 +143,19 @@ def _embedded(shard: Shard) -> pa.Table | None:
     file = open_part(shard.run.paths.embeddings.file(f"{shard.stem}.parquet"), place, shard.found)
     if file is None:
         return None
-    shard.dim = vector_length(file)
-    schema = schemas.embeddings_schema(max(1, shard.dim))
-    table = read_part(file, schema, place, shard.found, leave_out=["embedding"])
+    run = shard.run
+    vectors = [encoder["column"] for encoder in run.encoders]
+    schema = schemas.embeddings_schema(*(encoder["dim"] for encoder in run.encoders))
+    table = read_part(file, schema, place, shard.found, leave_out=vectors)
     if table is None:
         return None
-    recorded = {name: facts[name] for name in ("samples", "embedded", "rejected", "end")}
-    _check_footer(shard, name, file, {**recorded, "stage": shard.run.embedded})
+    made_by = [
+        {key: e.get(key) for key in run.encoders[0]} for e in footer(file).get("encoders", ())
+    ]
+    if made_by != run.encoders:
+        shard.add(name, f"its footer names other encoders than the manifest: {made_by}")
+    recorded = {fact: facts[fact] for fact in ("samples", "embedded", "rejected", "end")}
+    _check_footer(shard, name, file, {**recorded, "stage": run.embedded})
     was = footer(file).get("shard", {})
     if any(was.get(fact) != facts["shard"][fact] for fact in ("stem", "size", "version")):
         shard.add(name, "its footer names another input shard than the manifest")
@@ -158,27 +163,30 @@ def _embedded(shard: Shard) -> pa.Table | None:
     if not _identified(shard, name, table):
         return None
     try:
-        for keys, what in _not_unit(file, table["sample_id"]):
-            shard.add(name, what, keys)
+        for column in vectors:
+            for keys, what in _not_unit(file, table["sample_id"], column):
+                shard.add(name, what, keys)
     except DAMAGE as error:
         shard.add(name, f"cannot be read: {error}")
     return table
 
 
-def _not_unit(file: pq.ParquetFile, ids: pa.ChunkedArray) -> Iterator[tuple[list[str], str]]:
-    """Samples whose embeddings are not vectors of unit length."""
+def _not_unit(
+    file: pq.ParquetFile, ids: pa.ChunkedArray, name: str
+) -> Iterator[tuple[list[str], str]]:
+    """Samples whose embeddings in a column are not vectors of unit length."""
     start = 0
-    for batch in file.iter_batches(BATCH_ROWS, columns=["embedding"]):
-        own, column = ids.slice(start, len(batch)), batch["embedding"]
+    for batch in file.iter_batches(BATCH_ROWS, columns=[name]):
+        own, column = ids.slice(start, len(batch)), batch[name]
         start += len(batch)
         if column.null_count or column.flatten().null_count:
-            yield [""], "has rows without embedding"
+            yield [""], f"has rows without {name}"
             return
         length = np.linalg.norm(tables.to_matrix(column).astype(np.float32), axis=1)
         finite = np.isfinite(length)
-        yield own.filter(pa.array(~finite)).to_pylist(), "embedding is not finite"
+        yield own.filter(pa.array(~finite)).to_pylist(), f"{name} is not finite"
         off = finite & (np.abs(length - 1) > UNIT)
-        yield own.filter(pa.array(off)).to_pylist(), "embedding is not of unit length"
+        yield own.filter(pa.array(off)).to_pylist(), f"{name} is not of unit length"
 
 
 def _rejected(shard: Shard) -> pa.Table | None:

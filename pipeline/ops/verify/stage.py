@@ -42,7 +42,7 @@ class RunCheck:
     found: Violations = field(default_factory=Violations)
     made: Manifests = field(default_factory=dict)  # manifests up to the first gap
     sizes: list[int] = field(default_factory=list)  # samples of each cluster in assignments/
-    dim: int = 1  # of the embeddings
+    dim: int = 1  # of texts, and of images by embed.model
 
     def manifest(self, name: str) -> dict[str, Any] | None:
         """The manifest of a folder; None if there is none, or if it is damaged."""
@@ -69,28 +69,26 @@ def run(paths: layout.RunPaths) -> Violations:
         return check.found
     shards, facts = check.made["embeddings"]["shards"], _facts(check)
     _folders(check, facts)
-    sizes, dims = np.zeros(facts.k, np.int64), set()
+    sizes = np.zeros(facts.k, np.int64)
     with StageProgress("verify", len(shards), "shards") as progress:
         results = tasks.results(check_shard, shards, facts)
-        for shard, (found, counts, dim) in zip(shards, results, strict=True):
+        for shard, (found, counts) in zip(shards, results, strict=True):
             check.found.merge(found)
             sizes += counts
-            dims |= {dim} - {0}
             progress.advance(samples=shard["samples"])
-    if len(dims) > 1:
-        check.found.add("embeddings", f"have several lengths: {sorted(dims)}")
-    check.sizes, check.dim = sizes.tolist(), max(dims, default=1)
+    check.sizes = sizes.tolist()
+    check.dim = facts.encoders[0]["dim"]
     _tables(check)
     console.log_finished(log, "verify", progress.seconds, f"{len(shards):,} shards")
     return check.found
 
 
-def check_shard(facts: dict[str, Any], run: RunFacts) -> tuple[Violations, np.ndarray, int]:
-    """Check one shard: its violations, the sizes of its clusters, the dimensions of its vectors."""
+def check_shard(facts: dict[str, Any], run: RunFacts) -> tuple[Violations, np.ndarray]:
+    """Check one shard: its violations, the sizes of its clusters."""
     shard = row_checks.check_rows(facts, run)
     if run.tars and shard.labels is not None:
         _tar(shard, shard.labels)
-    return shard.found, shard.sizes, shard.dim
+    return shard.found, shard.sizes
 
 
 def _tar(shard: Shard, labels: pa.Table) -> None:
@@ -156,9 +154,16 @@ def _facts(check: RunCheck) -> RunFacts:
     if excluded.get("digests", []) != lists:
         what = "is not of the lists that the labels were made with"
         check.found.add("exclude/manifest.json", what)
+    cfg, encoders = embedded["config"], embedded["encoders"]
+    made_by = [f"{each['model']}:{each['pretrained']}".rstrip(":") for each in encoders]
+    wanted = [f"{cfg['model']}:{cfg['pretrained']}", *cfg.get("also", ())]
+    if made_by != [name.rstrip(":") for name in wanted]:
+        what = f"names other encoders than its settings: {made_by}"
+        check.found.add("embeddings/manifest.json", what)
     return RunFacts(
         paths=check.paths,
         embedded=config.digest(embedded["config"]),
+        encoders=encoders,
         columns=embedded["columns"],
         clustered=clustered.get("fingerprint"),
         k=len(clustered.get("sizes", ())),
