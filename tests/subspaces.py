@@ -56,7 +56,9 @@ def write_parts(paths: layout.RunPaths, parts: list[np.ndarray]) -> list[str]:
         {"shard": {"stem": stem}, "embedded": len(x)} for stem, x in zip(stems, parts, strict=True)
     ]
     made_with = {"model": "pico-clip", "pretrained": ""}
-    paths.embeddings.finish("embeddings-1", config=made_with, embedded=len(ids), shards=shards)
+    encoders = [{"column": "embedding", "dim": parts[0].shape[1], **made_with}]
+    facts = {"config": made_with, "encoders": encoders, "shards": shards}
+    paths.embeddings.finish("embeddings-1", embedded=len(ids), **facts)
     return ids
 
 

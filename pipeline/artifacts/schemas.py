@@ -55,6 +55,9 @@ CURVE = pa.schema(
         ("bits", pa.float64()),  # L(Z, cut) over all samples
         ("low", pa.float64()),  # 5th percentile of bits over resamples
         ("high", pa.float64()),  # 95th
+        ("modularity", pa.float64()),  # of the cut's graph; null for a k that was not compared
+        ("stability", pa.float64()),  # adjusted Rand index to cuts of random halves; or null
+        ("silhouette", pa.float64()),  # −1 to 1; or null
     ]
 )
 TREE = pa.schema(

@@ -133,6 +133,16 @@ def information(labels: np.ndarray, index: Tensor, counts: np.ndarray | None = N
     return float((joint[some] * np.log(joint[some] / np.outer(marginal, marginal)[some])).sum())
 
 
+def modularity(labels: np.ndarray, graph: sp.csr_matrix) -> float:
+    """Share of the weight of a graph (m, m) within the clusters `labels` (m,), less that expected.
+
+    Expected is the share in a random graph of the same degrees [Newman 2006].
+    """
+    members = sp.csr_matrix((np.ones(len(labels)), labels, np.arange(len(labels) + 1)))
+    between = (members.T @ graph @ members).toarray() / max(graph.sum(), np.finfo(float).tiny)
+    return float(between.trace() - np.square(between.sum(axis=0)).sum())
+
+
 def smooth(Z: Tensor, graph: sp.csr_matrix) -> np.ndarray:
     """Features Z (m, d) smoothed along the graph, centred, with unit rows: (m, d) float32.
 

@@ -17,7 +17,7 @@ DRIVER_TIMES = 4  # copies of the statistics in the driver: the sum, a summand, 
 class Config:
     """How k is chosen and samples are assigned. 0 means a fitted value if the help says "fit"."""
 
-    k: int = setting(0, "clusters; 0: chosen by coding length")
+    k: int = setting(0, "clusters; 0: chosen by modularity, stability and silhouette")
     k_min: int = setting(2, "smallest number of clusters to choose from")
     k_max: int = setting(
         0, "largest number of clusters to choose from; 0: 2√N for N samples, up to 1000"
@@ -27,7 +27,7 @@ class Config:
     statistics_bytes: int = setting(
         2**30, "most memory of the leaves' statistics, in bytes: dimensions² × 8 per leaf"
     )
-    seed: int = setting(0, "seed of the over-segmentation and the resamples")
+    seed: int = setting(0, "seed of the cuts and the resamples")
 
     def __post_init__(self) -> None:
         for name in ("k", "k_max", "leaves"):

@@ -7,7 +7,7 @@ writes  clusters/      curve, tree, prototypes and exemplars (.parquet); manifes
 
 1. The landmarks are over-segmented into small groups, the leaves (`choose_k.over_segment`).
 2. A pass over all parts sums the statistics of each leaf. Merging the leaves by coding length gives
-   the bits of every k (`choose_k.choose_k`).
+   the bits of every k; k itself is chosen on the landmarks (`choose_k.choose_k`).
 3. The landmarks are cut into k clusters (`cut.cut`). A second pass assigns all samples.
 
 clusters/unfinished-* keeps what an interrupted run has decided and summed, until the stage is done.
@@ -38,7 +38,8 @@ from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
 
 log = logging.getLogger(__name__)
-CURVES = ("bits", "bands")  # of a Choice; the rest are numbers
+DISAGREES = 2  # factor between two choices of k that is worth a warning
+CURVES = ("bits", "bands", "ks", "measures")  # of a Choice; the rest are numbers
 
 
 def _choose(
@@ -97,6 +98,12 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
             "select_k: only %d of %d requested clusters: the rest would contain identical samples",
             *(prototypes.k, choice.k),
         )
+    if not cfg.k and not choice.k / DISAGREES <= choice.k_best <= choice.k * DISAGREES:
+        log.warning(
+            "select_k: k = %d has the best modularity, stability and silhouette, but coding length "
+            "is least at %d: look at the curves in the report, and set select_k.k to choose",
+            *(choice.k, choice.k_best),
+        )
     merges = tree.grow(count, total, gram, fit.eps_sq)
     _write_clusters(choice, prototypes, merges, paths)
     cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
@@ -120,7 +127,6 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     console.log_finished(
         *(log, "select_k", progress.seconds, f"k = {choice.k}"),
         f"fewest bits at {choice.k_best} (band {choice.k_low} to {choice.k_high})",
-        f"flat from {choice.flat_from} to {choice.flat_to}",
         f"{sizes.sum():,} samples",
     )
     return paths.clusters.manifest()
@@ -147,7 +153,10 @@ def _write_clusters(
     paths: layout.RunPaths,
 ) -> None:
     ks = np.arange(1, len(choice.bits) + 1)
-    columns = dict(zip(schemas.CURVE.names, (ks, choice.bits, *choice.bands), strict=True))
+    every = np.full((6, len(ks)), np.nan)
+    every[:3] = choice.bits, *choice.bands
+    every[3:, choice.ks - 1] = choice.measures
+    columns = [pa.array(ks, pa.int32()), *(pa.array(own, from_pandas=True) for own in every)]
     curve = pa.table(columns, schema=schemas.CURVE)
     tables.write(paths.clusters.file("curve.parquet"), curve)
     rows = [{"k": prototypes.k - step - 1, **vars(merge)} for step, merge in enumerate(merges)]

@@ -230,3 +230,13 @@ def test_parts_are_of_one_cluster_each_and_more_in_the_larger():
     pairs = sorted(set(zip(labels.tolist(), parts.tolist(), strict=True)))
     assert pairs == [(0, part) for part in range(6)] + [(1, 6), (1, 7)]
     np.testing.assert_array_equal(parts, spectral.split_clusters(Z, labels, 4, 0))
+
+
+def test_modularity_equals_its_formula():
+    graph = graph_of(unit(30, 4), 3)
+    labels = np.random.default_rng(0).integers(0, 3, 30)
+    dense, same = graph.toarray(), labels[:, None] == labels[None, :]
+    degree, total = dense.sum(1), dense.sum()
+    expected = ((dense - np.outer(degree, degree) / total) * same).sum() / total
+    assert spectral.modularity(labels, graph) == pytest.approx(expected)
+    assert spectral.modularity(np.zeros(30, np.int64), graph) == pytest.approx(0)

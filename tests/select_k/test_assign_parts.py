@@ -43,7 +43,7 @@ def test_part_features_in_batches_are_those_of_the_whole(run, monkeypatch):
     monkeypatch.setattr(assign_parts, "BATCH_ROWS", 16)
     found = list(
         assign_parts.part_features(
-            paths.embeddings.file("00002.parquet"), assigner.network, ["sample_id", "embedding"]
+            paths.embeddings.file("00002.parquet"), assigner.network, ["sample_id"]
         )
     )
     assert [len(z) for _, z in found] == [16] * 5 + [10]

@@ -12,6 +12,8 @@ from tests import subspaces
 PATHS = layout.RunPaths("/nowhere")
 GROUP = tables.ROW_GROUP_ROWS
 
+EMBEDDING = ["embedding"]
+
 
 def shards(*sizes):
     return [{"shard": {"stem": f"{i:05d}"}, "embedded": n} for i, n in enumerate(sizes)]
@@ -93,7 +95,10 @@ def test_ids_and_rows_are_of_the_same_samples(written, most):
     paths, row_of, ids = written
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, most, 0)
     every = np.arange(len(source))
-    found, x = sampling.read_ids(source, every), sampling.read_embeddings(source, range(len(every)))
+    found, x = (
+        sampling.read_ids(source, every),
+        sampling.read_embeddings(source, range(len(every)), EMBEDDING),
+    )
     assert len(found) == len(set(found)) == min(most, len(ids))
     assert found == sorted(found) and x.dtype == np.float16
     np.testing.assert_array_equal(x, [row_of[i] for i in found])
@@ -105,8 +110,10 @@ def test_ids_and_rows_are_of_the_same_samples(written, most):
 def test_the_shares_of_workers_are_the_sample_cut_in_runs(written, workers):
     paths, _, _ = written
     source = sampling.plan(paths.embeddings.manifest()["shards"], paths, 1000, 0)
-    whole = sampling.read_embeddings(source, range(1000))
-    parts = [sampling.read_embeddings(source, rows) for rows in sampling.shares(1000, workers)]
+    whole = sampling.read_embeddings(source, range(1000), EMBEDDING)
+    parts = [
+        sampling.read_embeddings(source, rows, EMBEDDING) for rows in sampling.shares(1000, workers)
+    ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -129,5 +136,5 @@ def test_a_worker_opens_only_the_parts_of_its_share(written, monkeypatch):
         return whole(file, **options)
 
     monkeypatch.setattr(pq, "ParquetFile", opening)
-    sampling.read_embeddings(source, sampling.shares(1000, 200)[0])
+    sampling.read_embeddings(source, sampling.shares(1000, 200)[0], EMBEDDING)
     assert {name.rpartition("/")[2] for name in opened} == {"00000.parquet"}

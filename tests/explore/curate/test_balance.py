@@ -64,11 +64,11 @@ def test_candidates_are_the_same_however_parts_are_cut(tmp_path, members, how, m
     cfg = balance.Config(per_cluster=5, how=how)
     paths = cut_run.build(tmp_path, members, parts=6)
     stems = [f"{i:05d}" for i in range(6)]
-    found = []
+    found, embedded = [], ["embedding"] if how == "coding-rate" else []
     for cut in ([stems], [stems[:1], stems[1:]], [[stem] for stem in stems]):
         urls = [str(tmp_path / f"{len(cut)}-{number}.parquet") for number in range(len(cut))]
         for number, (run, url) in enumerate(zip(cut, urls, strict=True)):
-            rows = balance.candidates(balance.Chunk(number, run), paths, cfg)
+            rows = balance.candidates(balance.Chunk(number, run), paths, cfg, embedded)
             balance.shuffle.write(url, rows, 3, "m")
         counts = np.array([balance.tables.facts(url)["counts"] for url in urls])
         assert (counts <= cfg.most).all()
