@@ -1,7 +1,7 @@
 """Features of images by the project's own code, and the words beside them, for the benchmarks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,13 @@ from pipeline.vision import clip, images, prompts, vocabulary
 from pipeline.vision.text_encoding import TextEncoder
 
 MODEL = "pico-clip"
+EFFICIENTNET = "efficientnet"  # stored features of another encoder, without words
 ENCODED = 256  # images at once
 
 
-def encoded(shards: str) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Embeddings (b, D) float32 by pico-clip and the json of their samples, as they are read."""
-    encoder = clip.load(MODEL, "", device="cpu", precision="fp32", threads=1)
+def encoded(shards: str, model: str) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Embeddings (b, D) float32 by a model and the json of their samples, as they are read."""
+    encoder = clip.load(model, "", device="cpu", precision="fp32", threads=1)
     for shard in list_shards(shards):
         with storage.open_read(shard.url) as stream:
             samples = list(ShardReader(stream, None))
@@ -37,9 +38,10 @@ def encoded(shards: str) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
 
 @dataclass(frozen=True)
 class Images:
-    """Features of a set: unit rows (N, D) float16 as the product stores them, and true labels."""
+    """Features of a set: float16 as the product stores them, unit rows of each encoder."""
 
-    x: Tensor
+    x: Tensor  # (N, D1 + D2 + …), encoders side by side
+    dims: list[int]  # D1, D2, …
     facts: list[dict[str, Any]]
 
     def truth(self, name: str) -> np.ndarray:
@@ -56,17 +58,29 @@ class Source:
     sets: list[str]
     seeds: int
 
-    def images(self, name: str) -> Images:
-        """The features of a set."""
-        rows, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
-        if not facts.exists():
-            found = list(encoded(str(self.data / name)))
-            np.save(rows, np.concatenate([x for x, _ in found]))
+    def images(self, name: str, models: Sequence[str] = (MODEL,)) -> Images:
+        """The features of a set by each of the models; EFFICIENTNET is read from the data."""
+        found = [self._features(name, model) for model in models]
+        facts = json.loads((self.cache / f"{name}.json").read_text())
+        dims = [x.shape[1] for x in found]
+        return Images(torch.from_numpy(np.concatenate(found, axis=1)), dims, facts)
+
+    def _features(self, name: str, model: str) -> np.ndarray:
+        rows, facts = self.cache / f"{name}-{model}.npy", self.cache / f"{name}.json"
+        if model == EFFICIENTNET and facts.exists():
+            short = name.removesuffix("-test").removeprefix("noto-")
+            with np.load(self.data / "features" / f"{short}-{model}.npz") as stored:
+                x = stored["x"].astype(np.float32)
+            return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+        if not (rows.exists() and facts.exists()):
+            wanted = MODEL if model == EFFICIENTNET else model
+            found = list(encoded(str(self.data / name), wanted))
+            x = np.concatenate([x for x, _ in found]).astype(np.float16)
+            np.save(self.cache / f"{name}-{wanted}.npy", x)
             facts.write_text(json.dumps([fact for _, some in found for fact in some]))
-        return Images(
-            torch.from_numpy(np.load(rows, allow_pickle=False)).half(),
-            json.loads(facts.read_text()),
-        )
+            return self._features(name, model)
+        stored_rows: np.ndarray = np.load(rows, allow_pickle=False)
+        return stored_rows
 
     @cached_property
     def vocabulary(self) -> list[str]:

@@ -1,25 +1,22 @@
-"""The recipe of CPP as published, and the steps from there to ours, for benchmarks.accuracy.
+"""The recipe of CPP as published, and the product's training, for benchmarks.accuracy.
 
 Source: Chu, Tong et al., "Image clustering via the principle of rate reduction in the age of
 pretrained models" (CPP), ICLR 2024; settings as its authors give them for CIFAR-10 and CIFAR-20.
 N samples, D input dimensions, h hidden, d features, n samples in a batch, k clusters.
 """
 
-from collections.abc import Iterator
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pipeline.mcr2 import coding_rate, objective, sinkhorn, spectral
+from pipeline.mcr2 import coding_rate, cut, sinkhorn, spectral
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
-from pipeline.select_k import choose_k
-from pipeline.select_k import settings as select_k_settings
+from pipeline.mcr2.views import View
 from pipeline.train import loop
 from pipeline.train import settings as train_settings
 from pipeline.train.state import State
@@ -28,14 +25,6 @@ HIDDEN = 2048  # CPP has 4096, which takes three times as long
 FEATURES, BATCH, COLUMNS, WARM_UP_STEPS = 128, 1024, 64, 50
 RATE, MOMENTUM, DECAY, CLUSTER_DECAY = 1e-4, 0.9, 1e-4, 5e-3
 EPS_SQ, HALF_STEPS, REGULARIZER = 0.1, 5, 0.05  # λ, of ‖Π‖²/2
-ROWS = (
-    "published recipe",
-    "+ one residual network, begun at principal components of centred input; Adam",
-    "+ positive cosines, no self",
-    "+ network kept by what neighbours tell",
-    "+ cut that follows the graph",
-    "+ words: ours",
-)
 
 
 @dataclass(frozen=True)
@@ -127,45 +116,22 @@ def _loss(Z: Tensor, C: Tensor, eta: float) -> Tensor:  # noqa: N803 - the paper
 def spectral_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
     """Spectral clustering of the neighbour graph of z (N, d): labels (N,)."""
     with one_thread():
-        graph = spectral.affinity(z, choose_k.NEIGHBOURS, choose_k.ETA)
+        graph = spectral.shared_neighbours(cut.neighbours(z))
         return spectral.kmeans(spectral.embedding(graph, k, seed), k, 10, seed)
 
 
-def our_cut(z: Tensor, k: int, seed: int) -> np.ndarray:
-    """The product's k clusters of z (N, d): labels (N,)."""
-    with one_thread():
-        return choose_k.cut(z, k, select_k_settings.Config(k=k, seed=seed)).nearest(z).numpy()
+def trained(
+    x: Tensor, words: Words, seed: int, dims: Sequence[int] = (), recipe: str = "auto"
+) -> tuple[State, list[View]]:
+    """The product's training with its defaults on x (N, D) float16, and the views of it.
 
-
-def trained(x: Tensor, words: Words, seed: int) -> State:
-    """The product's training with its defaults on x (N, D) float16, after the last step."""
-    cfg = train_settings.fit_settings(train_settings.Config(seed=seed), len(x))
+    `dims` are the dimensions of each encoder in x; (): of one.
+    """
+    cfg = train_settings.Config(seed=seed, recipe=recipe, words=4096 if len(words.table) else 0)
+    cfg = train_settings.fit_settings(cfg, len(x))
     with one_thread():
-        network = loop.new_network(cfg, x, words.table, words.scale)
+        network, views = loop.new_network(cfg, x, words.table, words.scale, dims)
         state = loop.new_state(cfg, network)
         for _ in loop.fit(cfg, x, state, Collectives()):
             pass
-    return state
-
-
-def ablation(x: Tensor, words: Words, k: int, setting: Setting, seed: int) -> list[np.ndarray]:
-    """Labels (N,) of each of ROWS; every row adds one change to the row above."""
-    with patch.object(objective, "affinity", _absolute):
-        last = trained(x, words.none(), seed).network.eval().features(x)
-    ours = trained(x, words.none(), seed)
-    ours_last = deepcopy(ours.network).eval().features(x)
-    kept = ours.best().eval().features(x)
-    worded = trained(x, words, seed).best().eval().features(x)
-    return [
-        spectral_cut(codes(x, setting, seed), k, seed),
-        spectral_cut(last, k, seed),
-        spectral_cut(ours_last, k, seed),
-        spectral_cut(kept, k, seed),
-        our_cut(kept, k, seed),
-        our_cut(worded, k, seed),
-    ]
-
-
-def _absolute(codes: Tensor) -> Tensor:
-    """|cos|, a sample's own among them, (n, n)."""
-    return (codes @ codes.T).abs()
+    return state, views

@@ -194,7 +194,7 @@ def precision(source: Source, seeds: int) -> None:
     print(f"  clip, centred {score(normalize(x - x.mean(0), dim=1)):.1f} %", flush=True)
     every = []
     for seed in range(seeds):
-        network = published.trained(found.x, source.words, seed).best().eval()
+        network = published.trained(found.x, source.words, seed)[0].best().eval()
         every.append(score(network.features(x)))
         print(f"  z, seed {seed}: {every[-1]:.1f} %", flush=True)
     print(f"  z {np.mean(every):.1f} ± {np.std(every):.1f} %")

@@ -21,7 +21,6 @@ SETTINGS = {
     "embed.batch_size": 2,
     "embed.actors": 2,
     "train.words": 0,
-    "train.steps": 100,
 }
 COPY = """
 import sys, fsspec

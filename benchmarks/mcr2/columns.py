@@ -26,7 +26,7 @@ NUMBERS = (16, 32, 64, 128, 256, 512)
 def emoji() -> Tensor:
     """pico-clip's embeddings of the bundled emoji, (N, 256)."""
     folder = Path(__file__).parents[2] / "examples" / "noto-emoji"
-    found = encoded(str(folder))
+    found = encoded(str(folder), "pico-clip")
     return torch.from_numpy(np.concatenate([x for x, _ in found])).float()
 
 

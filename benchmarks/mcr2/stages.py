@@ -27,7 +27,7 @@ def make_curve() -> Callable[[], dict[int, float]]:
     z = mixture(LANDMARKS, FEATURES, NOISE)
 
     def call() -> dict[int, float]:
-        graph = spectral.affinity(z, NEIGHBOURS, ETA)
+        graph = spectral.shared_neighbours(spectral.neighbours(z, NEIGHBOURS))
         vectors = spectral.embedding(graph, COMPONENTS, seed=0)
         found = spectral.over_segment(vectors, 2 * max(CANDIDATES), seed=0)
         groups, labels = torch.from_numpy(found).unique(return_inverse=True)
@@ -90,7 +90,7 @@ def make_embedding(landmarks: int) -> Callable[[], int]:
     z = mixture(landmarks, FEATURES, NOISE)
 
     def call() -> int:
-        graph = spectral.affinity(z, NEIGHBOURS, ETA)
+        graph = spectral.shared_neighbours(spectral.neighbours(z, NEIGHBOURS))
         spectral.embedding(graph, COMPONENTS, seed=0)
         return int(graph.nnz)
 

@@ -29,6 +29,7 @@ RATECLUSTER = (sys.executable, "-c", "from pipeline.cli.main import main; main()
 WORDS = str(ROOT / "tests" / "words.txt")  # a hundred: the whole vocabulary takes 10 s to encode
 SETTINGS = {
     "embed.batch_size": 8,
+    "train.recipe": "mcr2",  # all steps, so that there is time for faults
     "train.steps": 60,
     "train.checkpoint_steps": 10,
     "train.batch_size": 128,

@@ -1,4 +1,4 @@
-"""Twelve faults, four of each of three kinds; `make chaos` does a hundred of all kinds."""
+"""Nine faults, three of each of three kinds; `make chaos` does a hundred of all kinds."""
 
 import subprocess
 import sys
@@ -10,15 +10,15 @@ from tests.chaos.real_run import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-def test_twelve_faults_lose_nothing(tmp_path):
+def test_nine_faults_lose_nothing(tmp_path):
     command = [
         sys.executable,
         "-m",
         "tests.chaos",
         "--faults",
-        "12",
+        "9",
         "--of-a-run",
-        "4",
+        "3",
         "--seed",
         "7",
     ]
