@@ -88,6 +88,7 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, F
         "damaged": [s for s in run.embedded["shards"] if s["end"] != "complete"],
         "listed": run_data.REJECTS,
         "stages": run_data.stages(run, paths),
+        "views": run.trained.get("views", []),
         "versions": outputs.versions(),
     }
     return shown, {"missing_pictures": missing, "strips": strips}
