@@ -39,19 +39,18 @@ def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
     found = Survey([], [], [], [], [], other, removed)
     for shard in shards:
         facts = known.get(shard.stem)
-        same = facts is not None and identity(facts["shard"]) == identity(asdict(shard))
         if not facts or shard.stem in other or f"{shard.stem}.parquet" not in rejects:
             found.todo.append(shard)
-        elif shard.stem in old and same:
-            found.todo.append(shard)
-            found.extended.append(shard)
-        elif same:
-            found.done.append({**facts, "shard": asdict(shard)})  # its URL may be new
-        else:
+        elif identity(facts["shard"]) != identity(asdict(shard)):
             found.todo.append(shard)
             found.changed.append(shard)
             if facts["shard"]["url"] != shard.url:
                 found.namesakes.append(shard)
+        elif shard.stem in old:
+            found.todo.append(shard)
+            found.extended.append(shard)
+        else:
+            found.done.append({**facts, "shard": asdict(shard)})  # its URL may be new
     return found
 
 
