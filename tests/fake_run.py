@@ -136,6 +136,7 @@ def _embeddings(paths: layout.RunPaths, rows: dict[str, list[dict]], root: Path)
     paths.embeddings.finish(
         "embeddings-1",
         config={"model": "pico-clip", "pretrained": "", "max_image_pixels": 178_956_970},
+        encoders=[{"column": "embedding", "model": "pico-clip", "pretrained": "", "dim": 4}],
         samples=32,
         embedded=30,
         rejected=2,
