@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.mcr2 import assignment, choose_k, coding_rate, cut, spectral
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 
 FIRST_STEP = 10  # of the first validation after the start; the next ones at twice the step
 AROUND = (1 / 1.5, 1.0, 1.5)  # the ks that are cut, over the k of the start
@@ -61,11 +61,11 @@ class Validator:
     seed: int
 
     @classmethod
-    def of(cls, network: Network, x: Tensor, seed: int) -> "Validator":
+    def of(cls, network: FeatureNetwork, x: Tensor, seed: int) -> "Validator":
         """A validator of all networks that see the samples x (N, D) as this one does."""
         generator = np.random.default_rng(seed)
         kept = generator.permutation(len(x))[:SAMPLES]
-        x = x[torch.from_numpy(np.sort(kept))].float().to(network.mean.device)
+        x = x[torch.from_numpy(np.sort(kept))].float().to(next(network.parameters()).device)
         views = torch.cat([network.views(block) for block in x.split(4096)])
         views = torch.nn.functional.normalize(views - views.mean(0), dim=1)
         counts = generator.multinomial(len(x), np.full(len(x), 1 / len(x)), size=BOOTSTRAPS)
@@ -73,7 +73,7 @@ class Validator:
         ks = tuple(sorted({min(max(2, round(k * around)), len(x) // 2) for around in AROUND}))
         return cls(x, cut.neighbours(views.cpu()), counts, ks, seed)
 
-    def score(self, network: Network) -> np.ndarray:
+    def score(self, network: FeatureNetwork) -> np.ndarray:
         """Information of the network's clusters in nats, (B,), the mean over the ks."""
         z = _features(network, self.x)
         index, scores = cut.neighbours(z), np.zeros(len(self.counts))
@@ -83,7 +83,7 @@ class Validator:
         return scores / len(self.ks)
 
 
-def _features(network: Network, x: Tensor) -> Tensor:
+def _features(network: FeatureNetwork, x: Tensor) -> Tensor:
     was_training = network.training
     z = network.eval().features(x).cpu()
     network.train(was_training)

@@ -90,7 +90,30 @@ class Words(nn.Module):
         return torch.softmax(self.scale * (x @ self.table.T), dim=1)
 
 
-class Network(nn.Module):
+class FeatureNetwork(nn.Module):
+    """Embeddings x (n, D) of one or more encoders, side by side -> features (n, d), unit rows."""
+
+    input_dims: list[int]  # dimensions of each encoder, D = sum(input_dims)
+    shape: dict[str, Any]  # the arguments of the class, by name
+
+    def views(self, x: Tensor) -> Tensor:
+        """(n, D) -> (n, width) with unit rows: what the network sees of the samples."""
+        raise NotImplementedError
+
+    def gather_with(self, gather: Gather) -> None:
+        """Give `gather` to every GlobalBatchNorm."""
+        for module in self.modules():
+            if isinstance(module, GlobalBatchNorm):
+                module.gather = gather
+
+    @torch.inference_mode()
+    def features(self, x: Tensor) -> Tensor:
+        """(n, D) -> Z (n, d) with unit rows, by the running statistics: rows are independent."""
+        assert not self.training, "call .eval() first: BatchNorm would mix the rows of a batch"
+        return torch.cat([self(block) for block in _blocks(x)])
+
+
+class Network(FeatureNetwork):
     """z = normalize(project(v) + residual(v)) of the centred, weighted views v of x.
 
     The views are the embeddings of each encoder, D = sum(input_dims) in all, and, after the first,
@@ -105,8 +128,8 @@ class Network(nn.Module):
         self, input_dims: Sequence[int], hidden_dim: int, feature_dim: int, words: int = 0
     ) -> None:
         super().__init__()
-        self.shape: dict[str, Any] = {"input_dims": list(input_dims), "hidden_dim": hidden_dim}
-        self.shape |= {"feature_dim": feature_dim, "words": words}  # the arguments, by name
+        self.shape = {"input_dims": list(input_dims), "hidden_dim": hidden_dim}
+        self.shape |= {"feature_dim": feature_dim, "words": words}
         self.input_dims = list(input_dims)
         self.dims = [input_dims[0], *([input_dims[0]] if words else []), *input_dims[1:]]
         width = sum(self.dims)
@@ -174,18 +197,6 @@ class Network(nn.Module):
         """(n, D) -> features Z (n, d) with unit rows."""
         seen = self.views(x) - self.mean
         return normalize(self.project(seen) + self.residual(seen), dim=1)
-
-    def gather_with(self, gather: Gather) -> None:
-        """Give `gather` to every GlobalBatchNorm."""
-        for module in self.modules():
-            if isinstance(module, GlobalBatchNorm):
-                module.gather = gather
-
-    @torch.inference_mode()
-    def features(self, x: Tensor) -> Tensor:
-        """(n, D) -> Z (n, d) with unit rows, by the running statistics: rows are independent."""
-        assert not self.training, "call .eval() first: BatchNorm would mix the rows of a batch"
-        return torch.cat([self(block) for block in _blocks(x)])
 
 
 def _blocks(x: Tensor) -> Iterator[Tensor]:

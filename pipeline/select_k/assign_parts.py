@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipeline.artifacts import layout, schemas, views
 from pipeline.mcr2 import assignment, coding_rate
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork, Network
+from pipeline.mcr2.published import TwoHeads
 from pipeline.store import storage, tables
 
 KEPT = {"typical": 24, "borderline": 12, "odd": 12}  # exemplars of each kind and cluster
@@ -29,29 +30,30 @@ MEMBER = ["sample_id", "shard", "key", "image_member", "tar_offset", "tar_size",
 BATCH_ROWS = 4096  # through the network at once
 
 
-def load_network(paths: layout.RunPaths) -> Network:
+def load_network(paths: layout.RunPaths) -> FeatureNetwork:
     """The trained network, in evaluation mode."""
     shape = json.loads(storage.read_bytes(paths.network.file("network.json")))["shape"]
-    network = Network(**shape)
+    two = shape.pop("heads", 1) == 2
+    network: FeatureNetwork = TwoHeads(**shape) if two else Network(**shape)
     network.load_state_dict(
         load_tensors(storage.read_bytes(paths.network.file("network.safetensors")))
     )
     return network.eval()
 
 
-def embedding_columns(network: Network) -> list[str]:
+def embedding_columns(network: FeatureNetwork) -> list[str]:
     """The columns of embeddings that the network sees."""
     return views.columns(len(network.input_dims))
 
 
-def row_features(rows: pa.Table, network: Network) -> Tensor:
+def row_features(rows: pa.Table, network: FeatureNetwork) -> Tensor:
     """z (n, d) of rows with `embedding_columns`."""
     x, _ = views.side_by_side(rows, embedding_columns(network))
     return network.features(torch.from_numpy(x.astype(np.float32)))
 
 
 def part_features(
-    url: str, network: Network, columns: list[str]
+    url: str, network: FeatureNetwork, columns: list[str]
 ) -> Iterator[tuple[pa.Table, Tensor]]:
     """(rows with `columns`, their z (b, d)) of one part of embeddings/, BATCH_ROWS at a time."""
     table = tables.read(url, [*columns, *embedding_columns(network)])
@@ -64,7 +66,7 @@ def part_features(
 class Assigner:
     """What tasks need to assign samples."""
 
-    network: Network
+    network: FeatureNetwork
     prototypes: assignment.Prototypes
     made_of: str  # fingerprint of the stage, for the parts
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.artifacts import layout, outputs, schemas
 from pipeline.mcr2 import assignment, coding_rate
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.runtime import tasks
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import (
@@ -40,7 +40,7 @@ class Parts:
     made_of: str  # fingerprint of the stage
 
 
-def statistics(urls: list[str], network: Network, table: Tensor) -> Sums:
+def statistics(urls: list[str], network: FeatureNetwork, table: Tensor) -> Sums:
     """Additive statistics of the leaves `table` (p, d) over all samples of some parts."""
     total = coding_rate.no_statistics(*table.shape)
     for url in urls:
@@ -56,7 +56,7 @@ def _add(total: coding_rate.Statistics, more: Sums) -> None:
 
 
 def all_statistics(
-    parts: Parts, network: Network, begin: Callable[[], Tensor], progress: StageProgress
+    parts: Parts, network: FeatureNetwork, begin: Callable[[], Tensor], progress: StageProgress
 ) -> tuple[Tensor, coding_rate.Statistics]:
     """First pass: the leaves (p, d) that `begin` computes, and their statistics over all parts."""
     urls = [parts.paths.embeddings.file(f"{stem}.parquet") for stem in parts.stems]

@@ -26,7 +26,7 @@ from pipeline.artifacts import layout, outputs, schemas
 from pipeline.mcr2 import choose_k, coding_rate, cut, tree
 from pipeline.mcr2.assignment import Prototypes
 from pipeline.mcr2.choose_k import Choice
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
@@ -43,7 +43,7 @@ CURVES = ("bits", "bands", "ks", "measures")  # of a Choice; the rest are number
 
 
 def _choose(
-    z: Tensor, fit: Config, parts: Parts, network: Network, progress: StageProgress
+    z: Tensor, fit: Config, parts: Parts, network: FeatureNetwork, progress: StageProgress
 ) -> Choice:
     """Steps 1 and 2; the statistics are freed before the second pass."""
     leaves, stats = all_statistics(parts, network, lambda: choose_k.over_segment(z, fit), progress)

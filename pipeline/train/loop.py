@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.mcr2 import coding_rate, objective, views
+from pipeline.mcr2 import coding_rate, objective, published, views
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import BOOTSTRAPS, PATIENCE, Validator, validation_steps
-from pipeline.mcr2.network import Network, Words
+from pipeline.mcr2.network import FeatureNetwork, Network, Words
+from pipeline.mcr2.published import TwoHeads
 from pipeline.mcr2.views import View
 from pipeline.runtime.errors import UserError
 from pipeline.train.sampling import Share
@@ -87,7 +88,8 @@ def new_network(
 
 
 def _centred(cfg: Config, x: Tensor, words: Tensor, scale: float, dims: Sequence[int]) -> Network:
-    network = Network(dims, min(MOST_HIDDEN, 4 * x.shape[1]), cfg.feature_dim, len(words))
+    hidden = cfg.hidden_dim or min(MOST_HIDDEN, 4 * x.shape[1])
+    network = Network(dims, hidden, cfg.feature_dim, len(words))
     network.centre(x, words, scale)
     return network
 
@@ -117,8 +119,17 @@ def _likeliest_words(x: Tensor, words: Tensor, scale: float, most: int) -> Tenso
     return total.topk(most).indices.sort().values
 
 
-def new_state(cfg: Config, network: Network) -> State:
+def published_network(cfg: Config, dims: Sequence[int]) -> TwoHeads:
+    """The network of the recipe cpp before training, at random weights; the same for a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return TwoHeads(dims, cfg.hidden_dim or MOST_HIDDEN, cfg.feature_dim)
+
+
+def new_state(cfg: Config, network: FeatureNetwork) -> State:
     """The state before the first step."""
+    if isinstance(network, TwoHeads):
+        return State(network, network.optimizer(cfg.learning_rate))
     return State(network, torch.optim.Adam(network.parameters(), lr=cfg.learning_rate))
 
 
@@ -155,6 +166,8 @@ def fit(
     good, validated = state.snapshot(), validation_steps(cfg.steps)
     if cfg.recipe == "mcr2" and cfg.steps:
         validated.remove(0)
+    if cfg.recipe == "cpp":
+        validated = {cfg.steps}  # the last network is the published one
     while True:
         if state.step in validated and not state.validated():
             scores = validator.score(network) if validator else np.zeros(BOOTSTRAPS)
@@ -187,9 +200,15 @@ def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) ->
     rows = batch_rows(cfg, len(x), state.step, workers.rank, workers.size)
     columns = sampled_columns(cfg, state.step, workers.rank, workers.size).to(device)
     state.optimizer.zero_grad()
-    Z = state.network(x[rows].to(device).float())
+    Z, C = _outputs(cfg, state, x[rows].to(device).float())
     try:
-        terms = objective.rate_reduction(Z, columns, cfg.eps_sq, cfg.eta, workers.gather)
+        if C is None:
+            terms = objective.rate_reduction(Z, columns, cfg.eps_sq, cfg.eta, workers.gather)
+        elif state.step < cfg.warm_up_steps:
+            terms = published.warm_up(Z, cfg.eps_sq, workers.gather)
+        else:
+            how = (columns, cfg.eps_sq, cfg.eta, workers.gather)
+            terms = published.rate_reduction(Z, C, *how)
         sound = terms.loss.isfinite()
     except torch.linalg.LinAlgError:  # of a determinant
         sound = torch.zeros((), dtype=torch.bool, device=device)
@@ -216,6 +235,16 @@ def _step(cfg: Config, x: Tensor | Share, state: State, workers: Collectives) ->
     )
     state.step += 1
     return ""
+
+
+def _outputs(cfg: Config, state: State, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features of a batch and, of two heads, the codes; after the warm-up both heads are equal."""
+    network = state.network
+    if not isinstance(network, TwoHeads):
+        return network(x), None
+    if state.step == cfg.warm_up_steps:
+        network.cluster.load_state_dict(network.feature.state_dict())
+    return network.heads(x)
 
 
 def _describe_failure(cfg: Config, z: Tensor, step: int, what: str) -> str:

@@ -9,7 +9,7 @@ from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
 from pipeline.vision import vocabulary
 
-RECIPES = ("auto", "none", "mcr2")
+RECIPES = ("auto", "none", "mcr2", "cpp")
 SEEN = 16_384  # least number of samples that all workers have; smaller samples they have whole
 
 
@@ -20,7 +20,7 @@ class Config:
     recipe: str = setting(
         "auto",
         "none: the input views alone; mcr2: rate reduction, begun at the views; auto: whichever of "
-        "them delivers the better clusters",
+        "the two delivers the better clusters; cpp: the published recipe, on the first encoder",
     )
     view_weights: tuple[float, ...] = setting(
         (),
@@ -38,6 +38,8 @@ class Config:
     feature_dim: int = setting(
         0, "dimensions of the features z; 0: about √N for N samples, 32 to 128"
     )
+    hidden_dim: int = setting(0, "width of the hidden layers; 0: 4 × the input, or 4096 with cpp")
+    warm_up_steps: int = setting(50, "steps of the expansion alone, with the recipe cpp")
     batch_size: int = setting(1024, "samples in a global batch, over all workers")
     steps: int = setting(240, "training steps; the best validated network is kept")
     learning_rate: float = setting(3e-4, "learning rate of Adam")
@@ -63,7 +65,7 @@ class Config:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give a positive number")
         if self.batch_size < 2 or self.landmarks < 2:
             raise UserError("train.batch_size and train.landmarks: give 2 or more")
-        for name in ("words", "feature_dim", "steps", "columns"):
+        for name in ("words", "feature_dim", "hidden_dim", "warm_up_steps", "steps", "columns"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} = {getattr(self, name)}: give 0 or more")
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from pipeline.mcr2.model_selection import better
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 
 
 @dataclass
 class State:
     """What a training resumes from, and the weights of the best network so far."""
 
-    network: Network
-    optimizer: torch.optim.Adam
+    network: FeatureNetwork
+    optimizer: torch.optim.Optimizer
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)  # step, information, kept
@@ -42,7 +42,7 @@ class State:
         """How many of the last validations in a row did not win."""
         return next((n for n, v in enumerate(reversed(self.validations)) if v["kept"]), 0)
 
-    def best(self) -> Network:
+    def best(self) -> FeatureNetwork:
         """The network with the weights of the best validation."""
         self.network.load_state_dict(self.kept)
         return self.network

@@ -21,11 +21,19 @@ from torch import Tensor
 
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2.collectives import Collectives
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.mcr2.threads import one_thread
 from pipeline.mcr2.views import View
 from pipeline.store import storage, tables
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.train.loop import fit, landmark_rows, new_network, new_state, seen_rows
+from pipeline.train.loop import (
+    fit,
+    landmark_rows,
+    new_network,
+    new_state,
+    published_network,
+    seen_rows,
+)
 from pipeline.train.sampling import SamplePlan, Share, gather_rows, read_ids, shares
 from pipeline.train.settings import Config, fit_settings, shared_samples
 from pipeline.train.state import State
@@ -70,14 +78,19 @@ def worker(job: WorkerJob) -> None:
     samples = len(job.source)
     shared = samples > shared_samples(job.cfg)
     mine = shares(samples, workers.size)[workers.rank] if shared else range(samples)
-    share = Share.read(job.source, mine, [encoder["column"] for encoder in job.encoders])
+    encoders = job.encoders[:1] if job.cfg.recipe == "cpp" else job.encoders
+    share = Share.read(job.source, mine, [encoder["column"] for encoder in encoders])
     cfg = fit_settings(job.cfg, samples)
     rows = seen_rows(cfg, samples)
     seen = gather_rows(share, rows, workers, device) if shared else share.held
     words, scale = ray.get(job.words)
     with one_thread():
-        dims = [encoder["dim"] for encoder in job.encoders]
-        network, views = new_network(cfg, seen, torch.tensor(words), scale, dims)
+        dims = [encoder["dim"] for encoder in encoders]
+        network: FeatureNetwork
+        if cfg.recipe == "cpp":
+            network, views = published_network(cfg, dims), list[View]()
+        else:
+            network, views = new_network(cfg, seen, torch.tensor(words), scale, dims)
     state = new_state(cfg, network.to(device))
     checkpoints = Checkpoints(job.paths, f"{job.made_of}-{cfg.batch_size}")  # which sets the steps
     checkpoints.restore(state)

@@ -18,6 +18,7 @@ from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.model_selection import PATIENCE, Validator, better
 from pipeline.mcr2.network import Network
 from pipeline.runtime.errors import UserError
+from pipeline.select_k import assign_parts
 from pipeline.store import storage, tables
 from pipeline.train import loop, sampling
 from pipeline.train import settings as train_settings
@@ -387,13 +388,57 @@ def test_the_recipe_none_is_the_input_views_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": "mrc2"}, "train.recipe = 'mrc2': choose one of auto, none, mcr2"),
+        ({"recipe": "mrc2"}, "train.recipe = 'mrc2': choose one of auto, none, mcr2, cpp"),
         ({"view_weights": (1.0, -1.0)}, "give 0 or more"),
     ],
 )
 def test_wrong_recipes_and_weights_are_refused(change, message):
     with pytest.raises(UserError, match=re.escape(message)):
         replace(TOY, **change)
+
+
+CPP = replace(TOY, recipe="cpp", hidden_dim=24, warm_up_steps=4, learning_rate=0.01)
+
+
+def start_cpp(cfg):
+    return loop.new_state(cfg, loop.published_network(cfg, [12]))
+
+
+def test_the_published_recipe_copies_its_head_after_the_warm_up_and_keeps_the_last_network():
+    x, state = toy(), start_cpp(CPP)
+    rows = [
+        (row.step, torch.equal(row.network.feature.weight, row.network.cluster.weight))
+        for row in loop.fit(CPP, x, state, ALONE)
+    ]
+    assert not any(same for _, same in rows) and [step for step, _ in rows] == list(range(1, 13))
+    assert [row["compression"] > 0 for row in state.history] == [False] * 4 + [True] * 8
+    assert [found["step"] for found in state.validations] == [12]
+    kept = state.best().state_dict()
+    assert all(torch.equal(kept[name], t) for name, t in state.network.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [3, 4, 9])
+def test_the_published_recipe_resumes_bit_for_bit(tmp_path, stop):
+    x = toy()
+    whole = finish(CPP, x, start_cpp(CPP))
+    paths = layout.RunPaths(str(tmp_path))
+    for state in islice(loop.fit(CPP, x, start_cpp(CPP), ALONE), stop):
+        Checkpoints(paths, "abc").save(state)
+    again = start_cpp(CPP)
+    Checkpoints(paths, "abc").restore(again)
+    assert again.step == stop
+    assert_same(finish(CPP, x, again), whole)
+
+
+@pytest.mark.ray
+def test_the_published_recipe_as_a_stage(unfinished):
+    manifest = train.run(CPP, unfinished)
+    assert manifest["views"] == [] and manifest["kept_step"] == 12
+    network = assign_parts.load_network(unfinished)
+    sample = tables.read(unfinished.network.file("sample.parquet"))
+    x = torch.from_numpy(tables.to_matrix(sample["embedding"]).astype(np.float32))
+    z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
+    torch.testing.assert_close(network.features(x), z, atol=1e-5, rtol=0)
 
 
 def test_given_weights_must_be_one_for_each_view():

@@ -21,7 +21,7 @@ from pipeline.artifacts import layout, outputs
 from pipeline.explore.curate import lists, shuffle
 from pipeline.explore.curate.shuffle import Chunk, Spilled
 from pipeline.mcr2.diverse_subset import most_spread
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
@@ -103,7 +103,7 @@ def candidates(chunk: Chunk, paths: layout.RunPaths, cfg: Config, embedded: list
 
 
 def choose(
-    chunk: Chunk, spilled: Spilled, cfg: Config, network: Network, eps_sq: float
+    chunk: Chunk, spilled: Spilled, cfg: Config, network: FeatureNetwork, eps_sq: float
 ) -> pa.Table:
     """KEPT of the clusters of the chunk, which are consecutive."""
     clusters = range(chunk.items[0], chunk.items[-1] + 1)
@@ -120,7 +120,9 @@ def choose(
     return pa.concat_tables([_choose_of_cluster(rows, cfg, network, eps_sq) for rows in of_each])
 
 
-def _choose_of_cluster(rows: pa.Table, cfg: Config, network: Network, eps_sq: float) -> pa.Table:
+def _choose_of_cluster(
+    rows: pa.Table, cfg: Config, network: FeatureNetwork, eps_sq: float
+) -> pa.Table:
     """KEPT of one cluster, whose candidates are in cfg.order."""
     gains: list[float | None] = [None] * cfg.per_cluster
     if cfg.how == "coding-rate" and rows.num_rows:

@@ -27,7 +27,7 @@ import torch
 from pipeline.artifacts import layout, outputs, views
 from pipeline.artifacts.layout import Space
 from pipeline.explore.search.settings import Config
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -85,12 +85,12 @@ def load_faiss() -> Any:
     return faiss
 
 
-def columns_of(network: Network | None) -> list[str]:
+def columns_of(network: FeatureNetwork | None) -> list[str]:
     """The columns of embeddings that are compared."""
     return embedding_columns(network) if network else views.columns(1)
 
 
-def as_vectors(x: np.ndarray, network: Network | None) -> np.ndarray:
+def as_vectors(x: np.ndarray, network: FeatureNetwork | None) -> np.ndarray:
     """Embeddings (n, D) → the vectors that are compared: (n, d) float32, unit rows."""
     wide = x.astype(np.float32)
     return wide if network is None else network.features(torch.from_numpy(wide)).numpy()
@@ -131,7 +131,7 @@ class IndexJob:
     paths: layout.RunPaths
     want: outputs.ExpectedOutputs
     rows: Rows
-    network: Network | None
+    network: FeatureNetwork | None
 
 
 def train(cfg: Config, job: IndexJob, embedded: dict[str, Any], url: str) -> None:

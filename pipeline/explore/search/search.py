@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.artifacts import layout, outputs, views
 from pipeline.artifacts.layout import Space
 from pipeline.explore.search.index import Rows, as_vectors, columns_of, open_index
-from pipeline.mcr2.network import Network
+from pipeline.mcr2.network import FeatureNetwork
 from pipeline.runtime.errors import UserError
 from pipeline.select_k.assign_parts import load_network
 from pipeline.store import tables
@@ -72,7 +72,7 @@ class Search:
         return [clip.load(e["model"], e["pretrained"], precision="fp32") for e in encoders]
 
     @cached_property
-    def _network(self) -> Network:
+    def _network(self) -> FeatureNetwork:
         return load_network(self.paths)
 
     def _vectors(self, x: np.ndarray, space: Space) -> np.ndarray:
