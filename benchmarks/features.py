@@ -69,7 +69,8 @@ class Source:
         rows, facts = self.cache / f"{name}-{model}.npy", self.cache / f"{name}.json"
         if model == EFFICIENTNET and facts.exists():
             short = name.removesuffix("-test").removeprefix("noto-")
-            with np.load(self.data / "features" / f"{short}-{model}.npz") as stored:
+            path = self.data / "features" / f"{short}-{model}.npz"
+            with np.load(path, allow_pickle=False) as stored:
                 x = stored["x"].astype(np.float32)
             return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
         if not (rows.exists() and facts.exists()):
