@@ -1,7 +1,7 @@
-"""The number of clusters: by modularity, stability and silhouette; and the bits of every k.
+"""The number of clusters: by coding length, modularity, stability and silhouette together.
 
 Coding length alone prefers too few clusters where they overlap: on unions of 10 subspaces with
-noise it has its minimum at 2, where the three measures agree on 10. Its curve is kept to look at.
+noise it has its minimum at 2, where the other three agree on 10.
 
 m landmarks, d dimensions, p leaves, N samples.
 """
@@ -51,7 +51,7 @@ class Limits(Protocol):
 class Choice:
     """The chosen k, and how certain it is."""
 
-    k: int  # of the best mean rank in `measures`, unless the user gave it
+    k: int  # of the best mean rank in bits and `measures`, unless the user gave it
     k_best: int  # the k of fewest bits
     k_low: int  # 5th and 95th percentile of k_best over resamples
     k_high: int
@@ -210,16 +210,16 @@ def choose_k(z: Tensor, leaves: Tensor, stats: coding_rate.Statistics, limits: L
     merges = tree.grow(count, total, gram, limits.eps_sq)
     bits = tree.lengths_bits(merges, count, gram, limits.eps_sq)
     resampled = resample(z, leaves, merges, float(count.sum()), limits)
-    k, measures = compare_ks(z, limits, len(leaves))
+    k, measures = compare_ks(z, bits, limits)
     return choose_from_curve(bits, resampled, k, measures, limits)
 
 
-def compare_ks(z: Tensor, limits: Limits, most: int) -> tuple[int, dict[int, list[float]]]:
+def compare_ks(z: Tensor, bits: Tensor, limits: Limits) -> tuple[int, dict[int, list[float]]]:
     """The k that fits landmarks z (m, d) best, and the measures of all ks that were compared.
 
-    First those of `grid`, then those around the best of it; `most` is the largest.
+    First those of `grid`, then those around the best of it. bits (p,) of the cuts into 1 to p.
     """
-    most = min(limits.k_max, most)
+    most = min(limits.k_max, len(bits))
     rows = min(len(z), max(COMPARED, MEMBERS * most))
     generator = torch.Generator().manual_seed(limits.seed)
     some = z[torch.randperm(len(z), generator=generator)[:rows].sort().values]
@@ -228,9 +228,14 @@ def compare_ks(z: Tensor, limits: Limits, most: int) -> tuple[int, dict[int, lis
     if len(ks) == 1:
         return ks[0], {}
     comparison = _Comparison(some, ks, limits.seed)
+
+    def best(measures: Mapping[int, list[float]]) -> int:
+        return best_of({k: [*own, -float(bits[k - 1])] for k, own in measures.items()})
+
     found = {k: comparison.measure(k) for k in ks}
-    place = ks.index(best_of(found))
-    below, best, above = ks[max(0, place - 1)], ks[place], ks[min(place + 1, len(ks) - 1)]
-    fine = {*np.linspace(below, best, FINE, dtype=int), *np.linspace(best, above, FINE, dtype=int)}
+    place = ks.index(best(found))
+    below, middle, above = ks[max(0, place - 1)], ks[place], ks[min(place + 1, len(ks) - 1)]
+    fine = {*np.linspace(below, middle, FINE, dtype=int)}
+    fine |= {*np.linspace(middle, above, FINE, dtype=int)}
     near = {int(k): found.get(int(k)) or comparison.measure(int(k)) for k in sorted(fine)}
-    return best_of(near), {**found, **near}
+    return best(near), {**found, **near}

@@ -17,7 +17,9 @@ DRIVER_TIMES = 4  # copies of the statistics in the driver: the sum, a summand, 
 class Config:
     """How k is chosen and samples are assigned. 0 means a fitted value if the help says "fit"."""
 
-    k: int = setting(0, "clusters; 0: chosen by modularity, stability and silhouette")
+    k: int = setting(
+        0, "clusters; 0: chosen by coding length, modularity, stability and silhouette"
+    )
     k_min: int = setting(2, "smallest number of clusters to choose from")
     k_max: int = setting(
         0, "largest number of clusters to choose from; 0: 2√N for N samples, up to 1000"

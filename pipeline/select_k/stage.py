@@ -100,8 +100,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         )
     if not cfg.k and not choice.k / DISAGREES <= choice.k_best <= choice.k * DISAGREES:
         log.warning(
-            "select_k: k = %d has the best modularity, stability and silhouette, but coding length "
-            "is least at %d: look at the curves in the report, and set select_k.k to choose",
+            "select_k: k = %d has the best mean rank of four measures, but coding length is least "
+            "at %d: look at the curves in the report, and set select_k.k to choose",
             *(choice.k, choice.k_best),
         )
     merges = tree.grow(count, total, gram, fit.eps_sq)

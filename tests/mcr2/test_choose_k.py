@@ -79,16 +79,17 @@ def test_k_of_separated_subspaces_is_exact(k, dimension):
     x = np.concatenate([rng.normal(size=(200, dimension)) @ basis.T for basis in bases])
     x += 0.1 * rng.normal(size=x.shape)
     z = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
-    found, measures = choose_k.compare_ks(z, replace(LIMITS, k_max=30), 30)
+    bits = torch.arange(30.0)  # coding length would have one cluster
+    found, measures = choose_k.compare_ks(z, bits, replace(LIMITS, k_max=30))
     assert found == k
     assert all(len(values) == 3 and np.isfinite(values).all() for values in measures.values())
-    assert choose_k.compare_ks(z, replace(LIMITS, k_max=30), 30) == (found, measures)
+    assert choose_k.compare_ks(z, bits, replace(LIMITS, k_max=30)) == (found, measures)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 30, 41])
 def test_k_of_few_landmarks(samples):
     z = torch.from_numpy(subspaces.union(3, 4, 20)[0]).float()[:samples]
-    found, _ = choose_k.compare_ks(z, LIMITS, 7)
+    found, _ = choose_k.compare_ks(z, CURVE, LIMITS)
     assert 1 <= found <= max(1, samples // choose_k.MEMBERS)
 
 
