@@ -103,18 +103,23 @@ def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((scores, shares.indices, shares.indptr), shape=shares.shape)
 
 
-def shares(fits: sp.csr_matrix) -> sp.csr_matrix:
-    """How sure a candidate is as a name, 0 to 1: (k, V) of the `fits` of `Votes`.
+def fitting(found: Votes) -> sp.csr_matrix:
+    """Share of the members that each candidate fits, (k, V)."""
+    per_member = max(math.isqrt(found.fits.shape[1]), 1)
+    sizes = np.asarray(found.fits.sum(axis=1)).ravel() / per_member
+    return (sp.diags(1 / np.maximum(sizes, 1)) @ found.fits).tocsr()
+
+
+def shares(fit: sp.csr_matrix) -> sp.csr_matrix:
+    """How sure a candidate is as a name, 0 to 1: (k, V) of the shares of `fitting` (k, V).
 
     The share of the members that it fits, less its mean share in the other clusters, as in
     Youden's index of a test (1950). A word that fits everything says nothing.
     """
-    k, candidates = fits.shape
-    sizes = np.asarray(fits.sum(axis=1)).ravel() / max(math.isqrt(candidates), 1)
-    own = (sp.diags(1 / np.maximum(sizes, 1)) @ fits).tocsr()
-    others = np.asarray(own.sum(axis=0)).ravel()[own.indices] - own.data
-    own.data = np.maximum(own.data - others / max(k - 1, 1), 0)
-    return own
+    sure = fit.copy()
+    others = np.asarray(fit.sum(axis=0)).ravel()[fit.indices] - fit.data
+    sure.data = np.maximum(fit.data - others / max(fit.shape[0] - 1, 1), 0)
+    return sure
 
 
 def combine(found: Votes, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
@@ -125,7 +130,7 @@ def combine(found: Votes, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_m
     """
     whole = np.maximum(np.asarray(found.total.sum(axis=1)).ravel(), 1e-12)
     scores = separation(sp.diags(1 / whole) @ found.total, near) + texts
-    return (UNSURE * scores + (1 - UNSURE) * scores.multiply(shares(found.fits))).tocsr()
+    return (UNSURE * scores + (1 - UNSURE) * scores.multiply(shares(fitting(found)))).tocsr()
 
 
 def best(scores: sp.csr_matrix) -> list[int | None]:
@@ -182,25 +187,25 @@ def _nested(one: tokenization.Key, other: tokenization.Key) -> bool:
 
 def name(
     scores: sp.csr_matrix,
-    sure: sp.csr_matrix,
+    fit: sp.csr_matrix,
     places: list[list[int]],
     keys: Sequence[tokenization.Key],
 ) -> list[list[int]]:
     """The one or two candidates that name each cluster; no two clusters have the same name.
 
-    scores and sure (`shares`) (k, V); `places` as `rank` returns them. The cluster with the largest
-    score comes first. It is named by its best candidate. If this is WEAK, or names an earlier
-    cluster, the second word is the candidate of largest score × share that makes a new name. A
-    cluster gets a name that exists only if it has no further candidates.
+    scores and fit (`fitting`) (k, V); `places` as `rank` returns them. The cluster with the largest
+    score comes first. It is named by its best candidate. If its share is WEAK, or it names an
+    earlier cluster, the second word is the candidate with the largest score × fit that makes a new
+    name. A cluster gets a name that exists only if it has no further candidates.
     """
     found: list[list[int]] = [chosen[:1] for chosen in places]
-    taken = set[frozenset[tokenization.Key]]()
+    sure, taken = shares(fit), set[frozenset[tokenization.Key]]()
     first = [scores[row, chosen[0]] if chosen else 0.0 for row, chosen in enumerate(places)]
     for row in np.argsort(-np.array(first), kind="stable").tolist():
         if not (chosen := places[row]):
             continue
         best, *others = chosen
-        others.sort(key=lambda i: -scores[row, i] * sure[row, i])
+        others.sort(key=lambda i: -scores[row, i] * fit[row, i])
         pairs = [[best, other] for other in others]
         alone = [[best]]
         tried = pairs + alone if sure[row, best] < WEAK else alone + pairs

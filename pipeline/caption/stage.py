@@ -145,13 +145,13 @@ def _rank(
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
     by_texts = ngrams.of(words)
     scores = ranking.combine(total, by_texts, near)
-    keys, sure = [tokenization.key(word) for word in words], ranking.shares(total.fits)
+    keys, fit = [tokenization.key(word) for word in words], ranking.fitting(total)
     places = ranking.rank(scores, keys, texts)
-    named = ranking.name(scores, sure, places, keys)
+    named = ranking.name(scores, fit, places, keys)
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
-    voted = candidates.ranking_of(sure, places, named, rows)
+    voted = candidates.ranking_of(ranking.shares(fit), places, named, rows)
     tables.write(paths.captions.file("voted.parquet"), voted, **facts)
     return facts
 

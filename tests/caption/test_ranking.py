@@ -102,8 +102,13 @@ def fits_of(rows: list[list[float]], members: int) -> sp.csr_matrix:
     return sp.csr_matrix(np.hstack([counts, rest]))
 
 
+def shares_of(rows: list[list[float]], members: int) -> np.ndarray:
+    fits = fits_of(rows, members)
+    return ranking.shares(ranking.fitting(ranking.Votes(fits, fits))).toarray()
+
+
 def test_shares_are_those_of_the_members_less_those_elsewhere():
-    found = ranking.shares(fits_of([[1, 0.5, 0.25], [1, 0.1, 0], [1, 0, 0]], 20)).toarray()
+    found = shares_of([[1, 0.5, 0.25], [1, 0.1, 0], [1, 0, 0]], 20)
     assert found[:, 0].tolist() == [0, 0, 0]  # fits everything
     assert found[0, 1:3] == pytest.approx([0.5 - 0.05, 0.25])
     assert found[1, 1:3] == pytest.approx([0, 0]) and found[2, 1:3].tolist() == [0, 0]
@@ -111,7 +116,7 @@ def test_shares_are_those_of_the_members_less_those_elsewhere():
 
 
 def test_shares_of_one_cluster_are_those_of_its_members():
-    assert ranking.shares(fits_of([[1, 0.5]], 10)).toarray()[0, :2] == pytest.approx([1, 0.5])
+    assert shares_of([[1, 0.5]], 10)[0, :2] == pytest.approx([1, 0.5])
 
 
 def test_combined_adds_what_pictures_and_texts_separate():
@@ -202,15 +207,12 @@ def test_ten_are_kept_and_the_best_is_first():
     assert not set(found) & set(names[:10])  # not in the pool
 
 
-def named(
-    scores: list[list[float]], words: list[str], sure: list[list[float]] | None = None
-) -> list[str]:
-    """The names of clusters; without `sure`, every candidate is a good name."""
+def named(scores: list[list[float]], words: list[str], fit: list[list[float]]) -> list[str]:
+    """The names of clusters, by scores and by the shares of members that the words fit."""
     places = [np.argsort(-np.array(row), kind="stable")[: np.count_nonzero(row)] for row in scores]
-    shares = np.ones((len(scores), len(words))) if sure is None else sure
     found = ranking.name(
         sp.csr_matrix(scores),
-        sp.csr_matrix(shares),
+        sp.csr_matrix(fit),
         [row.tolist() for row in places],
         [tokenization.key(word) for word in words],
     )
@@ -218,38 +220,45 @@ def named(
 
 
 def test_the_name_is_the_best_candidate():
-    assert named([[1, 2, 0], [0, 1, 3], [0, 0, 0]], ["apple", "bird", "cup"]) == ["bird", "cup", ""]
+    words, scores = ["apple", "bird", "cup"], [[1.0, 2, 0], [0, 1, 3], [0, 0, 0]]
+    assert named(scores, words, [[0, 1, 0], [0, 0, 1], [0, 0, 0]]) == ["bird", "cup", ""]
 
 
 def test_the_cluster_with_the_best_score_keeps_a_word_and_others_add_one():
     words = ["flag", "flags", "star", "cross"]
-    scores = [[5.0, 0, 3, 0], [0, 9, 0, 1], [4, 0, 3, 2], [3, 0, 0, 0]]
-    assert named(scores, words) == ["flag / star", "flags", "flag / cross", "flag"]
+    scores = [[5.0, 0, 3, 0], [0, 9, 0, 1], [4, 0, 3, 2], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    fit = [[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    names = named(scores, words, fit)
+    assert names == ["flag / star", "flags", "flag / cross", "flag", "", ""]
+
+
+def test_the_second_word_fits_many():
+    words = ["flag", "star", "cross"]
+    fit = [[1.0, 0, 0], [1, 0.2, 0.5], [0, 0, 0], [0, 0, 0]]
+    scores = [[9.0, 0, 0], [5, 3, 2], [0, 0, 0], [0, 0, 0]]
+    assert named(scores, words, fit)[:2] == ["flag", "flag / cross"]
 
 
 def test_a_word_alone_and_the_word_with_another_are_two_names():
-    sure = [[0.1, 0.4], [0.9, 0.1]]
-    assert named([[9.0, 1], [5, 1]], ["flag", "star"], sure) == ["flag / star", "flag"]
+    fit = [[0.4, 0.3], [0.9, 0.1], [0, 0]]
+    assert named([[9.0, 1], [5, 1], [0, 0]], ["flag", "star"], fit) == ["flag / star", "flag", ""]
 
 
 def test_a_weak_name_has_two_words():
-    words = ["trousers", "jeans", "tree"]
-    scores = [[3.0, 2, 2.5]]
+    words, scores = ["trousers", "jeans", "tree"], [[3.0, 2, 2.5]]
     assert named(scores, words, [[0.49, 0.4, 0.1]]) == ["trousers / jeans"]
     assert named(scores, words, [[0.5, 0.4, 0.1]]) == ["trousers"]
     assert named([[1.0, 0, 0]], words, [[0.1, 0, 0]]) == ["trousers"]  # there is no other
+    common = [[0.9, 0.4, 0.1], [0.7, 0, 0]]  # fits the other cluster, too
+    assert named([*scores, [0, 0, 0]], words, common) == ["trousers / jeans", ""]
 
 
 def test_a_thousand_clusters_have_a_thousand_names():
     rng = np.random.default_rng(4)
-    words = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]
+    keys = [(f"word{i}",) for i in range(60)]
     scores = rng.random((1000, 60)) * (rng.random((1000, 60)) < 0.5)
-    texts = unit(rng.normal(size=(60, 8)))
-    places = ranking.rank(sp.csr_matrix(scores), [tokenization.key(w) for w in words], texts)
-    sure = sp.csr_matrix(rng.random((1000, 60)))
-    found = ranking.name(
-        sp.csr_matrix(scores), sure, places, [tokenization.key(word) for word in words]
-    )
+    places = ranking.rank(sp.csr_matrix(scores), keys, unit(rng.normal(size=(60, 8))))
+    found = ranking.name(sp.csr_matrix(scores), sp.csr_matrix(rng.random((1000, 60))), places, keys)
     names = [frozenset(name) for name in found]
     for name, chosen in zip(names, places, strict=True):
         free = {frozenset(chosen[:1]), *(frozenset((chosen[0], i)) for i in chosen)} - set(names)
