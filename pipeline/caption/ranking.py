@@ -20,7 +20,7 @@ RANKED = 10  # captions kept per cluster
 POOL = 50  # best candidates of a cluster, among which the RANKED are chosen
 LEAST = 0.1  # of the best score; less is noise, which novelty alone would let in
 RELEVANCE = 0.7  # λ of the maximal marginal relevance; the rest is novelty
-UNSURE = 0.2  # of its score remains for a candidate that fits other clusters as well
+UNSURE = 0.1  # of its score remains for a candidate that fits other clusters as well
 WEAK = 0.5  # a caption with a smaller share is no name alone: the two best words are the name
 AND = " / "  # between the two words of a name
 
@@ -123,14 +123,15 @@ def shares(fit: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def combine(found: Votes, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
-    """Scores (k, V): separation by votes and by alt texts, added, times how sure the pictures are.
+    """Scores (k, V): separation by votes and by alt texts, added, weighted by squared `shares`.
 
     `texts` (k, V) is the separation by alt texts. A candidate wins where both agree. Of words that
     the pictures do not tell apart ("facing right", or "animal" among clothes), UNSURE remains.
     """
+    sure = shares(fitting(found))
     whole = np.maximum(np.asarray(found.total.sum(axis=1)).ravel(), 1e-12)
     scores = separation(sp.diags(1 / whole) @ found.total, near) + texts
-    return (UNSURE * scores + (1 - UNSURE) * scores.multiply(shares(fitting(found)))).tocsr()
+    return (UNSURE * scores + (1 - UNSURE) * scores.multiply(sure.power(2))).tocsr()
 
 
 def best(scores: sp.csr_matrix) -> list[int | None]:
@@ -195,8 +196,8 @@ def name(
 
     scores and fit (`fitting`) (k, V); `places` as `rank` returns them. The cluster with the largest
     score comes first. It is named by its best candidate. If its share is WEAK, or it names an
-    earlier cluster, the second word is the candidate with the largest score × fit that makes a new
-    name. A cluster gets a name that exists only if it has no further candidates.
+    earlier cluster, the second word is the candidate with the largest score × share × fit that
+    makes a new name. A cluster gets a name that exists only if it has no further candidates.
     """
     found: list[list[int]] = [chosen[:1] for chosen in places]
     sure, taken = shares(fit), set[frozenset[tokenization.Key]]()
@@ -205,7 +206,7 @@ def name(
         if not (chosen := places[row]):
             continue
         best, *others = chosen
-        others.sort(key=lambda i: -scores[row, i] * fit[row, i])
+        others.sort(key=lambda i: -scores[row, i] * sure[row, i] * fit[row, i])
         pairs = [[best, other] for other in others]
         alone = [[best]]
         tried = pairs + alone if sure[row, best] < WEAK else alone + pairs

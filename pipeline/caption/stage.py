@@ -198,7 +198,7 @@ def _all_votes(
 ) -> ranking.Votes:
     """`votes` over all parts; `given` are its other arguments."""
     paths, texts, k, _ = given
-    running = ResumableSum(paths.captions, "votes", made_of, len(chunks))
+    running = ResumableSum(paths.captions, "tally", made_of, len(chunks))
     total = ranking.Votes.none(k, len(texts))
     if running.done:
         total = _from_arrays(running.restored, total.total.shape)
