@@ -58,8 +58,8 @@ def best_captions(
     """The best candidate of each cluster, by our ranking and by the plain vote."""
     if not found.names:
         return {name: [None] * near.shape[0] for name in (OURS, PLAIN)}
-    total = ranking.votes(voters.x, voters.clusters, found.texts, near.shape[0], temperature)
-    scores = {OURS: ranking.combine(total, found.by_texts, near), PLAIN: total}
+    votes = ranking.votes(voters.x, voters.clusters, found.texts, near.shape[0], temperature)
+    scores = {OURS: ranking.combine(votes, found.by_texts, near), PLAIN: votes.total}
     return {
         name: [None if i is None else found.names[i] for i in ranking.best(score)]
         for name, score in scores.items()
@@ -113,7 +113,8 @@ def score(
     kept = without_class_names(found.names, set(voters.truth.tolist()))
     some = voters.some()
     given = best_captions(some, found, near, temperature)
-    shown = {OURS: captioned["captions"], PLAIN: given[PLAIN]}
+    first = [name and name.split(ranking.AND)[0] for name in captioned["captions"]]
+    shown = {OURS: first, PLAIN: given[PLAIN]}
     blind = best_captions(some, found.only(kept), near, temperature)
     cosine = _cosine(
         {

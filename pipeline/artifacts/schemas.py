@@ -97,8 +97,8 @@ CAPTIONS = pa.schema(
     [
         ("cluster_id", pa.int32()),
         ("rank", pa.int32()),  # 0 is the best caption
-        ("caption", pa.string()),  # a word or phrase for the cluster
-        ("share", pa.float32()),  # of the cluster's scores, 0 to 1; 0 where a model named it
+        ("caption", pa.string()),  # a word or phrase for the cluster; two words: "jeans / shorts"
+        ("share", pa.float32()),  # of members that it fits, less that elsewhere; 0: a model's name
         ("source", pa.string()),  # vocabulary | alt text | model
     ]
 )
@@ -108,7 +108,7 @@ CLUSTERS = pa.schema(
         ("size", pa.int64()),  # samples
         ("cluster_caption", pa.string()),  # its best caption
         ("captions", pa.list_(pa.string())),  # best first
-        ("caption_shares", pa.list_(pa.float32())),  # of the cluster's scores, 0 to 1
+        ("caption_shares", pa.list_(pa.float32())),  # how sure each caption is, 0 to 1
         ("bits_per_sample", pa.float64()),  # coding length of its features over its size
         ("nearest_clusters", pa.list_(pa.int32())),  # nearest first
         ("typical_samples", pa.list_(pa.string())),  # sample_ids, most typical first

@@ -48,19 +48,23 @@ def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_
     return pa.table(made, schema=schemas.candidates_schema(texts.shape[1]))
 
 
-def ranking_of(scores: sp.csr_matrix, places: list[list[int]], found: pa.Table) -> pa.Table:
+def ranking_of(
+    sure: sp.csr_matrix, places: list[list[int]], names: list[list[int]], found: pa.Table
+) -> pa.Table:
     """CAPTIONS. `places` holds for each cluster the rows of CANDIDATES, best first.
 
-    scores (k, V); a caption's share is its part of the cluster's total score.
+    sure (k, V) has the shares; `names` holds the one or two rows that are the name, its caption of
+    rank 0. The share of two words is that of the first.
     """
-    names, sources = found["caption"].to_pylist(), found["source"].to_pylist()
+    words, sources = found["caption"].to_pylist(), found["source"].to_pylist()
     rows = []
-    for number, chosen in enumerate(places):
-        counted = scores[number].toarray().ravel()
-        for rank, index in enumerate(chosen):
-            facts = {"cluster_id": number, "rank": rank, "caption": names[index]}
-            share = float(counted[index] / counted.sum())
-            rows.append({**facts, "share": share, "source": sources[index]})
+    for number, (chosen, name) in enumerate(zip(places, names, strict=True)):
+        ranked = [name, *([index] for index in chosen if index not in name)] if name else []
+        for rank, parts in enumerate(ranked):
+            caption = ranking.AND.join(words[index] for index in parts)
+            facts = {"cluster_id": number, "rank": rank, "caption": caption}
+            share = float(sure[number, parts[0]])
+            rows.append({**facts, "share": share, "source": sources[parts[0]]})
     return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
 
 

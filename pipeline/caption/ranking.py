@@ -1,9 +1,11 @@
-"""Rank candidates: votes of the members, separation from neighbours, no redundancy.
+"""Rank candidates: votes of the members, separation from neighbours, no redundancy. Name clusters.
 
 n members, D dimensions, k clusters, V candidates. Arrays in, arrays out.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,27 +20,58 @@ RANKED = 10  # captions kept per cluster
 POOL = 50  # best candidates of a cluster, among which the RANKED are chosen
 LEAST = 0.1  # of the best score; less is noise, which novelty alone would let in
 RELEVANCE = 0.7  # λ of the maximal marginal relevance; the rest is novelty
+UNSURE = 0.1  # of its score remains for a candidate that fits other clusters as well
+WEAK = 0.5  # a caption with a smaller share is no name alone: the two best words are the name
+AND = " / "  # between the two words of a name
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the members of each cluster say about each candidate."""
+
+    total: sp.csr_matrix  # (k, V) summed probabilities
+    fits: sp.csr_matrix  # (k, V) members that have the candidate among their nearest √V
+
+    @classmethod
+    def none(cls, k: int, candidates: int) -> "Votes":
+        """No votes."""
+        return cls(*(sp.csr_matrix((k, candidates)) for _ in range(2)))
+
+    def __add__(self, other: "Votes") -> "Votes":
+        return Votes(self.total + other.total, self.fits + other.fits)
 
 
 def votes(
     x: np.ndarray, clusters: np.ndarray, texts: np.ndarray, k: int, temperature: float
-) -> sp.csr_matrix:
-    """Summed votes (k, V) of members x (n, D) in `clusters` (n,); texts (V, D); rows are unit.
+) -> Votes:
+    """Votes of members x (n, D) in `clusters` (n,) for texts (V, D); rows are unit.
 
     A member gives its TOP_VOTES largest softmax probabilities over all candidates (CPP, Chu et al.
-    2024).
+    2024). Its √V nearest candidates fit it.
     """
-    total = sp.csr_matrix((k, len(texts)))
-    candidates = torch.from_numpy(texts)
+    found, shape = Votes.none(k, len(texts)), (k, len(texts))
+    candidates, near = torch.from_numpy(texts), math.isqrt(len(texts))
+    most = min(max(TOP_VOTES, near), len(texts))
     for start in range(0, len(x), BATCH_ROWS):
         batch = slice(start, start + BATCH_ROWS)
-        rows = torch.from_numpy(x[batch].astype(np.float32))
-        shares = torch.softmax(rows @ candidates.T / temperature, dim=1)
-        top = shares.topk(min(TOP_VOTES, len(texts)), dim=1)
-        own = np.repeat(clusters[batch], top.indices.shape[1])
-        cells = (top.values.double().numpy().ravel(), (own, top.indices.numpy().ravel()))
-        total = total + sp.csr_matrix(cells, shape=total.shape)
-    return total
+        logits = torch.from_numpy(x[batch].astype(np.float32)) @ candidates.T / temperature
+        top = logits.topk(most, dim=1).indices
+        given = torch.softmax(logits, dim=1).gather(1, top).double().numpy()
+        own, best = clusters[batch], top.numpy()
+        voted, fits = best[:, :TOP_VOTES], best[:, :near]
+        found += Votes(
+            _summed(given[:, :TOP_VOTES], own, voted, shape),
+            _summed(np.ones(fits.shape), own, fits, shape),
+        )
+    return found
+
+
+def _summed(
+    values: np.ndarray, own: np.ndarray, columns: np.ndarray, shape: tuple[int, int]
+) -> sp.csr_matrix:
+    """Sums of values (n, q) by the clusters `own` (n,) and the columns (n, q)."""
+    rows = np.repeat(own, columns.shape[1])
+    return sp.csr_matrix((values.ravel(), (rows, columns.ravel())), shape=shape)
 
 
 def neighbourhood(nearest: Sequence[Sequence[int]]) -> sp.csr_matrix:
@@ -70,13 +103,35 @@ def separation(shares: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((scores, shares.indices, shares.indptr), shape=shares.shape)
 
 
-def combine(total: sp.csr_matrix, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
-    """Scores (k, V): the separation of the shares of votes, and of those of alt texts, added.
+def fitting(found: Votes) -> sp.csr_matrix:
+    """Share of the members that each candidate fits, (k, V)."""
+    per_member = max(math.isqrt(found.fits.shape[1]), 1)
+    sizes = np.asarray(found.fits.sum(axis=1)).ravel() / per_member
+    return (sp.diags(1 / np.maximum(sizes, 1)) @ found.fits).tocsr()
 
-    `texts` (k, V) is the separation by alt texts. A candidate wins where both agree.
+
+def shares(fit: sp.csr_matrix) -> sp.csr_matrix:
+    """How sure a candidate is as a name, 0 to 1: (k, V) of the shares of `fitting` (k, V).
+
+    The share of the members that it fits, less its mean share in the other clusters, as in
+    Youden's index of a test (1950). A word that fits everything says nothing.
     """
-    whole = np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1e-12)
-    return (separation(sp.diags(1 / whole) @ total, near) + texts).tocsr()
+    sure = fit.copy()
+    others = np.asarray(fit.sum(axis=0)).ravel()[fit.indices] - fit.data
+    sure.data = np.maximum(fit.data - others / max(fit.shape[0] - 1, 1), 0)
+    return sure
+
+
+def combine(found: Votes, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_matrix:
+    """Scores (k, V): separation by votes and by alt texts, added, weighted by squared `shares`.
+
+    `texts` (k, V) is the separation by alt texts. A candidate wins where both agree. Of words that
+    the pictures do not tell apart ("facing right", or "animal" among clothes), UNSURE remains.
+    """
+    sure = shares(fitting(found))
+    whole = np.maximum(np.asarray(found.total.sum(axis=1)).ravel(), 1e-12)
+    scores = separation(sp.diags(1 / whole) @ found.total, near) + texts
+    return (UNSURE * scores + (1 - UNSURE) * scores.multiply(sure.power(2))).tocsr()
 
 
 def best(scores: sp.csr_matrix) -> list[int | None]:
@@ -129,3 +184,33 @@ def _diverse(worth: np.ndarray, keys: list[tokenization.Key], vectors: np.ndarra
 
 def _nested(one: tokenization.Key, other: tokenization.Key) -> bool:
     return tokenization.holds(one, other) or tokenization.holds(other, one)
+
+
+def name(
+    scores: sp.csr_matrix,
+    fit: sp.csr_matrix,
+    places: list[list[int]],
+    keys: Sequence[tokenization.Key],
+) -> list[list[int]]:
+    """The one or two candidates that name each cluster; no two clusters have the same name.
+
+    scores and fit (`fitting`) (k, V); `places` as `rank` returns them. The cluster with the largest
+    score comes first. It is named by its best candidate. If its share is WEAK, or it names an
+    earlier cluster, the second word is the candidate with the largest score × share × fit that
+    makes a new name. A cluster gets a name that exists only if it has no further candidates.
+    """
+    found: list[list[int]] = [chosen[:1] for chosen in places]
+    sure, taken = shares(fit), set[frozenset[tokenization.Key]]()
+    first = [scores[row, chosen[0]] if chosen else 0.0 for row, chosen in enumerate(places)]
+    for row in np.argsort(-np.array(first), kind="stable").tolist():
+        if not (chosen := places[row]):
+            continue
+        best, *others = chosen
+        others.sort(key=lambda i: -scores[row, i] * sure[row, i] * fit[row, i])
+        pairs = [[best, other] for other in others]
+        alone = [[best]]
+        tried = pairs + alone if sure[row, best] < WEAK else alone + pairs
+        names = ((words, frozenset(keys[i] for i in words)) for words in tried)
+        found[row], said = next((n for n in names if n[1] not in taken), (tried[-1], frozenset()))
+        taken.add(said)
+    return found

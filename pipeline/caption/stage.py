@@ -41,6 +41,7 @@ from pipeline.vision import text_encoding
 
 log = logging.getLogger(__name__)
 MOST_TASKS = 1024
+VOTES = ("total", "fits")
 CSR = ("data", "indices", "indptr")  # the arrays of a sparse matrix
 
 
@@ -60,13 +61,13 @@ def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_n
 
 def votes(
     stems: list[str], paths: layout.RunPaths, texts: np.ndarray, k: int, temperature: float
-) -> sp.csr_matrix:
-    """`ranking.votes` of the members in some parts, summed: (k, V)."""
-    total = sp.csr_matrix((k, len(texts)))
+) -> ranking.Votes:
+    """`ranking.votes` of the members in some parts, summed."""
+    total = ranking.Votes.none(k, len(texts))
     for stem in stems:
         rows = read_joined(stem, paths, ["embedding"], ["cluster_id"])
         x = tables.to_matrix(rows["embedding"])
-        total = total + ranking.votes(x, rows["cluster_id"].to_numpy(), texts, k, temperature)
+        total += ranking.votes(x, rows["cluster_id"].to_numpy(), texts, k, temperature)
     return total
 
 
@@ -135,8 +136,7 @@ def _rank(
         if cfg.alt_texts:
             counts = _all_counts(chunks, paths, k, made_of, progress)
         ngrams = alt_text_ngrams.separation(counts, near)
-        known = {name.casefold() for name in names}
-        own = [name for name in ngrams.distinctive(cfg.alt_texts) if name not in known]
+        own = _new_names(ngrams.distinctive(cfg.alt_texts), names)
         words = names + own
         texts, _ = text_encoding.encode(
             words, cfg.templates, encoder["model"], encoder["pretrained"]
@@ -145,14 +145,22 @@ def _rank(
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
     by_texts = ngrams.of(words)
     scores = ranking.combine(total, by_texts, near)
-    places = ranking.rank(scores, [tokenization.key(word) for word in words], texts)
+    keys, fit = [tokenization.key(word) for word in words], ranking.fitting(total)
+    places = ranking.rank(scores, keys, texts)
+    named = ranking.name(scores, fit, places, keys)
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
-    tables.write(
-        paths.captions.file("voted.parquet"), candidates.ranking_of(scores, places, rows), **facts
-    )
+    voted = candidates.ranking_of(ranking.shares(fit), places, named, rows)
+    tables.write(paths.captions.file("voted.parquet"), voted, **facts)
     return facts
+
+
+def _new_names(ngrams: list[str], vocabulary: list[str]) -> list[str]:
+    """The n-grams that the vocabulary lacks, without those that end with a mere modifier."""
+    known = {name.casefold() for name in vocabulary}
+    modifiers = tokenization.only_modify(vocabulary)
+    return [n for n in ngrams if n not in known and tokenization.key(n)[-1] not in modifiers]
 
 
 def _all_counts(
@@ -187,18 +195,26 @@ def _all_votes(
     given: tuple[layout.RunPaths, np.ndarray, int, float],
     made_of: str,
     progress: StageProgress,
-) -> sp.csr_matrix:
+) -> ranking.Votes:
     """`votes` over all parts; `given` are its other arguments."""
     paths, texts, k, _ = given
-    running = ResumableSum(paths.captions, "votes", made_of, len(chunks))
-    total = sp.csr_matrix((k, len(texts)))
+    running = ResumableSum(paths.captions, "tally", made_of, len(chunks))
+    total = ranking.Votes.none(k, len(texts))
     if running.done:
-        cells = tuple(running.restored[name] for name in CSR)
-        total = sp.csr_matrix(cells, shape=total.shape)
+        total = _from_arrays(running.restored, total.total.shape)
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     for chunk, more in zip(left, tasks.results(votes, left, *given), strict=True):
-        total = total + more
-        running.advance(lambda total=total: {name: getattr(total, name) for name in CSR})  # type: ignore[misc]
+        total += more
+        running.advance(lambda total=total: _arrays(total))  # type: ignore[misc]
         progress.advance(len(chunk))
     return total
+
+
+def _arrays(found: ranking.Votes) -> dict[str, np.ndarray]:
+    return {f"{of}_{part}": getattr(getattr(found, of), part) for of in VOTES for part in CSR}
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> ranking.Votes:
+    made = (tuple(arrays[f"{of}_{part}"] for part in CSR) for of in VOTES)
+    return ranking.Votes(*(sp.csr_matrix(cells, shape=shape) for cells in made))

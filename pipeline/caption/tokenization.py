@@ -89,3 +89,12 @@ def holds(text: Key, phrase: Key) -> bool:
 def says_any(text: Key, names: Collection[Key]) -> bool:
     """Whether the text is one of the names, or holds one among more words."""
     return any(phrase in names for phrase in phrases(text))
+
+
+def only_modify(names: Collection[str]) -> set[str]:
+    """Words that stand before others in the names, and never last: "large" of "large circle".
+
+    In English the last word of a name says what a thing is, and those before it say how it is.
+    """
+    keys = [of for name in names if (of := key(name))]
+    return {word for of in keys for word in of[:-1]} - {of[-1] for of in keys}

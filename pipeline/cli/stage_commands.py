@@ -194,12 +194,16 @@ def _all_done(
 
 def summary(paths: layout.RunPaths) -> dict[str, Any]:
     """Counts, k and the clusters of a finished run."""
+    from pipeline.store import tables  # imports pyarrow, which other commands do not need
+
     embedded, clusters = paths.embeddings.manifest(), paths.clusters.manifest()
-    captions = paths.captions.manifest()["captions"]
+    captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
+    best = {row["cluster_id"]: row for row in captions if row["rank"] == 0}
     counts = {name: embedded[name] for name in ("samples", "embedded", "rejected", "damaged")}
     chosen = {name: clusters[name] for name in ("k", "k_best", "k_low", "k_high")}
     rows = [
-        {"cluster_id": number, "size": size, "caption": captions[number]}
+        {"cluster_id": number, "size": size}
+        | {name: best.get(number, {}).get(name) for name in ("caption", "share")}
         for number, size in enumerate(clusters["sizes"])
     ]
     return {"shards": len(embedded["shards"]), **counts, **chosen, "clusters": rows}
@@ -216,7 +220,8 @@ def summary_text(facts: dict[str, Any]) -> str:
     ]
     for row in facts["clusters"][:LARGEST]:
         name = printable(str(row["caption"]))
-        lines.append(f"{row['cluster_id']:>5} {row['size']:>12,}  {name}")
+        sure = f" ({row['share']:.0%})" if row["share"] else ""
+        lines.append(f"{row['cluster_id']:>5} {row['size']:>12,}  {name}{sure}")
     return "\n".join(lines)
 
 

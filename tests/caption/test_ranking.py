@@ -7,6 +7,7 @@ import scipy.sparse as sp
 from pipeline.caption import ranking, tokenization
 
 ALL = ranking.neighbourhood([[1, 2], [0, 2], [0, 1]])  # three clusters, each next to both others
+TWO = ranking.neighbourhood([[1], [0]])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -25,11 +26,36 @@ def test_votes_are_the_largest_softmax_shares_of_each_member(monkeypatch, candid
         shares /= shares.sum()
         for index in np.argsort(-shares)[: ranking.TOP_VOTES]:
             expected[number, index] += shares[index]
-    found = ranking.votes(x, clusters, texts, 3, temperature).toarray()
-    assert found == pytest.approx(expected, abs=1e-5)
+    found = ranking.votes(x, clusters, texts, 3, temperature)
+    assert found.total.toarray() == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr(ranking, "BATCH_ROWS", 2)
-    again = ranking.votes(x, clusters, texts, 3, temperature).toarray()
-    assert again == pytest.approx(found, abs=1e-6)
+    again = ranking.votes(x, clusters, texts, 3, temperature)
+    assert again.total.toarray() == pytest.approx(found.total.toarray(), abs=1e-6)
+    assert (again.fits != found.fits).nnz == 0
+
+
+def test_the_nearest_candidates_fit_a_member():
+    rng = np.random.default_rng(1)
+    x, texts = unit(rng.normal(size=(9, 6))), unit(rng.normal(size=(30, 6)))
+    clusters = rng.integers(3, size=9)
+    expected = np.zeros((3, 30))
+    for row, number in zip(x, clusters, strict=True):
+        expected[number, np.argsort(-(texts @ row))[:5]] += 1  # the root of 30
+    for temperature in (0.001, 1.0):  # a softmax of 0 does not change the order
+        found = ranking.votes(x, clusters, texts, 3, temperature)
+        assert found.fits.toarray().tolist() == expected.tolist()
+
+
+def test_votes_of_parts_add_up():
+    rng = np.random.default_rng(2)
+    x, texts = unit(rng.normal(size=(9, 6))), unit(rng.normal(size=(30, 6)))
+    clusters = rng.integers(3, size=9)
+    whole = ranking.votes(x, clusters, texts, 3, 0.1)
+    found = ranking.Votes.none(3, 30)
+    for part in (slice(4), slice(4, 9)):
+        found += ranking.votes(x[part], clusters[part], texts, 3, 0.1)
+    assert found.total.toarray() == pytest.approx(whole.total.toarray())
+    assert (found.fits != whole.fits).nnz == 0
 
 
 def test_neighbourhood_has_a_one_for_each_neighbour():
@@ -67,6 +93,32 @@ def test_separation_stays_between_0_and_1_in_the_cells_of_the_shares():
     assert found.toarray().max() <= 1 and (shares != before).nnz == 0
 
 
+def fits_of(rows: list[list[float]], members: int) -> sp.csr_matrix:
+    """Counts of `members` each; further columns make every member fit the root of all columns."""
+    counts = np.array(rows) * members
+    near = counts.shape[1]
+    rest = np.zeros((len(rows), near * near - near))
+    rest[np.arange(len(rows)), np.arange(len(rows))] = near * members - counts.sum(axis=1)
+    return sp.csr_matrix(np.hstack([counts, rest]))
+
+
+def shares_of(rows: list[list[float]], members: int) -> np.ndarray:
+    fits = fits_of(rows, members)
+    return ranking.shares(ranking.fitting(ranking.Votes(fits, fits))).toarray()
+
+
+def test_shares_are_those_of_the_members_less_those_elsewhere():
+    found = shares_of([[1, 0.5, 0.25], [1, 0.1, 0], [1, 0, 0]], 20)
+    assert found[:, 0].tolist() == [0, 0, 0]  # fits everything
+    assert found[0, 1:3] == pytest.approx([0.5 - 0.05, 0.25])
+    assert found[1, 1:3] == pytest.approx([0, 0]) and found[2, 1:3].tolist() == [0, 0]
+    assert found.min() >= 0
+
+
+def test_shares_of_one_cluster_are_those_of_its_members():
+    assert shares_of([[1, 0.5]], 10)[0, :2] == pytest.approx([1, 0.5])
+
+
 def test_combined_adds_what_pictures_and_texts_separate():
     total, texts = (
         sp.csr_matrix([[3.0, 1], [0, 0], [0, 2]]),
@@ -74,9 +126,32 @@ def test_combined_adds_what_pictures_and_texts_separate():
     )
     shares = sp.csr_matrix([[0.75, 0.25], [0, 0], [0, 1]])
     expected = ranking.separation(shares, ALL).toarray() + texts.toarray()
-    found = ranking.combine(total, texts, ALL)
-    assert found.toarray() == pytest.approx(expected)
+    nothing = sp.csr_matrix((3, 2))
+    found = ranking.combine(ranking.Votes(total, nothing), texts, ALL)
+    assert found.toarray() == pytest.approx(ranking.UNSURE * expected)
     assert ranking.best(found) == expected.argmax(axis=1).tolist() == [0, 0, 1]
+    fits = sp.csr_matrix([[0, 4.0], [4, 0], [4, 0]])  # of four members each
+    found = ranking.combine(ranking.Votes(total, fits), texts, ALL).toarray()
+    assert found[0] == pytest.approx(expected[0] * [ranking.UNSURE, 1])
+    assert found[2] == pytest.approx(expected[2] * ranking.UNSURE)
+
+
+def test_a_phrase_of_the_texts_needs_the_pictures():
+    """Two of three texts say "facing right", but the pictures are of a person."""
+    texts, total = sp.csr_matrix([[0.3, 0.2], [0, 0]]), sp.csr_matrix((2, 2))
+    fits = sp.csr_matrix([[0, 9.0], [9, 0]])
+    assert ranking.best(ranking.combine(ranking.Votes(total, fits), texts, TWO)) == [1, None]
+
+
+def test_a_word_that_fits_everything_yields_to_one_that_fits_this_cluster():
+    """Votes for "animal" (0) are more than for "velvet" (1), but it fits all clusters."""
+    total = sp.csr_matrix([[6.0, 1, 0], [1, 0, 9], [1, 0, 9]])
+    few = sp.csr_matrix((3, 3))
+    assert ranking.best(ranking.combine(ranking.Votes(total, few), few, ALL))[0] == 0
+    fits = fits_of([[1, 0.8, 0], [1, 0.1, 1], [1, 0.1, 1]], 10)
+    wide = sp.csr_matrix((3, 6))
+    found = ranking.Votes(sp.hstack([total, wide]).tocsr(), fits)
+    assert ranking.best(ranking.combine(found, sp.csr_matrix((3, 9)), ALL))[0] == 1
 
 
 def test_best_is_the_first_of_the_largest():
@@ -130,3 +205,62 @@ def test_ten_are_kept_and_the_best_is_first():
     found = said([float(i + 1) for i in range(60)], names)
     assert len(found) == ranking.RANKED and found[0] == names[-1]
     assert not set(found) & set(names[:10])  # not in the pool
+
+
+def named(scores: list[list[float]], words: list[str], fit: list[list[float]]) -> list[str]:
+    """The names of clusters, by scores and by the shares of members that the words fit."""
+    places = [np.argsort(-np.array(row), kind="stable")[: np.count_nonzero(row)] for row in scores]
+    found = ranking.name(
+        sp.csr_matrix(scores),
+        sp.csr_matrix(fit),
+        [row.tolist() for row in places],
+        [tokenization.key(word) for word in words],
+    )
+    return [ranking.AND.join(words[i] for i in chosen) for chosen in found]
+
+
+def test_the_name_is_the_best_candidate():
+    words, scores = ["apple", "bird", "cup"], [[1.0, 2, 0], [0, 1, 3], [0, 0, 0]]
+    assert named(scores, words, [[0, 1, 0], [0, 0, 1], [0, 0, 0]]) == ["bird", "cup", ""]
+
+
+def test_the_cluster_with_the_best_score_keeps_a_word_and_others_add_one():
+    words = ["flag", "flags", "star", "cross"]
+    scores = [[5.0, 0, 3, 0], [0, 9, 0, 1], [4, 0, 3, 2], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    fit = [[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    names = named(scores, words, fit)
+    assert names == ["flag / star", "flags", "flag / cross", "flag", "", ""]
+
+
+def test_the_second_word_fits_many():
+    words = ["flag", "star", "cross"]
+    fit = [[1.0, 0, 0], [1, 0.2, 0.5], [0, 0, 0], [0, 0, 0]]
+    scores = [[9.0, 0, 0], [5, 3, 2], [0, 0, 0], [0, 0, 0]]
+    assert named(scores, words, fit)[:2] == ["flag", "flag / cross"]
+
+
+def test_a_word_alone_and_the_word_with_another_are_two_names():
+    fit = [[0.4, 0.3], [0.9, 0.1], [0, 0]]
+    assert named([[9.0, 1], [5, 1], [0, 0]], ["flag", "star"], fit) == ["flag / star", "flag", ""]
+
+
+def test_a_weak_name_has_two_words():
+    words, scores = ["trousers", "jeans", "tree"], [[3.0, 2, 2.5]]
+    assert named(scores, words, [[0.49, 0.4, 0.1]]) == ["trousers / jeans"]
+    assert named(scores, words, [[0.5, 0.4, 0.1]]) == ["trousers"]
+    assert named([[1.0, 0, 0]], words, [[0.1, 0, 0]]) == ["trousers"]  # there is no other
+    common = [[0.9, 0.4, 0.1], [0.7, 0, 0]]  # fits the other cluster, too
+    assert named([*scores, [0, 0, 0]], words, common) == ["trousers / jeans", ""]
+
+
+def test_a_thousand_clusters_have_a_thousand_names():
+    rng = np.random.default_rng(4)
+    keys = [(f"word{i}",) for i in range(60)]
+    scores = rng.random((1000, 60)) * (rng.random((1000, 60)) < 0.5)
+    places = ranking.rank(sp.csr_matrix(scores), keys, unit(rng.normal(size=(60, 8))))
+    found = ranking.name(sp.csr_matrix(scores), sp.csr_matrix(rng.random((1000, 60))), places, keys)
+    names = [frozenset(name) for name in found]
+    for name, chosen in zip(names, places, strict=True):
+        free = {frozenset(chosen[:1]), *(frozenset((chosen[0], i)) for i in chosen)} - set(names)
+        assert name <= set(chosen) and chosen[0] in name
+        assert names.count(name) == 1 or not free

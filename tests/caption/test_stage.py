@@ -41,14 +41,14 @@ def test_votes_are_those_of_the_members_of_all_parts(paths):
     rng = np.random.default_rng(1)
     texts = rng.normal(size=(40, 6)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    found = caption.votes(STEMS, paths, texts, 3, 0.1).toarray()
-    parts = sum(caption.votes([stem], paths, texts, 3, 0.1).toarray() for stem in STEMS)
+    found = caption.votes(STEMS, paths, texts, 3, 0.1).total.toarray()
+    parts = sum(caption.votes([s], paths, texts, 3, 0.1).total.toarray() for s in STEMS)
     assert parts == pytest.approx(found)
     rows = [tables.read(paths.embeddings.file(f"{stem}.parquet")) for stem in STEMS]
     own = [tables.read(paths.assignments.file(f"{stem}.parquet"))["cluster_id"] for stem in STEMS]
     x = np.concatenate([tables.to_matrix(part["embedding"]) for part in rows])
     clusters = np.concatenate([part.to_numpy() for part in own])
-    assert found == pytest.approx(ranking.votes(x, clusters, texts, 3, 0.1).toarray())
+    assert found == pytest.approx(ranking.votes(x, clusters, texts, 3, 0.1).total.toarray())
 
 
 def test_votes_of_other_samples_are_refused(paths):
@@ -59,12 +59,15 @@ def test_votes_of_other_samples_are_refused(paths):
 
 
 def test_the_table_has_the_chosen_with_their_shares_and_sources():
-    found = candidates.rows(["a", "b", "c"], 2, np.eye(3, dtype=np.float32), sp.csr_matrix((2, 3)))
-    scores = sp.csr_matrix([[1.0, 3, 1], [0, 0, 0]])
-    rows = candidates.ranking_of(scores, [[1, 2], []], found).to_pylist()
-    assert [(r["cluster_id"], r["rank"], r["caption"]) for r in rows] == [(0, 0, "b"), (0, 1, "c")]
-    assert [r["share"] for r in rows] == pytest.approx([0.6, 0.2])
-    assert [r["source"] for r in rows] == ["vocabulary", "alt text"]
+    found = candidates.rows(["a", "b", "c"], 2, np.eye(3, dtype=np.float32), sp.csr_matrix((3, 3)))
+    sure = sp.csr_matrix([[0.1, 0.6, 0.2], [0, 0, 0], [0, 0.5, 0.4]])
+    made = candidates.ranking_of(sure, [[1, 2], [], [1, 0, 2]], [[1], [], [1, 2]], found)
+    rows = made.to_pylist()
+    assert [(r["cluster_id"], r["rank"], r["caption"]) for r in rows] == [
+        (0, 0, "b"), (0, 1, "c"), (2, 0, "b / c"), (2, 1, "a"),
+    ]  # fmt: skip
+    assert [r["share"] for r in rows] == pytest.approx([0.6, 0.2, 0.5, 0])
+    assert [r["source"] for r in rows] == ["vocabulary", "alt text", "vocabulary", "vocabulary"]
 
 
 def test_words_are_counted_from_captions_and_from_no_other_field_of_the_json(paths):
@@ -75,6 +78,13 @@ def test_words_are_counted_from_captions_and_from_no_other_field_of_the_json(pat
     assert words[1] == {"red", "blue", "car", "red car", "blue car"}
     assert words[2] == set()
     assert [counter[""] for counter in counts] == [3, 2, 0]
+
+
+def test_ngrams_that_end_with_a_modifier_of_the_vocabulary_are_no_candidates():
+    vocabulary = ["large square", "Circle", "right arrow", "arrow"]
+    ngrams = ["large", "facing right", "red square", "circle", "zorgmobile", "小狗"]
+    assert caption._new_names(ngrams, vocabulary) == ["red square", "zorgmobile", "小狗"]
+    assert caption._new_names(["right"], [*vocabulary, "right"]) == []  # known, not new
 
 
 @pytest.mark.parametrize(

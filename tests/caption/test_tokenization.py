@@ -73,3 +73,10 @@ def test_says_any_is_holds_of_any():
     said = [tokenization.says_any(tokenization.key(text), names) for text in texts]
     assert said == [any(tokenization.holds(tokenization.key(t), n) for n in names) for t in texts]
     assert said == [True, True, True, False, False, True, False]
+
+
+def test_words_that_never_end_a_name_only_modify():
+    names = ["large circle", "Small circles", "right arrow", "turn right", "large", "…"]
+    assert tokenization.only_modify(names) == {"small", "turn"}
+    assert tokenization.only_modify(names[:4]) == {"large", "small", "turn"}
+    assert tokenization.only_modify([]) == set()

@@ -19,11 +19,11 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline.cli import main as cli
-from pipeline.cli import options
+from pipeline.cli import options, stage_commands
 from pipeline.runtime import config, progress, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.store import lock
-from tests import small_run
+from tests import fake_run, small_run
 from tests.conftest import ROOT
 from tests.store.test_lock import elsewhere, until
 
@@ -410,3 +410,13 @@ def test_a_stage_that_stands_still_names_the_shard_and_leaves_nothing_running(st
         r"failed: RuntimeError: embed: nothing finished for 3 s, waiting for .*00001; ", last
     )
     assert "raise run.stall_s" in last and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_the_summary_says_how_sure_the_captions_are(tmp_path):
+    paths = fake_run.build(tmp_path)
+    fake_run.refinish(paths.embeddings, damaged=0)
+    facts = stage_commands.summary(paths)
+    assert [row["share"] for row in facts["clusters"]] == pytest.approx([0.6] * 3)
+    facts["clusters"][1] |= {"caption": None, "share": None}
+    *_, first, second, third = stage_commands.summary_text(facts).splitlines()
+    assert first.endswith(" (60%)") and second.endswith(" None") and third.endswith(" (60%)")

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -57,6 +58,16 @@ def made(paths, **config) -> str:
 
 def pictures(page: Page) -> list[str]:
     return [src for src in page.all("img", "src") if src.startswith("data:image/webp")]
+
+
+def test_the_table_says_how_sure_each_caption_is(paths):
+    rows = tables.read(paths.captions.file("captions.parquet"))
+    sure = rows.set_column(3, "share", pa.array([0.81, 0.4, 0.32, 0.07], pa.float32()))
+    tables.write(paths.captions.file("captions.parquet"), sure)
+    table = made(paths).partition('<table id="table">')[2].partition("</table>")[0]
+    for cluster, share in enumerate(("81.0", "32.0", "7.0")):
+        row = next(line for line in table.splitlines() if f'data-cluster="{cluster}"' in line)
+        assert f'title="How sure the caption is">{share}\xa0%</span>' in row
 
 
 def test_page_says_what_the_run_found(paths):
