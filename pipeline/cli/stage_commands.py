@@ -244,7 +244,7 @@ Settings: train, run
 """,
     "select_k": """Choose the number of clusters and assign every sample.
 
-k is chosen where the features need the fewest bits. --set select_k.k=50 sets
+k is chosen by coding length, modularity, stability and silhouette. --set select_k.k=50 sets
 it by hand.
 
 Reads:

@@ -1,4 +1,4 @@
-"""Stage 3, select_k: choose the number of clusters by coding length, assign every sample.
+"""Stage 3, select_k: choose the number of clusters, assign every sample.
 
 reads   network/       the network, and the features of the landmarks
         embeddings/    all parts, twice
