@@ -244,8 +244,8 @@ Settings: train, run
 """,
     "select_k": """Choose the number of clusters and assign every sample.
 
-k is chosen by coding length, modularity, stability and silhouette. --set select_k.k=50 sets
-it by hand.
+k is chosen by coding length, modularity, stability and silhouette.
+--set select_k.k=50 sets it by hand.
 
 Reads:
   {root}/network/, {root}/embeddings/   all parts, twice
