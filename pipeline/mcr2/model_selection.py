@@ -17,6 +17,7 @@ FIRST_STEP = 10  # of the first validation after the start; the next ones at twi
 AROUND = (1 / 1.5, 1.0, 1.5)  # the ks that are cut, over the k of the start
 SAMPLES = 5_000  # most samples that a validation uses
 BOOTSTRAPS = 20
+GAIN = 1.02  # factor by which a candidate must be more informative to be worth a training
 SURE = 0.05  # quantile, over bootstraps, of the gain of a candidate that must be positive
 PATIENCE = 3  # validations in a row without a gain after which training stops
 LEAVES = 128  # most small groups for the choice of k
@@ -30,8 +31,8 @@ def validation_steps(steps: int) -> set[int]:
 
 
 def better(scores: np.ndarray, than: np.ndarray) -> bool:
-    """Whether a candidate of `scores` (B,) is surely better than the one of `than` (B,)."""
-    return bool(np.quantile(scores - than, SURE) > 0)
+    """Whether a candidate of `scores` (B,) is surely better, and by GAIN, than one of `than`."""
+    return bool(np.quantile(scores - GAIN * than, SURE) > 0)
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ def test_the_score_of_clusters_that_ignore_the_neighbours_is_near_zero():
     assert 0 <= replace(judge, x=x[order]).score(network).max() < 0.1
 
 
-def test_only_a_sure_gain_is_better():
+def test_only_a_sure_and_clear_gain_is_better():
     base = np.linspace(1, 2, model_selection.BOOTSTRAPS)
-    assert better(base + 0.01, base)
-    assert not better(base, base) and not better(base - 0.01, base)
-    sometimes = base + np.where(np.arange(len(base)) % 4 == 0, -0.1, 1)
+    assert better(1.03 * base, base)
+    assert not better(base, base) and not better(1.01 * base, base)
+    sometimes = base * np.where(np.arange(len(base)) % 4 == 0, 0.9, 2)
     assert not better(sometimes, base)
 
 
