@@ -163,7 +163,7 @@ def _facts(check: RunCheck) -> RunFacts:
     return RunFacts(
         paths=check.paths,
         embedded=config.digest(embedded["config"]),
-        encoders=encoders,
+        encoders=encoders or [{"column": "embedding", "dim": 1}],  # reported above
         columns=embedded["columns"],
         clustered=clustered.get("fingerprint"),
         k=len(clustered.get("sizes", ())),

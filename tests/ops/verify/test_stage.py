@@ -188,6 +188,14 @@ SPOILT = {  # what is done -> what must be said
         facts("embeddings/manifest.json", lambda m: m.update(samples=5)),
         "samples is 5, of shards 123",
     ),
+    "encoder of the manifest": (
+        facts("embeddings/manifest.json", lambda m: m["encoders"][0].update(model="RN50")),
+        "embeddings/manifest.json: names other encoders than its settings: ['RN50']",
+    ),
+    "no encoder": (
+        facts("embeddings/manifest.json", lambda m: m["encoders"].clear()),
+        "embeddings/manifest.json: names other encoders than its settings: []",
+    ),
     "shard named twice": (
         facts("embeddings/manifest.json", lambda m: m["shards"].append(m["shards"][0])),
         "embeddings/manifest.json: 00000: names a shard twice",
