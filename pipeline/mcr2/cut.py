@@ -15,7 +15,9 @@ from pipeline.mcr2.assignment import Prototypes
 NEIGHBOURS = 20  # of each landmark in the graph
 LARGEST_ALONG = 64  # most clusters of a spectral cut, which needs as many eigenvectors
 PARTS = 20  # most prototypes per cluster, on average
-PART_ROWS = 20  # least landmarks per prototype, on average
+PART_ROWS = 20  # least landmarks per prototype, on average, of a spectral cut
+SMOOTH_ROWS = 50  # the same of a cut of smoothed rows, whose clusters are rounder
+LEAST_PART = 5  # landmarks of a part; a prototype of fewer would make outliers look typical
 CLEARLY = 1.05  # factor by which a spectral cut, made from the graph, must be more informative
 
 
@@ -36,12 +38,11 @@ def cut(z: Tensor, k: int, seed: int, index: Tensor | None = None) -> Prototypes
         raise ValueError(f"{k} clusters of fewer different rows")
     index = neighbours(z) if index is None else index
     graph = spectral.shared_neighbours(index)
-    parts = int(np.clip(len(z) // (k * PART_ROWS), 1, PARTS))
     labels = spectral.partition(spectral.smooth(z, graph), index, k, seed)
-    best = _make_prototypes(z, labels, parts)
+    best = _make_prototypes(z, labels, _parts(len(z), k, SMOOTH_ROWS))
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, seed), index, k, seed)
-        other = _make_prototypes(z, along, parts)
+        other = _make_prototypes(z, along, _parts(len(z), k, PART_ROWS))
         if _information(other, z, index) > CLEARLY * _information(best, z, index):
             best = other
     own = best.nearest(z)
@@ -49,17 +50,28 @@ def cut(z: Tensor, k: int, seed: int, index: Tensor | None = None) -> Prototypes
     return replace(best, eta=assignment.calibrate_eta(best.similarity(z), agreement))
 
 
+def _parts(m: int, k: int, rows: int) -> int:
+    """Parts of each cluster of about `rows` landmarks, 1 to PARTS."""
+    return int(np.clip(m // (k * rows), 1, PARTS))
+
+
 def _make_prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:
     """Prototypes of clusters `labels` (m,), about `parts` each; the largest cluster is the first.
 
-    Clusters whose prototypes are nearest to no row are dropped.
+    Parts of less than LEAST_PART rows are dropped where the cluster has larger ones, and clusters
+    whose prototypes are nearest to no row.
     """
     part_of = torch.from_numpy(
         labels if parts == 1 else spectral.split_clusters(z, labels, parts, 0)
     )
     clusters = torch.from_numpy(labels)
-    table = assignment.mean_directions(z, part_of, int(part_of.max()) + 1)
+    sizes = torch.bincount(part_of)
+    table = assignment.mean_directions(z, part_of, len(sizes))
     cluster_of = torch.zeros(len(table), dtype=torch.int64).scatter_(0, part_of, clusters)
+    largest = torch.zeros(int(clusters.max()) + 1, dtype=torch.int64)
+    largest = largest.scatter_reduce(0, cluster_of, sizes, "amax")
+    kept = sizes >= largest[cluster_of].clamp(max=LEAST_PART)
+    table, cluster_of = table[kept], cluster_of[kept]
     nearest = Prototypes(table, cluster_of, 1.0).nearest(z)
     sizes = torch.bincount(nearest, minlength=int(clusters.max()) + 1)
     rank = sizes.argsort(descending=True, stable=True).argsort()[cluster_of]
