@@ -65,7 +65,7 @@ def write_parts(paths: layout.RunPaths, parts: list[np.ndarray]) -> list[str]:
 def write_network(paths: layout.RunPaths, x: np.ndarray, ids: list[str]) -> None:
     """Commit a finished network whose features are its inputs, with the landmarks x (m, D)."""
     dim = x.shape[1]
-    network = Network([dim], 4, dim).eval()  # its residual is nought until it is trained
+    network = Network([dim], 4, dim).eval()  # its residual is zero until it is trained
     with torch.no_grad():
         network.project.weight.copy_(torch.eye(dim))
     storage.write_bytes(paths.network.file("network.safetensors"), save(network.state_dict()))

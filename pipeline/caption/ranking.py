@@ -205,12 +205,12 @@ def name(
     for row in np.argsort(-np.array(first), kind="stable").tolist():
         if not (chosen := places[row]):
             continue
-        best, *others = chosen
+        first_word, *others = chosen
         others.sort(key=lambda i: -scores[row, i] * sure[row, i] * fit[row, i])
-        pairs = [[best, other] for other in others]
-        alone = [[best]]
-        tried = pairs + alone if sure[row, best] < WEAK else alone + pairs
+        pairs = [[first_word, other] for other in others]
+        alone = [[first_word]]
+        tried = pairs + alone if sure[row, first_word] < WEAK else alone + pairs
         names = ((words, frozenset(keys[i] for i in words)) for words in tried)
-        found[row], said = next((n for n in names if n[1] not in taken), (tried[-1], frozenset()))
-        taken.add(said)
+        found[row], key = next((n for n in names if n[1] not in taken), (tried[-1], frozenset()))
+        taken.add(key)
     return found

@@ -18,8 +18,6 @@ from pipeline.store import storage, tables
 from pipeline.store.listing import Shard
 
 NOT_FINITE = Reason.EMBEDDING_NOT_FINITE.value
-
-
 Name = tuple[str, str]  # model and pretrained of an encoder
 
 

@@ -29,7 +29,6 @@ HALVES = 4  # random halves of the landmarks, for stability
 FITS = 2  # of k-means
 SILHOUETTE = 1_500  # landmarks of the silhouette
 FINE = 8  # most ks that are compared on each side of the best of the grid
-_BY_COSINE = {"metric": "cosine", "random_state": 0}
 
 
 class Limits(Protocol):
@@ -116,32 +115,36 @@ class _Rows:
         self.index = cut.neighbours(z)
         self.graph = spectral.shared_neighbours(self.index)
         self.smooth = spectral.smooth(z, self.graph)
-        most = min(max(ks), cut.LARGEST_ALONG, len(z) - 1)
-        self.vectors = spectral.embedding(self.graph, most, 0) if along is not False else None
-        self.along = self._follows_the_graph(ks) if along is None else along
+        self.vectors = np.zeros((len(z), 0))  # eigenvectors, where a cut is made from them
+        if along is not False:
+            most = min(max(ks), cut.LARGEST_ALONG, len(z) - 1)
+            vectors = spectral.embedding(self.graph, most, 0)
+            if along or self._follows_the_graph(vectors, ks):
+                self.vectors = vectors
+        self.along = self.vectors.shape[1] > 0
 
-    def _follows_the_graph(self, ks: Sequence[int]) -> bool:
+    def _follows_the_graph(self, vectors: np.ndarray, ks: Sequence[int]) -> bool:
         """Whether eigenvectors give more informative cuts than smoothed rows, for most ks."""
-        assert self.vectors is not None
-        some = [k for k in ks if k <= self.vectors.shape[1]]
+        some = [k for k in ks if k <= vectors.shape[1]]
         wins = 0
         for k in some:
             along, smooth = (
                 spectral.information(spectral.kmeans(rows, k, 1, 0), self.index)
-                for rows in (self.vectors[:, :k], self.smooth)
+                for rows in (vectors[:, :k], self.smooth)
             )
             wins += along > cut.CLEARLY * smooth
         return wins > len(some) / 2
 
     def rows(self, k: int) -> np.ndarray:
         """What a cut into k is made from, (m, c)."""
-        usable = self.along and self.vectors is not None and k <= self.vectors.shape[1]
-        return self.vectors[:, :k] if usable and self.vectors is not None else self.smooth
+        return self.vectors[:, :k] if k <= self.vectors.shape[1] else self.smooth
 
     def cut(self, k: int, seed: int) -> np.ndarray:
+        """Labels (m,) of k clusters."""
         return spectral.kmeans(self.rows(k), k, FITS, seed)
 
     def silhouette(self, labels: np.ndarray, k: int) -> float:
+        """Of the cut into k with these labels; −1 where there is one cluster only."""
         if len(np.unique(labels)) < 2:
             return -1.0
         size = min(SILHOUETTE, len(labels))

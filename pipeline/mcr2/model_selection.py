@@ -50,9 +50,8 @@ class Validator:
 
     The score is the information between the clusters of samples and those of their neighbours
     (`spectral.information`) in one fixed graph, that of the input views, over bootstraps of the
-    samples; the mean over three ks, around the k that coding length chooses at the start. So
-    rate reduction is kept only where its clusters follow the neighbours better: on features that
-    are subspaces it is; on features of a strong encoder it often is not.
+    samples. It is the mean over three ks, around the k that `choose_k` finds at the start. So a
+    training is kept only where its clusters follow the neighbours better.
     """
 
     x: Tensor  # (m, D)
@@ -75,11 +74,15 @@ class Validator:
         return cls(x, cut.neighbours(views.cpu()), counts, ks, seed)
 
     def score(self, network: FeatureNetwork) -> np.ndarray:
-        """Information of the network's clusters in nats, (B,), the mean over the ks."""
+        """Information of the network's clusters in nats, (B,), the mean over the ks.
+
+        A network whose features are all alike has one cluster, and so no information.
+        """
         z = _features(network, self.x)
         index, scores = cut.neighbours(z), np.zeros(len(self.counts))
+        different = len(z.unique(dim=0))
         for k in self.ks:
-            labels = cut.cut(z, k, self.seed, index).nearest(z).numpy()
+            labels = cut.cut(z, min(k, different), self.seed, index).nearest(z).numpy()
             scores += [spectral.information(labels, self.neighbours, c) for c in self.counts]
         return scores / len(self.ks)
 
@@ -92,7 +95,7 @@ def _features(network: FeatureNetwork, x: Tensor) -> Tensor:
 
 
 def _choose_k(z: Tensor, seed: int) -> int:
-    """The k of coding length on samples z (m, d) alone."""
+    """The k that fits the samples z (m, d)."""
     leaves = max(2, min(LEAVES, len(z) // 4))
     limits = _Limits(2, max(2, leaves // 2), leaves, EPS_SQ, seed)
     table = choose_k.over_segment(z, limits)

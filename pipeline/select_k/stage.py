@@ -55,7 +55,8 @@ def _cut(z: Tensor, k: int, seed: int) -> Prototypes:
     try:
         return cut.cut(z, k, seed)
     except ValueError:
-        found = len(z.unique(dim=0))
+        if (found := len(z.unique(dim=0))) >= k:
+            raise
         raise UserError(
             f"select_k.k = {k}, but the landmarks have only {found} different features: give a "
             "smaller k"

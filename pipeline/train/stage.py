@@ -80,7 +80,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     history = tables.read(paths.network.file("history.parquet"))
     facts = json.loads(storage.read_bytes(paths.network.file("network.json")))
     looks, views = facts["looks"], facts["views"]
-    for view, encoder in zip(reversed(views), reversed(embedded["encoders"][1:]), strict=False):
+    further = embedded["encoders"][1:]  # their views are the last; the recipe cpp has no views
+    for view, encoder in zip(views[-len(further) :] if further else [], further, strict=False):
         view["name"] = encoder["model"]
     kept = [look for look in looks if look["kept"]][-1]
     paths.network.finish(
@@ -99,9 +100,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         log.info("train: %s: agreement %.2f, %s", view["name"], view["agreement"], used)
     console.log_finished(
         *(log, "train", progress.seconds, f"{history.num_rows:,} steps"),
-        "kept the input views"
-        if not kept["step"]
-        else f"kept the network of step {kept['step']:,}",
+        f"kept the network of step {kept['step']:,}" if kept["step"] else "kept the input views",
         f"neighbour information {kept['information']:.3f} ({looks[0]['information']:.3f} at first)",
     )
     return paths.network.manifest()

@@ -114,7 +114,19 @@ def test_no_more_than_so_many_samples_are_used(monkeypatch):
     assert a.neighbours.shape == (50, cut.NEIGHBOURS) and a.neighbours.max() < 50
 
 
-@pytest.mark.parametrize("samples", [4, 5, 21, 30])
-def test_few_samples_can_be_validated(samples):
-    x = blobs()[:samples]
-    assert np.isfinite(Validator.of(started(x), x, 0).score(started(x))).all()
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 21, 30])
+@pytest.mark.parametrize("alike", [False, True])
+def test_few_samples_can_be_validated(samples, alike):
+    x = blobs()[:1].repeat(samples, 1) if alike else blobs()[:samples]
+    found = Validator.of(started(x), x, 0).score(started(x))
+    assert np.isfinite(found).all()
+    assert not alike or found == pytest.approx(0, abs=1e-12)
+
+
+def test_a_network_whose_features_are_all_alike_scores_zero():
+    x = blobs()
+    network = started(x)
+    judge = Validator.of(network, x, 0)
+    with torch.no_grad():
+        network.project.weight.zero_()
+    assert judge.score(network) == pytest.approx(0, abs=1e-12)

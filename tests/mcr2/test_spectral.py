@@ -193,7 +193,7 @@ def test_refining_repairs_labels_and_keeps_the_best_it_has_seen():
     assert spectral.information(refined, index) >= spectral.information(noise, index)
 
 
-def test_information_counts_samples_as_often_as_told():
+def test_information_counts_samples_as_often_as_given():
     Z, truth = blobs(4, 30)
     labels = np.where(np.arange(len(Z)) % 5 == 0, 0, truth)
     index = spectral.neighbours(Z, 8)
