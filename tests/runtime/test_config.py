@@ -10,6 +10,8 @@ from pipeline.cli import options
 from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.runtime.errors import UserError
+from pipeline.select_k import settings as select_k_settings
+from pipeline.train import settings as train_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +194,11 @@ def test_the_configs_of_the_project_load(path):
     found = config.load(options.KINDS, str(path))
     defaults = config.load(options.KINDS, None)
     assert found.keys() == options.KINDS.keys() and found != defaults
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_configs_of_the_project_have_the_memory_for_their_clusters(path):
+    found = config.load(options.KINDS, str(path))
+    dim = train_settings.fit_settings(found["train"], 10**6).feature_dim
+    fit = select_k_settings.fit_settings(found["select_k"], 10**6, 15_000, dim)
+    assert fit.leaves >= fit.k
