@@ -10,4 +10,4 @@ from pipeline.cli import main as cli
 
 def run(command: str) -> None:
     """Run the command with the arguments of this process, and exit with its code."""
-    sys.exit(cli.invoke([command, *sys.argv[1:]]))
+    cli.main([command, *sys.argv[1:]])

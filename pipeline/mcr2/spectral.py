@@ -188,8 +188,8 @@ def refine(labels: np.ndarray, index: Tensor) -> np.ndarray:
         votes = (graph @ members).toarray()  # neighbours of each row in each cluster
         joint = members.T @ votes
         joint = joint / joint.sum()
-        marginal = np.maximum(joint.sum(axis=0), np.finfo(float).tiny)
-        gains = np.log(np.maximum(joint, LEAST_SHARE) / np.outer(marginal, marginal))
+        logs = np.log(np.maximum(joint.sum(axis=0), LEAST_SHARE))
+        gains = np.log(np.maximum(joint, LEAST_SHARE)) - logs - logs[:, None]
         wanted = (votes @ gains.T).argmax(axis=1)
         moved = (wanted != labels) & (generator.random(m) < 0.5)
         labels = np.where(moved, wanted, labels)

@@ -42,13 +42,21 @@ DISAGREES = 2  # factor between two choices of k that is worth a warning
 CURVES = ("bits", "bands", "ks", "measures")  # of a Choice; the rest are numbers
 
 
-def _choose(
+def _decide(
     z: Tensor, fit: Config, parts: Parts, network: FeatureNetwork, progress: StageProgress
-) -> Choice:
-    """Steps 1 and 2; the statistics are freed before the second pass."""
+) -> tuple[Choice, Prototypes]:
+    """Steps 1 and 2, and the cut of step 3; what an interrupted run has decided is taken again."""
+    decided = PartialResult(parts.paths.clusters, "choice", parts.made_of)
+    if found := decided.load():
+        progress.advance(len(parts.stems))
+        return _from_arrays(found)
     leaves, stats = all_statistics(parts, network, lambda: choose_k.over_segment(z, fit), progress)
     choice = choose_k.choose_k(z, leaves, stats, fit)
-    return replace(choice, k=fit.k) if fit.k else choice
+    if fit.k:
+        choice = replace(choice, k=fit.k)
+    prototypes = _cut(z, choice.k, fit.seed)
+    decided.save(_as_arrays(choice, prototypes))
+    return choice, prototypes
 
 
 def _cut(z: Tensor, k: int, seed: int) -> Prototypes:
@@ -79,14 +87,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     network = load_network(paths)
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
-        decided = PartialResult(paths.clusters, "choice", made_of)
-        if found := decided.load():
-            choice, prototypes = _from_arrays(found)
-            progress.advance(len(stems))
-        else:
-            choice = _choose(z, fit, parts, network, progress)
-            prototypes = _cut(z, choice.k, fit.seed)
-            decided.save(_as_arrays(choice, prototypes))
+        choice, prototypes = _decide(z, fit, parts, network, progress)
         assigner = Assigner(network, prototypes, made_of)
         count, total, gram = assign_all(parts, assigner, progress)
     sizes = count.long()
@@ -94,17 +95,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
     if want.parts(paths.assignments) != set(stems):
         raise RuntimeError("select_k: assignments/ changed during the run: run again")
-    if prototypes.k < choice.k:
-        log.warning(
-            "select_k: only %d of %d requested clusters: the rest would contain identical samples",
-            *(prototypes.k, choice.k),
-        )
-    if not cfg.k and not choice.k / DISAGREES <= choice.k_best <= choice.k * DISAGREES:
-        log.warning(
-            "select_k: k = %d has the best mean rank of four measures, but coding length is least "
-            "at %d: look at the curves in the report, and set select_k.k to choose",
-            *(choice.k, choice.k_best),
-        )
+    _warn(cfg, choice, prototypes)
     merges = tree.grow(count, total, gram, fit.eps_sq)
     _write_clusters(choice, prototypes, merges, paths)
     cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
@@ -131,6 +122,21 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         f"{sizes.sum():,} samples",
     )
     return paths.clusters.manifest()
+
+
+def _warn(cfg: Config, choice: Choice, prototypes: Prototypes) -> None:
+    """Log what the user should know about k."""
+    if prototypes.k < choice.k:
+        log.warning(
+            "select_k: only %d of %d requested clusters: the rest would contain identical samples",
+            *(prototypes.k, choice.k),
+        )
+    if not cfg.k and not choice.k / DISAGREES <= choice.k_best <= choice.k * DISAGREES:
+        log.warning(
+            "select_k: k = %d has the best mean rank of four measures, but coding length is least "
+            "at %d: look at the curves in the report, and set select_k.k to choose",
+            *(choice.k, choice.k_best),
+        )
 
 
 def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:

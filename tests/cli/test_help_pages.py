@@ -169,10 +169,10 @@ def test_a_real_bash_completes(tmp_path):
 
 LOADED = """
 import sys
-from pipeline.cli.main import invoke
+from pipeline.cli.main import main
 try:
-    code = invoke()
-except SystemExit as ended:  # completion ends the process itself
+    main()
+except SystemExit as ended:
     code = ended.code
 print(code, *sys.modules, file=sys.stderr)
 """

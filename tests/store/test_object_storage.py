@@ -35,8 +35,9 @@ def impatient(monkeypatch, waits):
 
 @pytest.fixture
 def folder(s3, tmp_path):
-    """An empty folder of the bucket."""
-    return Folder(f"{s3}/{tmp_path.name}")
+    """An empty folder of the bucket; at its end no thread still reads ahead."""
+    yield Folder(f"{s3}/{tmp_path.name}")
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("ahead")])
 
 
 def until(condition) -> None:
