@@ -34,11 +34,13 @@ from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from pipeline.artifacts import layout, outputs, schemas
+from pipeline.artifacts.levels import Levels
 from pipeline.caption import settings as caption_settings
 from pipeline.cli import options
 from pipeline.embed import encode_shard, survey
@@ -110,7 +112,9 @@ class Stages:
         """Of embeddings of `embed` and assignments that are there; returns the samples."""
         embedded = paths.embeddings.manifest()
         limit = embedded["config"]["max_sample_bytes"]
-        job = write.WriteJob(paths, embedded["columns"], ["a caption"], True, "0" * 12, limit)
+        one = Levels(np.zeros(1, int), np.zeros((1, 1), int), np.ones((1, 1)))
+        named = (one, [["a caption"]])
+        job = write.WriteJob(paths, embedded["columns"], *named, True, "0" * 12, limit)
         (samples,) = write.write_shards([asdict(shard)], job)
         write._check_counts(embedded, paths, job.made_of)
         return samples
@@ -122,7 +126,7 @@ def assign_all_to_one(paths: layout.RunPaths) -> None:
         name = f"{shard['shard']['stem']}.parquet"
         ids = tables.read(paths.embeddings.file(name), ["sample_id"])["sample_id"]
         row = {"cluster_id": 0, "confidence": 0.9, "margin": 0.8, "outlier_score": 0.1}
-        row |= {"top_clusters": [0], "top_shares": [0.9]}
+        row |= {"top_clusters": [0], "top_shares": [0.9], "group": 0}
         rows = [{"sample_id": sample, **row} for sample in ids.to_pylist()]
         table = pa.Table.from_pylist(rows, schema=schemas.ASSIGNMENTS)
         tables.write(paths.assignments.file(name), table)

@@ -57,6 +57,13 @@ class Run:
         """
         return tables.read(self.paths.clusters_table)
 
+    def levels(self) -> pa.Table:
+        """One row per cluster of every level, from coarse to fine: level (from 1), cluster_id
+        (`cluster_l1`, `cluster_l2`, … of the labels), parent (the cluster of the level before that
+        contains it), size (samples), cluster_caption, share (0 to 1).
+        """
+        return tables.read(self.paths.top.file("levels.parquet"))
+
     def members(self, cluster: int) -> pa.Table:
         """The labels of one cluster's samples, the most typical first (least outlier_score).
 

@@ -17,6 +17,7 @@ from pipeline.artifacts import layout, schemas
 from pipeline.store import storage, tables
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
+from tests import level_tables
 
 SCRIPT = "<script>alert(1)</script>"
 COLOURS = {"red": (220, 40, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
@@ -88,6 +89,7 @@ def _shard(path: Path, stem: str) -> list[dict]:
                     "caption": texts[sample.index],
                     "json": sample.json_text(),
                     "cluster_id": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
+                    "group": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
                     "confidence": 0.9,
                     "margin": 0.8,
                     "outlier_score": 0.01 * sample.index,
@@ -211,12 +213,15 @@ def _clusters(paths: layout.RunPaths, rows: list[dict]) -> None:
     vectors = tables.from_matrix(np.eye(3, FEATURES), pa.float32())
     table = pa.table([[0, 1, 2], vectors], schema=schemas.prototypes_schema(FEATURES))
     tables.write(paths.clusters.file("prototypes.parquet"), table)
+    level_tables.write(paths, np.eye(3, FEATURES))
     paths.clusters.finish(
         "clusters-1",
         upstream="network-1",
         config={"k": 0, "seed": 0},
         samples=30,
         sizes=[9, 10, 11],
+        levels=[3],
+        groups=[9, 10, 11],
         cluster_bits=[112.5, 135.0, 159.5],
         k=3,
         k_best=3,
@@ -240,6 +245,7 @@ def _captions(paths: layout.RunPaths) -> None:
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
+    level_tables.captions(paths)
     paths.captions.finish(
         "captions-1",
         upstream="clusters-1",

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
 from pipeline.write import stage as write
-from tests import fake_run
+from tests import fake_run, level_tables
 
 
 def build(root: Path) -> layout.RunPaths:
@@ -16,7 +16,8 @@ def build(root: Path) -> layout.RunPaths:
     fake_run.written(paths)
     embedded = paths.embeddings.manifest()
     captions = [fake_run.SCRIPT, "green & <b>leafy</b>", fake_run.SCRIPT]
-    job = write.WriteJob(paths, embedded["columns"], captions, False, "labels-1", 1 << 20)
+    named = (level_tables.one(3), [captions])
+    job = write.WriteJob(paths, embedded["columns"], *named, False, "labels-1", 1 << 20)
     for stem in fake_run.STEMS:
         rows = write.label_rows(stem, job)
         tables.write(paths.labels.file(f"{stem}.parquet"), rows, made_of="labels-1")

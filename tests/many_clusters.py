@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.artifacts import layout, schemas
 from pipeline.mcr2 import tree
 from pipeline.store import tables
-from tests import fake_run
+from tests import fake_run, level_tables
 
 KEPT = {"typical": 24, "borderline": 12, "odd": 12}
 DIM = 16
@@ -24,6 +24,7 @@ def build(root: Path, k: int) -> layout.RunPaths:
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     vectors = tables.from_matrix(centres, pa.float32())
     _write(paths, "prototypes", pa.table([range(k), vectors], schemas.prototypes_schema(DIM)))
+    level_tables.write(paths, centres)
     _write(paths, "tree", pa.Table.from_pylist(_merges(k, rng), schemas.TREE))
     _write(paths, "exemplars", _exemplars(paths, k, rng))
     bits = [90 - 40 * np.log(c) / np.log(k) + c / k for c in range(1, 2 * k + 1)]
@@ -45,7 +46,13 @@ def build(root: Path, k: int) -> layout.RunPaths:
     table = pa.Table.from_pylist(rows, schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
     facts = {"k": k, "k_best": k, "k_low": k - 2, "k_high": k + 2, "flat_from": k}
-    facts |= {"flat_to": k + 20, "sizes": sizes.tolist(), "samples": int(sizes.sum())}
+    facts |= {
+        "flat_to": k + 20,
+        "sizes": sizes.tolist(),
+        "groups": sizes.tolist(),
+        "levels": [k],
+        "samples": int(sizes.sum()),
+    }
     fake_run.refinish(paths.clusters, **facts, cluster_bits=(50.0 * sizes).tolist())
     return paths
 

@@ -16,6 +16,7 @@ from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import MissingImage, Sample, ShardReader
+from tests import level_tables
 
 THINGS = ("dog", "car", "pizza")
 FIRST = [  # members of each sample, by suffix
@@ -86,7 +87,12 @@ def _part(shard, paths: layout.RunPaths, vector: Callable[[str], np.ndarray]) ->
         thing = image.data.decode()
         vectors.append(vector(thing))
         assigned.append({**identity, "cluster_id": THINGS.index(thing), "confidence": 0.75})
-        assigned[-1] |= {"margin": 0.5, "outlier_score": 0.1, "top_clusters": [0, 1, 2]}
+        assigned[-1] |= {
+            "group": THINGS.index(thing),
+            "margin": 0.5,
+            "outlier_score": 0.1,
+            "top_clusters": [0, 1, 2],
+        }
         assigned[-1] |= {"top_shares": [0.75, 0.25, 0.0]}
     schema = schemas.embeddings_schema(len(vectors[0]))
     texts = {f.name: pa.array([r[f.name] for r in rows], f.type) for f in list(schema)[:-1]}
@@ -122,7 +128,9 @@ def _clusters(paths: layout.RunPaths, facts: list[dict], vector: Callable) -> No
     table = pa.Table.from_pylist(exemplars, schema=schemas.EXEMPLARS)
     tables.write(paths.clusters.file("exemplars.parquet"), table)
     bits = [10.0 * size for size in sizes]
-    paths.clusters.finish("c1", upstream="n1", sizes=sizes, cluster_bits=bits, k=3)
+    level_tables.write(paths, vectors)
+    facts = {"sizes": sizes, "levels": [3], "groups": sizes}
+    paths.clusters.finish("c1", upstream="n1", **facts, cluster_bits=bits, k=3)
     captions = [
         {"cluster_id": c, "rank": r, "caption": name, "share": 0.5, "source": "vocabulary"}
         for c, thing in enumerate(THINGS)
@@ -130,6 +138,7 @@ def _clusters(paths: layout.RunPaths, facts: list[dict], vector: Callable) -> No
     ]
     table = pa.Table.from_pylist(captions, schema=schemas.CAPTIONS)
     tables.write(paths.captions.file("captions.parquet"), table)
+    level_tables.captions(paths)
     paths.captions.finish("w1", upstream="c1", captions=list(THINGS))
 
 

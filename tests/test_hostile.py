@@ -145,7 +145,7 @@ def test_texts_and_json_stay_what_they_are(place, facts):
     kinds = columns.survey(columns.kinds(columns.parse(row["json"])) for row in found.values())[0]
     assert max(map(len, kinds)) <= columns.MAX_NAME and "n" * 100_000 not in kinds
     assert len(set(schemas.label_names(kinds).values())) == len(kinds)
-    schemas.labels_schema(kinds)
+    schemas.labels_schema(kinds, 5)
 
 
 def test_nothing_is_unpickled_and_nothing_made_outside_the_root(place, facts):

@@ -18,6 +18,7 @@ from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
 from pipeline.vision import clip
 from pipeline.write import stage as write
+from tests import level_tables
 
 FOLDER = Path(__file__).with_name("img2dataset")
 
@@ -42,10 +43,13 @@ def labels(tmp_path_factory) -> list[dict]:
             )
             columns.merge(kinds, facts["columns"])
             rows = tables.read(paths.embeddings.file(f"{shard.stem}.parquet"), ["sample_id"])
-            assigned = [{**row, "cluster_id": 0, "confidence": 1.0} for row in rows.to_pylist()]
+            assigned = [
+                {**row, "cluster_id": 0, "group": 0, "confidence": 1.0} for row in rows.to_pylist()
+            ]
             table = pa.Table.from_pylist(assigned, schema=schemas.ASSIGNMENTS)
             tables.write(paths.assignments.file(f"{shard.stem}.parquet"), table)
-    job = write.WriteJob(paths, kinds, ["emoji"], False, "", cfg.max_sample_bytes)
+    named = (level_tables.one(1), [["emoji"]])
+    job = write.WriteJob(paths, kinds, *named, False, "", cfg.max_sample_bytes)
     return [row for shard in shards for row in write.label_rows(shard.stem, job).to_pylist()]
 
 

@@ -24,17 +24,20 @@ from pipeline.runtime.reject_reasons import Reason
 ROOT = Path(__file__).parents[1]
 WRITTEN = "\n<!-- made by tools/docs_hook.py -->\n"
 TABLES = {  # file -> its schema, and what that is called in artifacts/schemas.py
-    "labels/{stem}.parquet": (schemas.labels_schema({}), "LABEL"),
+    "labels/{stem}.parquet": (schemas.labels_schema({}, schemas.MOST_LEVELS), "LABEL"),
     "clusters.parquet": (schemas.CLUSTERS, "CLUSTERS"),
+    "levels.parquet": (schemas.LEVELS, "LEVELS"),
     "embeddings/{stem}.parquet": (schemas.embeddings_schema(512), "embeddings_schema"),
     "rejects/{stem}.parquet": (schemas.REJECTS, "REJECTS"),
     "assignments/{stem}.parquet": (schemas.ASSIGNMENTS, "ASSIGNMENTS"),
     "captions/captions.parquet": (schemas.CAPTIONS, "CAPTIONS"),
     "captions/voted.parquet": (schemas.CAPTIONS, "CAPTIONS"),
+    "captions/levels.parquet": (schemas.LEVEL_CAPTIONS, "LEVEL_CAPTIONS"),
     "captions/candidates.parquet": (schemas.candidates_schema(512), "candidates_schema"),
     "exclude/{stem}.parquet": (schemas.EXCLUDED, "EXCLUDED"),
     "clusters/curve.parquet": (schemas.CURVE, "CURVE"),
     "clusters/tree.parquet": (schemas.TREE, "TREE"),
+    "clusters/levels.parquet": (schemas.levels_schema(128), "levels_schema"),
     "clusters/prototypes.parquet": (schemas.prototypes_schema(128), "prototypes_schema"),
     "clusters/exemplars.parquet": (schemas.EXEMPLARS, "EXEMPLARS"),
     "network/history.parquet": (schemas.HISTORY, "HISTORY"),

@@ -68,12 +68,13 @@ TREE = pa.schema(
         ("bits_saved", pa.float64()),  # negative where merging costs bits
     ]
 )
-KINDS = ("typical", "borderline", "odd")  # least outlier_score, least margin, most outlier_score
+KINDS = ("typical", "borderline", "odd")  # most centrality, least margin, most outlier_score
 EXEMPLARS = pa.schema(
     [
         ("cluster_id", pa.int32()),  # 0 is the largest cluster
         ("kind", pa.string()),  # of KINDS; a member may be of several
         ("rank", pa.int32()),  # within its kind, from 0
+        ("centrality", pa.float32()),  # cosine to the mean direction of the cluster's prototypes
         ("outlier_score", pa.float32()),
         ("margin", pa.float32()),
         *IDENTITY[:3],
@@ -91,6 +92,7 @@ ASSIGNMENTS = pa.schema(
         ("outlier_score", pa.float32()),  # 1 − cosine to the nearest prototype, 0 to 2
         ("top_clusters", pa.list_(pa.int32())),  # the likeliest clusters, most likely first
         ("top_shares", pa.list_(pa.float32())),  # their shares, 0 to 1
+        ("group", pa.int32()),  # the small group of its cluster, a row of levels.parquet
     ]
 )
 CAPTIONS = pa.schema(
@@ -100,6 +102,23 @@ CAPTIONS = pa.schema(
         ("caption", pa.string()),  # a word or phrase for the cluster; two words: "jeans / shorts"
         ("share", pa.float32()),  # of members that it fits, less that elsewhere; 0: a model's name
         ("source", pa.string()),  # vocabulary | alt text | model
+    ]
+)
+LEVEL_CAPTIONS = pa.schema(  # of the clusters of all levels but that of cluster_id
+    [
+        ("level", pa.int8()),  # from 1, the coarsest
+        ("cluster_id", pa.int32()),  # cluster_l1, cluster_l2, … of the samples
+        *[(name, CAPTIONS.field(name).type) for name in ("caption", "share", "source")],
+    ]
+)
+LEVELS = pa.schema(
+    [
+        ("level", pa.int8()),  # from 1, the coarsest
+        ("cluster_id", pa.int32()),  # cluster_l1, cluster_l2, … of the samples; 0 is the largest
+        ("parent", pa.int32()),  # the cluster of the level before that contains it
+        ("size", pa.int64()),  # samples
+        ("cluster_caption", pa.string()),
+        ("share", pa.float32()),  # how sure the caption is, 0 to 1
     ]
 )
 CLUSTERS = pa.schema(
@@ -121,8 +140,21 @@ LABEL = [  # the columns of a label after IDENTITY and before those of the json
     *SOURCE,
     ("cluster_id", pa.int32()),
     ("cluster_caption", pa.string()),
-    *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id")],
+    *[(f.name, f.type) for f in ASSIGNMENTS if f.name not in ("sample_id", "cluster_id", "group")],
 ]
+LEVEL = [  # the columns of a label for its levels, from coarse to fine; one of them is cluster_id
+    ("cluster_l1", pa.int32()),  # the cluster of the coarsest level; 0 is the largest
+    ("cluster_l1_caption", pa.string()),  # its caption
+    ("cluster_l2", pa.int32()),  # the cluster of the second level
+    ("cluster_l2_caption", pa.string()),  # its caption
+    ("cluster_l3", pa.int32()),  # the cluster of the third level, if there is one
+    ("cluster_l3_caption", pa.string()),  # its caption
+    ("cluster_l4", pa.int32()),  # the cluster of the fourth
+    ("cluster_l4_caption", pa.string()),  # its caption
+    ("cluster_l5", pa.int32()),  # the cluster of the fifth
+    ("cluster_l5_caption", pa.string()),  # its caption
+]
+MOST_LEVELS = len(LEVEL) // 2
 # The columns of a label that go under "ratecluster" into the json of a labelled shard.
 IN_JSON = ("status", "error_message", "cluster_id", "cluster_caption", "confidence", "margin")
 
@@ -157,6 +189,17 @@ def prototypes_schema(feature_dim: int) -> pa.Schema:
     )
 
 
+def levels_schema(feature_dim: int) -> pa.Schema:
+    """Rows of `clusters/levels.parquet`: one per small group, in the order of clusters."""
+    return pa.schema(
+        [
+            ("cluster_id", pa.int32()),
+            ("levels", pa.list_(pa.int32())),  # its cluster at each level, from coarse to fine
+            ("vector", tables.vectors(feature_dim, pa.float32())),  # mean direction, unit norm
+        ]
+    )
+
+
 def candidates_schema(dim: int) -> pa.Schema:
     """Rows of `captions/candidates.parquet`: the words and phrases that may be captions."""
     return pa.schema(
@@ -176,7 +219,7 @@ def label_names(kinds: Iterable[str]) -> dict[str, str]:
     Names are compared without case, as in SQL: LAION's SAMPLE_ID becomes input_SAMPLE_ID. Otherwise
     DuckDB would call it SAMPLE_ID_1, and Spark would read neither.
     """
-    taken = {name.lower() for name, _ in [*IDENTITY, *LABEL]}
+    taken = {name.lower() for name, _ in [*IDENTITY, *LABEL, *LEVEL]}
     names: dict[str, str] = {}
     for column in sorted(kinds, key=lambda c: (c.lower() in taken, c != c.lower(), c)):
         name = column
@@ -187,8 +230,12 @@ def label_names(kinds: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def labels_schema(kinds: dict[str, str]) -> pa.Schema:
-    """Rows of `labels/{stem}.parquet`; `kinds` are the kinds of the run's json columns."""
+def labels_schema(kinds: dict[str, str], levels: int) -> pa.Schema:
+    """Rows of `labels/{stem}.parquet`; `kinds` are the kinds of the run's json columns.
+
+    There are columns for the levels where there is more than one.
+    """
     names = label_names(kinds)
     originals = [(names[column], columns.TYPES[kind]) for column, kind in sorted(kinds.items())]
-    return pa.schema([*IDENTITY, *LABEL, *originals])
+    ours = LEVEL[: 2 * levels] if levels > 1 else []
+    return pa.schema([*IDENTITY, *LABEL, *ours, *originals])

@@ -27,6 +27,7 @@ class Stage:
     parts: Mapping[str, str] = field(default_factory=dict)  # folder -> suffix; a file per shard
     facts: tuple[str, ...] = ()  # keys that the manifest must have; none: verify does not read it
     unit: str = ""  # what a rerun resumes from: parts, steps
+    version: tuple[str, ...] = ()  # in its fingerprint: grows when its tables get other columns
     asked_by: str = ""  # the setting without which `run` skips the stage
 
     @property
@@ -66,15 +67,19 @@ STAGES = (
         name="select_k",
         package="pipeline.select_k",
         folder="clusters",
-        files=("curve.parquet", "tree.parquet", "prototypes.parquet", "exemplars.parquet"),
+        files=(
+            *("curve.parquet", "tree.parquet", "levels.parquet"),
+            *("prototypes.parquet", "exemplars.parquet"),
+        ),
         parts={"assignments": ".parquet"},
-        facts=("upstream", "config", "samples", "sizes"),
+        facts=("upstream", "config", "samples", "sizes", "levels", "groups"),
+        version=("levels",),
     ),
     Stage(
         name="caption",
         package="pipeline.caption",
         folder="captions",
-        files=("captions.parquet", "voted.parquet", "candidates.parquet"),
+        files=("captions.parquet", "voted.parquet", "levels.parquet", "candidates.parquet"),
         facts=("upstream", "config", "captions"),
     ),
     Stage(

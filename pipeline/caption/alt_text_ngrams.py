@@ -65,6 +65,14 @@ def trim(counter: Counter[str]) -> Counter[str]:
     )
 
 
+def merged(counts: Counts, clusters: np.ndarray) -> Counts:
+    """The counts of unions: entry i is added to entry clusters[i]."""
+    found: Counts = [Counter() for _ in range(clusters.max() + 1)]
+    for number, counter in zip(clusters.tolist(), counts, strict=True):
+        found[number].update(counter)
+    return [trim(counter) for counter in found]
+
+
 @dataclass(frozen=True)
 class Separation:
     """How well each n-gram distinguishes each cluster, by the alt texts that hold it."""

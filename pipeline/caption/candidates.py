@@ -4,6 +4,7 @@ V candidates, D dimensions, k clusters.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,21 @@ def rows(names: list[str], vocabulary: int, texts: np.ndarray, by_texts: sp.csr_
     return pa.table(made, schema=schemas.candidates_schema(texts.shape[1]))
 
 
+def level_rows(
+    level: int, sure: sp.csr_matrix, names: list[list[int]], found: pa.Table
+) -> list[dict[str, Any]]:
+    """Rows of LEVEL_CAPTIONS: the names of the clusters of a level, counted from 0."""
+    words, sources = found["caption"].to_pylist(), found["source"].to_pylist()
+    rows = []
+    for number, parts in enumerate(names):
+        row: dict[str, Any] = {"level": level + 1, "cluster_id": number, "share": 0.0}
+        if parts:
+            row["caption"] = ranking.AND.join(words[index] for index in parts)
+            row |= {"share": float(sure[number, parts[0]]), "source": sources[parts[0]]}
+        rows.append(row)
+    return rows
+
+
 def ranking_of(
     sure: sp.csr_matrix, places: list[list[int]], names: list[list[int]], found: pa.Table
 ) -> pa.Table:
@@ -83,6 +99,11 @@ def read(paths: layout.RunPaths, k: int) -> Candidates:
 def neighbourhood(paths: layout.RunPaths) -> sp.csr_matrix:
     """`ranking.neighbourhood` (k, k) of the clusters that are nearest by their prototypes."""
     found = tables.read(paths.clusters.file("prototypes.parquet"))
-    vectors, clusters = tables.to_matrix(found["vector"]), found["cluster_id"].to_numpy()
-    nearest = assignment.nearest_clusters(vectors, clusters, ranking.NEIGHBOURS)
+    return near(tables.to_matrix(found["vector"]), found["cluster_id"].to_numpy())
+
+
+def near(vectors: np.ndarray, clusters: np.ndarray) -> sp.csr_matrix:
+    """The same of clusters (p,) by vectors (p, d), unit rows."""
+    order = np.argsort(clusters, kind="stable")
+    nearest = assignment.nearest_clusters(vectors[order], clusters[order], ranking.NEIGHBOURS)
     return ranking.neighbourhood(nearest)

@@ -4,7 +4,7 @@ n members, D dimensions, k clusters, V candidates. Arrays in, arrays out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,11 @@ class Votes:
 
     def __add__(self, other: "Votes") -> "Votes":
         return Votes(self.total + other.total, self.fits + other.fits)
+
+    def merged(self, clusters: np.ndarray) -> "Votes":
+        """The votes of unions: row i is added to row clusters[i]."""
+        unite = sp.csr_matrix((np.ones(len(clusters)), (clusters, np.arange(len(clusters)))))
+        return Votes((unite @ self.total).tocsr(), (unite @ self.fits).tocsr())
 
 
 def votes(
@@ -186,11 +191,15 @@ def _nested(one: tokenization.Key, other: tokenization.Key) -> bool:
     return tokenization.holds(one, other) or tokenization.holds(other, one)
 
 
+Name = frozenset[tokenization.Key]  # the one or two words of a name
+
+
 def name(
     scores: sp.csr_matrix,
     fit: sp.csr_matrix,
     places: list[list[int]],
     keys: Sequence[tokenization.Key],
+    others: Sequence[Set[Name]] = (),
 ) -> list[list[int]]:
     """The one or two candidates that name each cluster; no two clusters have the same name.
 
@@ -198,19 +207,23 @@ def name(
     score comes first. It is named by its best candidate. If its share is WEAK, or it names an
     earlier cluster, the second word is the candidate with the largest score × share × fit that
     makes a new name. A cluster gets a name that exists only if it has no further candidates.
+    `others` are names that each cluster must not have: of its parts, or of what it is a part of.
     """
     found: list[list[int]] = [chosen[:1] for chosen in places]
-    sure, taken = shares(fit), set[frozenset[tokenization.Key]]()
+    sure, taken = shares(fit), set[Name]()
     first = [scores[row, chosen[0]] if chosen else 0.0 for row, chosen in enumerate(places)]
     for row in np.argsort(-np.array(first), kind="stable").tolist():
         if not (chosen := places[row]):
             continue
-        first_word, *others = chosen
-        others.sort(key=lambda i: -scores[row, i] * sure[row, i] * fit[row, i])
-        pairs = [[first_word, other] for other in others]
+        first_word, *rest = chosen
+        rest.sort(key=lambda i: -scores[row, i] * sure[row, i] * fit[row, i])
+        pairs = [[first_word, other] for other in rest]
         alone = [[first_word]]
         tried = pairs + alone if sure[row, first_word] < WEAK else alone + pairs
         names = ((words, frozenset(keys[i] for i in words)) for words in tried)
-        found[row], key = next((n for n in names if n[1] not in taken), (tried[-1], frozenset()))
+        not_these = taken | others[row] if others else taken
+        found[row], key = next(
+            (n for n in names if n[1] not in not_these), (tried[-1], frozenset())
+        )
         taken.add(key)
     return found

@@ -6,24 +6,30 @@ reads   embeddings/, assignments/        all parts, twice
 writes  captions/candidates.parquet      CANDIDATES  all candidate captions
         captions/voted.parquet           CAPTIONS    ranked by votes and alt texts
         captions/captions.parquet        CAPTIONS    the same, with the model's names first
+        captions/levels.parquet          LEVEL_CAPTIONS  names of the clusters of the other levels
         captions/manifest.json
 
 Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
 Every member's image votes for some of them. `ranking` adds the evidence of the members' own texts
 and prefers what separates a cluster from its neighbours. In the end a vision-language model may
-name the clusters (`vlm_captions`). Ground truth is never read. V candidates, k clusters.
+name the clusters (`vlm_captions`). Ground truth is never read. Votes and n-grams are counted by the
+clusters of the finest level; those of the others are their sums.
+V candidates, k clusters, f of the finest level, g small groups.
 """
 
 import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import layout, levels, outputs, schemas
 from pipeline.artifacts.joins import read_joined
 from pipeline.caption import (
     alt_text_ngrams,
@@ -45,29 +51,37 @@ VOTES = ("total", "fits")
 CSR = ("data", "indices", "indptr")  # the arrays of a sparse matrix
 
 
-def count_ngrams(stems: list[str], paths: layout.RunPaths, k: int) -> alt_text_ngrams.Counts:
-    """N-grams in the captions of each cluster's members, over some parts; rare ones are dropped."""
-    counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
+def count_ngrams(
+    stems: list[str], paths: layout.RunPaths, finest: np.ndarray
+) -> alt_text_ngrams.Counts:
+    """N-grams in the captions of each cluster's members, over some parts; rare ones are dropped.
+
+    Clusters are those of the finest level; finest (g,) has the cluster of each small group.
+    """
+    counts: alt_text_ngrams.Counts = [Counter() for _ in range(finest.max() + 1)]
     for stem in stems:
-        rows = read_joined(stem, paths, ["caption"], ["cluster_id"])
-        for number, text in zip(
-            *(rows[n].to_pylist() for n in ("cluster_id", "caption")), strict=True
-        ):
+        rows = read_joined(stem, paths, ["caption"], ["group"])
+        for group, text in zip(*(rows[n].to_pylist() for n in ("group", "caption")), strict=True):
             if text:
-                counts[number].update(alt_text_ngrams.ngrams(text[:1000]) | {""})
+                counts[finest[group]].update(alt_text_ngrams.ngrams(text[:1000]) | {""})
         counts = [alt_text_ngrams.trim(counter) for counter in counts]
     return counts
 
 
 def votes(
-    stems: list[str], paths: layout.RunPaths, texts: np.ndarray, k: int, temperature: float
+    stems: list[str],
+    paths: layout.RunPaths,
+    texts: np.ndarray,
+    finest: np.ndarray,
+    temperature: float,
 ) -> ranking.Votes:
-    """`ranking.votes` of the members in some parts, summed."""
+    """`ranking.votes` of the members in some parts, summed; `finest` as in `count_ngrams`."""
+    k = finest.max() + 1
     total = ranking.Votes.none(k, len(texts))
     for stem in stems:
-        rows = read_joined(stem, paths, ["embedding"], ["cluster_id"])
-        x = tables.to_matrix(rows["embedding"])
-        total += ranking.votes(x, rows["cluster_id"].to_numpy(), texts, k, temperature)
+        rows = read_joined(stem, paths, ["embedding"], ["group"])
+        x, clusters = tables.to_matrix(rows["embedding"]), finest[rows["group"].to_numpy()]
+        total += ranking.votes(x, clusters, texts, k, temperature)
     return total
 
 
@@ -114,9 +128,9 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
 
 def _earlier_ranking(paths: layout.RunPaths, voted_of: str) -> dict[str, Any] | None:
     """The facts of an earlier ranking of the same inputs; None if there is none."""
-    found = outputs.part_facts(paths.captions, ["candidates", "voted"])
+    found = outputs.part_facts(paths.captions, ["candidates", "voted", "levels"])
     same = [facts for facts in found.values() if facts.get("made_of") == voted_of]
-    return same[0] if len(same) == 2 else None
+    return same[0] if len(same) == 3 else None
 
 
 def _rank(
@@ -128,32 +142,92 @@ def _rank(
     voted_of: str,
 ) -> dict[str, Any]:
     """Commit the candidates and their ranking by votes and alt texts; returns its facts."""
-    k, encoder = len(made["clusters"]["sizes"]), made["embeddings"]["config"]
+    encoder, found = made["embeddings"]["config"], levels.read(paths)
     chunks = tasks.chunks([s["shard"]["stem"] for s in made["embeddings"]["shards"]], MOST_TASKS)
     near, passes = candidates.neighbourhood(paths), 2 if cfg.alt_texts else 1
+    default = found.within(-1, found.default)
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
-        counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
+        counts: alt_text_ngrams.Counts = [Counter() for _ in default]
         if cfg.alt_texts:
-            counts = _all_counts(chunks, paths, k, made_of, progress)
-        ngrams = alt_text_ngrams.separation(counts, near)
-        own = _new_names(ngrams.distinctive(cfg.alt_texts), names)
-        words = names + own
+            counts = _all_counts(chunks, paths, found.finest, made_of, progress)
+        own = alt_text_ngrams.separation(alt_text_ngrams.merged(counts, default), near)
+        words = names + _new_names(own.distinctive(cfg.alt_texts), names)
         texts, _ = text_encoding.encode(
             words, cfg.templates, encoder["model"], encoder["pretrained"]
         )
-        given = (paths, texts, k, cfg.temperature)
+        given = (paths, texts, found.finest, cfg.temperature)
         total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
-    by_texts = ngrams.of(words)
-    scores = ranking.combine(total, by_texts, near)
-    keys, fit = [tokenization.key(word) for word in words], ranking.fitting(total)
-    places = ranking.rank(scores, keys, texts)
-    named = ranking.name(scores, fit, places, keys)
-    rows = candidates.rows(words, len(names), texts, by_texts)
+    keys = [tokenization.key(word) for word in words]
+    ranked = _Ranked.of(total, counts, words, keys, texts, default, near)
+    rows = candidates.rows(words, len(names), texts, ranked.by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
-    voted = candidates.ranking_of(ranking.shares(fit), places, named, rows)
+    voted = candidates.ranking_of(ranked.sure, ranked.places, ranked.names, rows)
     tables.write(paths.captions.file("voted.parquet"), voted, **facts)
+    named, level_rows = {found.default: ranked.names}, list[dict[str, Any]]()
+    for level in found.others:
+        clusters = found.within(-1, level)
+        near = candidates.near(found.vectors, found.clusters[:, level])
+        relatives = _relatives(found, level, named, keys)
+        ranked = _Ranked.of(total, counts, words, keys, texts, clusters, near, relatives)
+        named[level] = ranked.names
+        level_rows += candidates.level_rows(level, ranked.sure, ranked.names, rows)
+    level_rows.sort(key=lambda row: (row["level"], row["cluster_id"]))
+    table = pa.Table.from_pylist(level_rows, schema=schemas.LEVEL_CAPTIONS)
+    tables.write(paths.captions.file("levels.parquet"), table, **facts)
     return facts
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The candidates of the clusters of one level."""
+
+    by_texts: sp.csr_matrix  # (k, V)
+    sure: sp.csr_matrix  # (k, V) shares
+    places: list[list[int]]  # of each cluster, best first
+    names: list[list[int]]
+
+    @classmethod
+    def of(
+        cls,
+        total: ranking.Votes,
+        counts: alt_text_ngrams.Counts,
+        words: list[str],
+        keys: list[tokenization.Key],
+        texts: np.ndarray,
+        clusters: np.ndarray,
+        near: sp.csr_matrix,
+        others: Sequence[Set[ranking.Name]] = (),
+    ) -> "_Ranked":
+        """Rank votes and counts of the finest level, united by `clusters` (f,)."""
+        united, counts = total.merged(clusters), alt_text_ngrams.merged(counts, clusters)
+        by_texts = alt_text_ngrams.separation(counts, near).of(words)
+        scores, fit = ranking.combine(united, by_texts, near), ranking.fitting(united)
+        places = ranking.rank(scores, keys, texts)
+        names = ranking.name(scores, fit, places, keys, others)
+        return cls(by_texts, ranking.shares(fit), places, names)
+
+
+def _relatives(
+    found: levels.Levels,
+    level: int,
+    named: dict[int, list[list[int]]],
+    keys: list[tokenization.Key],
+) -> list[set[ranking.Name]]:
+    """The names that each cluster of a level must not have: of its parts, or of its whole.
+
+    A cluster that is the whole of its parent may have the same name.
+    """
+    other = level + 1 if level < found.default else level - 1
+    fine, coarse = max(level, other), min(level, other)
+    parents = found.within(fine, coarse)
+    alone = np.bincount(parents)[parents] == 1
+    relatives: list[set[ranking.Name]] = [set() for _ in range(found.clusters[:, level].max() + 1)]
+    for child, parent in enumerate(parents.tolist()):
+        one, words = (child, parent) if level == fine else (parent, child)
+        if not alone[child]:
+            relatives[one].add(frozenset(keys[i] for i in named[other][words]))
+    return relatives
 
 
 def _new_names(ngrams: list[str], vocabulary: list[str]) -> list[str]:
@@ -166,18 +240,18 @@ def _new_names(ngrams: list[str], vocabulary: list[str]) -> list[str]:
 def _all_counts(
     chunks: list[Any],
     paths: layout.RunPaths,
-    k: int,
+    finest: np.ndarray,
     made_of: str,
     progress: StageProgress,
 ) -> alt_text_ngrams.Counts:
     """`count_ngrams` over all parts."""
-    running = ResumableSum(paths.captions, "counts", made_of, len(chunks))
-    counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
+    running = ResumableSum(paths.captions, "ngrams", made_of, len(chunks))
+    counts: alt_text_ngrams.Counts = [Counter() for _ in range(finest.max() + 1)]
     if running.done:
         counts = [Counter(found) for found in json.loads(running.restored["counts"].tobytes())]
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
-    for chunk, more in zip(left, tasks.results(count_ngrams, left, paths, k), strict=True):
+    for chunk, more in zip(left, tasks.results(count_ngrams, left, paths, finest), strict=True):
         for counter, extra in zip(counts, more, strict=True):
             counter.update(extra)
         counts = [alt_text_ngrams.trim(counter) for counter in counts]
@@ -192,14 +266,14 @@ def _as_array(counts: alt_text_ngrams.Counts) -> np.ndarray:
 
 def _all_votes(
     chunks: list[Any],
-    given: tuple[layout.RunPaths, np.ndarray, int, float],
+    given: tuple[layout.RunPaths, np.ndarray, np.ndarray, float],
     made_of: str,
     progress: StageProgress,
 ) -> ranking.Votes:
     """`votes` over all parts; `given` are its other arguments."""
-    paths, texts, k, _ = given
-    running = ResumableSum(paths.captions, "tally", made_of, len(chunks))
-    total = ranking.Votes.none(k, len(texts))
+    paths, texts, finest, _ = given
+    running = ResumableSum(paths.captions, "votes", made_of, len(chunks))
+    total = ranking.Votes.none(finest.max() + 1, len(texts))
     if running.done:
         total = _from_arrays(running.restored, total.total.shape)
     progress.advance(sum(map(len, chunks[: running.done])))

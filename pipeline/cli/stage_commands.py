@@ -268,6 +268,7 @@ Writes:
   {root}/labels/{stem}.parquet       a row per sample, also for failed ones
   {root}/labeled/{stem}.tar          the shard, with `ratecluster` in its json
   {root}/clusters.parquet            a row per cluster
+  {root}/levels.parquet              a row per coarser, chosen and finer cluster
   {root}/run.json                    versions, settings and counts of the run
   {root}/README.md                   how to load it with Hugging Face datasets
   {root}/exclude/                    the excluded samples, a file per shard

@@ -23,6 +23,7 @@ from pipeline.embed import stage as embed
 from pipeline.explore.curate import outliers
 from pipeline.mcr2 import coding_rate
 from pipeline.mcr2.assignment import Prototypes
+from pipeline.mcr2.levels import Groups
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -94,7 +95,8 @@ def run(
     before: list[Any] = [upstream, [given[stage.folder]["fingerprint"] for stage in COPIED]]
     for stage in COPIED:
         name = stage.folder
-        want = expected(stage, config.digest(given[name]["config"], *before), stems, paths)
+        made_of = config.digest(given[name]["config"], *before, *stage.version)
+        want = expected(stage, made_of, stems, paths)
         if want.if_done() is None:
             facts = given[name] | {"upstream": upstream}
             if name == "clusters":
@@ -128,6 +130,15 @@ def _copy(want: outputs.ExpectedOutputs, facts: dict[str, Any], source: storage.
     want.folder.finish(want.made_of, **{k: v for k, v in facts.items() if k != "fingerprint"})
 
 
+def _vectors(source: layout.RunPaths, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows (p, d) of a table in clusters/, and the cluster (p,) of each."""
+    table = tables.read(source.clusters.file(f"{name}.parquet"), ["vector", "cluster_id"])
+    return (
+        torch.from_numpy(tables.to_matrix(table["vector"]).copy()),
+        torch.from_numpy(table["cluster_id"].to_numpy().copy()).long(),
+    )
+
+
 def _assign(
     made_of: str,
     stems: list[str],
@@ -137,15 +148,13 @@ def _assign(
 ) -> dict[str, Any]:
     """Assign every new sample; returns facts of the clusters that depend on these samples."""
     samples = paths.embeddings.manifest()["embedded"]
-    table = tables.read(source.clusters.file("prototypes.parquet"))
-    prototypes = Prototypes(
-        torch.from_numpy(tables.to_matrix(table["vector"]).copy()),
-        torch.from_numpy(table["cluster_id"].to_numpy().copy()).long(),
-        given["clusters"]["share_eta"],
-    )
+    table, cluster_of = _vectors(source, "prototypes")
+    prototypes = Prototypes(table, cluster_of, given["clusters"]["share_eta"])
+    groups = Groups(*_vectors(source, "levels"))
     with StageProgress("assign", len(stems), "parts") as progress:
-        assigner = Assigner(load_network(source), prototypes, made_of)
-        count, _, gram = assign_all(Parts(paths, stems, made_of), assigner, progress)
+        assigner = Assigner(load_network(source), prototypes, groups, made_of)
+        assigned = assign_all(Parts(paths, stems, made_of), assigner, progress)
+    count, _, gram = assigned.clusters
     if count.sum() != samples:
         raise RuntimeError(f"assign: {count.sum():.0f} of {samples}: run again")
     bits = coding_rate.length_bits(count, gram, given["clusters"]["config"]["eps_sq"])
@@ -154,6 +163,7 @@ def _assign(
     return {
         "samples": samples,
         "sizes": count.long().tolist(),
+        "groups": assigned.groups.long().tolist(),
         "cluster_bits": bits.tolist(),
         "seconds": round(progress.seconds, 2),
     }

@@ -70,6 +70,11 @@ class Prototypes:
         """Number of clusters."""
         return int(self.cluster_of[-1]) + 1
 
+    @property
+    def centres(self) -> Tensor:
+        """The mean direction of each cluster's prototypes, (k, d) unit rows."""
+        return mean_directions(self.table, self.cluster_of, self.k)
+
     def similarity(self, Z: Tensor) -> Tensor:
         """Cosines of Z (n, d) to the nearest prototype of each cluster, (n, k)."""
         cosines = Z @ self.table.T

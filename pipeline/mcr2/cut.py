@@ -14,9 +14,8 @@ from pipeline.mcr2.assignment import Prototypes
 
 NEIGHBOURS = 20  # of each landmark in the graph
 LARGEST_ALONG = 64  # most clusters of a spectral cut, which needs as many eigenvectors
-PARTS = 20  # most prototypes per cluster, on average
-PART_ROWS = 20  # least landmarks per prototype, on average, of a spectral cut
-SMOOTH_ROWS = 50  # the same of a cut of smoothed rows, whose clusters are rounder
+PARTS = 100  # most prototypes per cluster, on average
+PART_ROWS = 10  # least landmarks per prototype, on average
 LEAST_PART = 5  # landmarks of a part; a prototype of fewer would make outliers look typical
 CLEARLY = 1.05  # factor by which a spectral cut, made from the graph, must be more informative
 
@@ -39,20 +38,16 @@ def cut(z: Tensor, k: int, seed: int, index: Tensor | None = None) -> Prototypes
     index = neighbours(z) if index is None else index
     graph = spectral.shared_neighbours(index)
     labels = spectral.partition(spectral.smooth(z, graph), index, k, seed)
-    best = _make_prototypes(z, labels, _parts(len(z), k, SMOOTH_ROWS))
+    parts = int(np.clip(len(z) // (k * PART_ROWS), 1, PARTS))
+    best = _make_prototypes(z, labels, parts)
     if 1 < k <= min(LARGEST_ALONG, len(z) - 1):
         along = spectral.partition(spectral.embedding(graph, k, seed), index, k, seed)
-        other = _make_prototypes(z, along, _parts(len(z), k, PART_ROWS))
+        other = _make_prototypes(z, along, parts)
         if _information(other, z, index) > CLEARLY * _information(best, z, index):
             best = other
     own = best.nearest(z)
     agreement = float((own[index] == own[:, None]).float().mean())
     return replace(best, eta=assignment.calibrate_eta(best.similarity(z), agreement))
-
-
-def _parts(m: int, k: int, rows: int) -> int:
-    """Parts of each cluster of about `rows` landmarks, 1 to PARTS."""
-    return int(np.clip(m // (k * rows), 1, PARTS))
 
 
 def _make_prototypes(z: Tensor, labels: np.ndarray, parts: int) -> Prototypes:

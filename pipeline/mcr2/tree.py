@@ -6,6 +6,7 @@ TPAMI 2007, started from an over-segmentation instead of from single samples.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,20 @@ class _Groups:
         codes = coding_rate.length_bits(n_a + n_b, gram, self.eps_sq)
         names = coding_rate.name_bits(torch.stack([n_a + n_b, n_a, n_b]), self.samples)
         return codes - self.bits[a] - self.bits[b] + names[0] - names[1] - names[2]
+
+
+def cut(merges: Sequence[Merge], groups: int, k: int) -> list[int]:
+    """The cluster of each of the groups when k are left: numbers from 0, in the order of groups.
+
+    Cuts of one tree are nested: every cluster of a smaller k is a union of clusters of a larger.
+    """
+    parent = list(range(groups))
+    for merge in merges[: groups - k]:
+        parent[merge.merged] = merge.kept
+    for group in range(groups):  # kept < merged, so a parent is final before its children
+        parent[group] = parent[parent[group]]
+    numbers = {group: number for number, group in enumerate(sorted(set(parent)))}
+    return [numbers[group] for group in parent]
 
 
 def lengths_bits(merges: list[Merge], count: Tensor, gram: Tensor, eps_sq: float) -> Tensor:

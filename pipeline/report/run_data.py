@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import levels as artifact_levels
 from pipeline.artifacts.stages import chain
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -77,6 +78,25 @@ def stages(run: RunData, paths: layout.RunPaths) -> list[Facts]:
             facts = {"samples": done, "samples_per_s": known.get(name, speed)}
             rows.append({"name": name, **manifest, **facts})
     return rows
+
+
+def levels(run: RunData, clusters: list[Facts], paths: layout.RunPaths) -> list[Facts]:
+    """The clusters of the coarsest level; each has its `parts` at the next one, and so on.
+
+    Those of the level of `clusters` have their facts as `cluster`. Empty where there is one level
+    only, or `write` has not finished.
+    """
+    if not run.written or len(run.clustered["levels"]) < 2:
+        return []
+    rows = tables.read(paths.top.file("levels.parquet")).to_pylist()
+    default, facts = artifact_levels.read(paths).default + 1, {row["id"]: row for row in clusters}
+    by_id: dict[tuple[int, int], Facts] = {}
+    for row in rows:
+        own = by_id[row["level"], row["cluster_id"]] = {**row, "parts": []}
+        own["cluster"] = facts[row["cluster_id"]] if row["level"] == default else None
+        if row["level"] > 1:
+            by_id[row["level"] - 1, row["parent"]]["parts"].append(own)
+    return [row for (level, _), row in by_id.items() if level == 1]
 
 
 def rejected(run: RunData, paths: layout.RunPaths) -> list[Facts]:

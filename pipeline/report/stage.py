@@ -80,6 +80,7 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, F
     shown = {
         "run": run,
         "clusters": clusters,
+        "levels": run_data.levels(run, clusters, paths),
         "charts": drawn,
         "data": data(run, clusters, drawn),
         "strips": bool(strips),

@@ -1,6 +1,6 @@
 """Assign the samples of a part to clusters; pick samples that show what each cluster is.
 
-d dimensions, k clusters.
+d dimensions, k clusters, g small groups.
 """
 
 import json
@@ -15,14 +15,14 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from pipeline.artifacts import layout, schemas, views
-from pipeline.mcr2 import assignment, coding_rate
+from pipeline.mcr2 import assignment, coding_rate, levels
 from pipeline.mcr2.network import FeatureNetwork, Network
 from pipeline.mcr2.published import TwoHeads
 from pipeline.store import storage, tables
 
 KEPT = {"typical": 24, "borderline": 12, "odd": 12}  # exemplars of each kind and cluster
 BY = {  # the score by which the exemplars of each kind are ranked
-    "typical": ("outlier_score", "ascending"),
+    "typical": ("centrality", "descending"),
     "borderline": ("margin", "ascending"),
     "odd": ("outlier_score", "descending"),
 }
@@ -68,30 +68,45 @@ class Assigner:
 
     network: FeatureNetwork
     prototypes: assignment.Prototypes
+    groups: levels.Groups
     made_of: str  # fingerprint of the stage, for the parts
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Clusters, dimensions."""
-        return self.prototypes.k, self.prototypes.table.shape[1]
+    def nothing(self) -> "Assigned":
+        """Of no samples."""
+        shape = self.prototypes.k, self.prototypes.table.shape[1]
+        sizes = torch.zeros(len(self.groups.table), dtype=torch.float64)
+        return Assigned(coding_rate.no_statistics(*shape), sizes)
 
 
-def assign_part(
-    source: str, target: str, assigner: Assigner, total: coding_rate.Statistics
-) -> pa.Table:
-    """Commit one part of the assignments, add to the clusters' statistics; returns EXEMPLARS."""
-    found, members = [], []
+@dataclass(frozen=True)
+class Assigned:
+    """What is summed over samples."""
+
+    clusters: coding_rate.Statistics
+    groups: Tensor  # (g,) float64: samples in each small group
+
+    def arrays(self) -> "Sums":
+        """Arrays on the same memory."""
+        return (*to_arrays(self.clusters), self.groups.numpy())
+
+
+def assign_part(source: str, target: str, assigner: Assigner, total: Assigned) -> pa.Table:
+    """Commit one part of the assignments, add to the sums; returns EXEMPLARS."""
+    found, members, centres = [], [], assigner.prototypes.centres
     for rows, z in part_features(source, assigner.network, MEMBER):
         a = assignment.assign(z, assigner.prototypes, schemas.TOP)
-        coding_rate.accumulate(total, z, a.cluster)
-        found.append(_assignment_rows(rows, a))
-        members.append(rows)
+        group = assigner.groups.nearest(z, a.cluster)
+        coding_rate.accumulate(total.clusters, z, a.cluster)
+        total.groups.add_(torch.bincount(group, minlength=len(total.groups)))
+        found.append(_assignment_rows(rows, a, group))
+        central = (z * centres[a.cluster]).sum(dim=1)
+        members.append(rows.append_column("centrality", pa.array(central.numpy())))
     table = pa.concat_tables([schemas.ASSIGNMENTS.empty_table(), *found])
     tables.write(target, table, made_of=assigner.made_of, rows=table.num_rows)
     return _exemplars(table, members)
 
 
-def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
+def _assignment_rows(rows: pa.Table, a: assignment.Assignment, group: Tensor) -> pa.Table:
     columns = [
         rows["sample_id"],
         a.cluster.int().numpy(),
@@ -100,6 +115,7 @@ def _assignment_rows(rows: pa.Table, a: assignment.Assignment) -> pa.Table:
         a.outlier_score.numpy(),
         pa.array(a.top_clusters.int().tolist(), pa.list_(pa.int32())),
         pa.array(a.top_shares.tolist(), pa.list_(pa.float32())),
+        group.int().numpy(),
     ]
     return pa.table(
         dict(zip(schemas.ASSIGNMENTS.names, columns, strict=True)), schema=schemas.ASSIGNMENTS
@@ -141,13 +157,13 @@ Sums = tuple[np.ndarray, ...]  # Statistics as arrays, which Ray shares without 
 def assign_parts(
     stems: list[str], paths: layout.RunPaths, assigner: Assigner
 ) -> tuple[Sums, pa.Table]:
-    """`assign_part` of several shards: the summed statistics, and EXEMPLARS of all."""
-    total = coding_rate.no_statistics(*assigner.shape)
+    """`assign_part` of several shards: the arrays of all sums, and EXEMPLARS of all."""
+    total = assigner.nothing()
     best = schemas.EXEMPLARS.empty_table()
     for name in (f"{stem}.parquet" for stem in stems):
         source, target = paths.embeddings.file(name), paths.assignments.file(name)
         best = merge_exemplars([best, assign_part(source, target, assigner, total)])
-    return to_arrays(total), best
+    return total.arrays(), best
 
 
 def to_arrays(total: coding_rate.Statistics) -> Sums:

@@ -17,6 +17,7 @@ from pipeline.mcr2.network import FeatureNetwork
 from pipeline.runtime import tasks
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import (
+    Assigned,
     Assigner,
     Sums,
     assign_parts,
@@ -28,7 +29,7 @@ from pipeline.store import tables
 from pipeline.store.partial_sums import Arrays, ResumableSum
 
 MOST_TASKS = 128  # each returns p·d² numbers
-SUMS = ("count", "sum", "gram")
+SUMS = ("count", "sum", "gram", "groups")  # of `Assigned`; the first pass has no groups
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def statistics(urls: list[str], network: FeatureNetwork, table: Tensor) -> Sums:
     return to_arrays(total)
 
 
-def _add(total: coding_rate.Statistics, more: Sums) -> None:
+def _add(total: Sums, more: Sums) -> None:
     """Add in place. The arrays that Ray returns are read-only, which torch does not accept."""
-    for sums, summand in zip(to_arrays(total), more, strict=True):
+    for sums, summand in zip(total, more, strict=True):
         np.add(sums, summand, out=sums)
 
 
@@ -63,22 +64,24 @@ def all_statistics(
     chunks = tasks.chunks(urls, MOST_TASKS)
     running = ResumableSum(parts.paths.clusters, "leaves", parts.made_of, len(chunks))
     table = torch.from_numpy(running.restored["table"]) if running.done else begin()
-    total = _restore_sums(running, *table.shape)
+    total = coding_rate.no_statistics(*table.shape)
+    sums = _restore(running, to_arrays(total))
     progress.advance(sum(map(len, chunks[: running.done])))
     left = running.left(chunks)
     for chunk, more in zip(left, tasks.results(statistics, left, network, table), strict=True):
-        _add(total, more)
-        running.advance(lambda: {"table": table.numpy(), **_by_name(total)})
+        _add(sums, more)
+        running.advance(lambda: {"table": table.numpy(), **_by_name(sums)})
         progress.advance(len(chunk), int(more[0].sum()))
     return table, total
 
 
-def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> coding_rate.Statistics:
-    """Second pass: write assignments and exemplars; returns the clusters' statistics."""
+def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> Assigned:
+    """Second pass: write assignments and exemplars; returns the sums over all samples."""
     paths, chunks = parts.paths, tasks.chunks(parts.stems, MOST_TASKS)
-    running = ResumableSum(paths.clusters, "assigned", parts.made_of, len(chunks))
+    running = ResumableSum(paths.clusters, "groups", parts.made_of, len(chunks))
     _forget_lost_parts(running, parts, [stem for chunk in chunks[: running.done] for stem in chunk])
-    total = _restore_sums(running, *assigner.shape)
+    total = assigner.nothing()
+    sums = _restore(running, total.arrays())
     best = schemas.EXEMPLARS.empty_table()
     if running.done:
         best = _from_bytes(running.restored["exemplars"])
@@ -86,9 +89,9 @@ def assign_all(parts: Parts, assigner: Assigner, progress: StageProgress) -> cod
     left = running.left(chunks)
     found = tasks.results(assign_parts, left, paths, assigner)
     for chunk, (more, exemplars) in zip(left, found, strict=True):
-        _add(total, more)
+        _add(sums, more)
         best = merge_exemplars([best, exemplars])
-        running.advance(lambda best=best: {**_by_name(total), "exemplars": _to_bytes(best)})  # type: ignore[misc]
+        running.advance(lambda best=best: {**_by_name(sums), "exemplars": _to_bytes(best)})  # type: ignore[misc]
         progress.advance(len(chunk), int(more[0].sum()))
     tables.write(paths.clusters.file("exemplars.parquet"), best)
     return total
@@ -104,15 +107,16 @@ def _forget_lost_parts(running: ResumableSum, parts: Parts, summed: list[str]) -
         folder.clear()  # parts of another fingerprint; only after the sum that includes them
 
 
-def _restore_sums(running: ResumableSum, groups: int, dim: int) -> coding_rate.Statistics:
-    if not running.done:
-        return coding_rate.no_statistics(groups, dim)
-    count, total, gram = (torch.from_numpy(running.restored[name]) for name in SUMS)
-    return count, total, gram
+def _restore(running: ResumableSum, sums: Sums) -> Sums:
+    """The arrays, to which those of an interrupted pass are added; these are freed."""
+    if running.done:
+        for name, array in _by_name(sums).items():
+            array += running.restored.pop(name)
+    return sums
 
 
-def _by_name(total: coding_rate.Statistics) -> Arrays:
-    return dict(zip(SUMS, to_arrays(total), strict=True))
+def _by_name(sums: Sums) -> Arrays:
+    return dict(zip(SUMS, sums, strict=False))
 
 
 def _to_bytes(table: pa.Table) -> np.ndarray:

@@ -78,7 +78,8 @@ def expected(
     cfg: Config, made: outputs.Manifests, paths: layout.RunPaths
 ) -> outputs.ExpectedOutputs:
     """The outputs of clustering with this network."""
-    made_of = config.fingerprint(cfg, made["network"]["fingerprint"])
+    stage = stages.named("select_k")
+    made_of = config.fingerprint(cfg, made["network"]["fingerprint"], *stage.version)
     parts = [f"{s['shard']['stem']}.parquet" for s in made["embeddings"]["shards"]]
-    files = {paths.clusters: stages.named("select_k").files, paths.assignments: parts}
+    files = {paths.clusters: stage.files, paths.assignments: parts}
     return outputs.ExpectedOutputs("select_k", paths.clusters, made_of, cfg, files)

@@ -2,13 +2,15 @@
 
 reads   network/       the network, and the features of the landmarks
         embeddings/    all parts, twice
-writes  clusters/      curve, tree, prototypes and exemplars (.parquet); manifest.json, last
+writes  clusters/      curve, tree, levels, prototypes and exemplars (.parquet); manifest.json, last
         assignments/   a part per shard
 
 1. The landmarks are over-segmented into small groups, the leaves (`choose_k.over_segment`).
 2. A pass over all parts sums the statistics of each leaf. Merging the leaves by coding length gives
    the bits of every k; k itself is chosen on the landmarks (`choose_k.choose_k`).
-3. The landmarks are cut into k clusters (`cut.cut`). A second pass assigns all samples.
+3. The landmarks are cut into k clusters (`cut.cut`), and these into small groups (`levels.split`).
+   A second pass assigns all samples.
+4. The tree of the clusters and their groups is cut at some more levels (`levels.find`).
 
 clusters/unfinished-* keeps what an interrupted run has decided and summed, until the stage is done.
 """
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import layout, outputs, schemas
-from pipeline.mcr2 import choose_k, coding_rate, cut, tree
+from pipeline.mcr2 import choose_k, coding_rate, cut, levels, tree
 from pipeline.mcr2.assignment import Prototypes
 from pipeline.mcr2.choose_k import Choice
 from pipeline.mcr2.network import FeatureNetwork
@@ -88,16 +90,21 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
         choice, prototypes = _decide(z, fit, parts, network, progress)
-        assigner = Assigner(network, prototypes, made_of)
-        count, total, gram = assign_all(parts, assigner, progress)
+        landmarks = levels.Landmarks.of(z, prototypes)
+        groups = levels.split(landmarks, fit.leaves, fit.seed)
+        assigner = Assigner(network, prototypes, groups, made_of)
+        assigned = assign_all(parts, assigner, progress)
+        count, total, gram = assigned.clusters
+        merges = tree.grow(count, total, gram, fit.eps_sq)
+        found = levels.find(landmarks, groups, merges, assigned.groups, fit.eps_sq)
     sizes = count.long()
     if sizes.sum() != embedded["embedded"]:
         raise RuntimeError(f"select_k: {sizes.sum()} assigned of {embedded['embedded']} embedded")
     if want.parts(paths.assignments) != set(stems):
         raise RuntimeError("select_k: assignments/ changed during the run: run again")
     _warn(cfg, choice, prototypes)
-    merges = tree.grow(count, total, gram, fit.eps_sq)
     _write_clusters(choice, prototypes, merges, paths)
+    _write_levels(groups, found, paths)
     cluster_bits = coding_rate.length_bits(count, gram, fit.eps_sq)
     choice = replace(choice, k=prototypes.k)
     facts = {key: value for key, value in vars(choice).items() if key not in CURVES}
@@ -108,6 +115,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         config=config.facts(cfg),
         samples=int(sizes.sum()),
         sizes=sizes.tolist(),
+        levels=(found.max(axis=1) + 1).tolist(),
+        groups=assigned.groups.long().tolist(),
         cluster_bits=cluster_bits.tolist(),
         share_eta=prototypes.eta,
         bits=float((cluster_bits + coding_rate.name_bits(count, count.sum())).sum()),
@@ -119,6 +128,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     console.log_finished(
         *(log, "select_k", progress.seconds, f"k = {choice.k}"),
         f"fewest bits at {choice.k_best} (band {choice.k_low} to {choice.k_high})",
+        f"levels of {', '.join(f'{k + 1:,}' for k in found.max(axis=1))} clusters",
         f"{sizes.sum():,} samples",
     )
     return paths.clusters.manifest()
@@ -137,6 +147,16 @@ def _warn(cfg: Config, choice: Choice, prototypes: Prototypes) -> None:
             "at %d: look at the curves in the report, and set select_k.k to choose",
             *(choice.k, choice.k_best),
         )
+
+
+def _write_levels(groups: levels.Groups, found: np.ndarray, paths: layout.RunPaths) -> None:
+    columns = {
+        "cluster_id": groups.cluster_of.int().numpy(),
+        "levels": pa.array(found.T.tolist(), pa.list_(pa.int32())),
+        "vector": tables.from_matrix(groups.table.numpy(), pa.float32()),
+    }
+    table = pa.table(columns, schema=schemas.levels_schema(groups.table.shape[1]))
+    tables.write(paths.clusters.file("levels.parquet"), table)
 
 
 def _as_arrays(choice: Choice, prototypes: Prototypes) -> Arrays:

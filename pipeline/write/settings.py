@@ -38,7 +38,7 @@ def expected(
     files = {
         paths.labels: [f"{stem}.parquet" for stem in stems],
         paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
-        paths.top: ["clusters.parquet", "run.json"],
+        paths.top: ["clusters.parquet", "levels.parquet", "run.json"],
     }
     return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)
 

@@ -6,6 +6,7 @@ writes  labels/{stem}.parquet   labels_schema  one row per input sample, failure
                                                the excluded samples
         exclude/{stem}.parquet  EXCLUDED       the excluded samples, if any
         clusters.parquet        CLUSTERS       one row per cluster
+        levels.parquet          LEVELS         one row per cluster of every level
         run.json                               versions, settings and counts of the run
         README.md                              describes the tables to Hugging Face `datasets`
         labels/manifest.json
@@ -24,8 +25,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, outputs, schemas
+from pipeline.artifacts import layout, levels, outputs, schemas
 from pipeline.artifacts.joins import read_joined
+from pipeline.artifacts.levels import Levels
 from pipeline.artifacts.stages import chain_to
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
@@ -50,12 +52,15 @@ configs:
   data_files: embeddings/*.parquet
 - config_name: clusters
   data_files: clusters.parquet
+- config_name: levels
+  data_files: levels.parquet
 ---
 # A collection labelled by ratecluster
 
 {samples:,} samples in {clusters:,} clusters. `labels` has a row for every sample, `embeddings` for
 every one that could be read, `clusters` for every cluster; they join by `sample_id` and
-`cluster_id`. `report/index.html` shows the clusters, `run.json` says what made them.
+`cluster_id`. `levels` has the coarser and finer clusters. `report/index.html` shows the clusters,
+`run.json` says what made them.
 """
 
 
@@ -65,7 +70,8 @@ class WriteJob:
 
     paths: layout.RunPaths
     kinds: dict[str, str]  # of the run's json columns
-    captions: list[str | None]  # best caption of each cluster
+    levels: Levels
+    captions: list[list[str | None]]  # best caption of each cluster of each level
     shards: bool
     made_of: str
     max_sample_bytes: int  # the limit for a sample, as in embed
@@ -77,11 +83,14 @@ def label_rows(stem: str, job: WriteJob) -> pa.Table:
     other = ("sample_id", "embedding")
     wanted = [name for name in schemas.embeddings_schema(1).names if name not in other]
     ours = [name for name in schemas.ASSIGNMENTS.names if name != "sample_id"]
+    schema = schemas.labels_schema(job.kinds, len(job.captions))
     assigned = read_joined(stem, job.paths, wanted, ours)
     rejected = tables.read(job.paths.rejects.file(f"{stem}.parquet"))
     rejected = rejected.filter(pc.is_valid(rejected["sample_id"]))
+    captions = job.captions[job.levels.default]
     rows = [
-        {**row, "status": "success", "cluster_caption": job.captions[row["cluster_id"]]}
+        {**row, "status": "success", "cluster_caption": captions[row["cluster_id"]]}
+        | _level_columns(job, row["group"])
         for row in assigned.to_pylist()
     ]
     for row in rejected.to_pylist():
@@ -96,7 +105,17 @@ def label_rows(stem: str, job: WriteJob) -> pa.Table:
         originals = columns.parse(row["json"])
         for name, own in names.items():
             row[own] = columns.value(originals.get(name), job.kinds[name])
-    return pa.Table.from_pylist(rows, schema=schemas.labels_schema(job.kinds))
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _level_columns(job: WriteJob, group: int) -> dict[str, Any]:
+    """The cluster of a small group at each level, and its caption."""
+    found: dict[str, Any] = {}
+    for level, captions in enumerate(job.captions):
+        cluster = int(job.levels.clusters[group, level])
+        found |= {f"cluster_l{level + 1}": cluster}
+        found |= {f"cluster_l{level + 1}_caption": captions[cluster]}
+    return found
 
 
 def relabel(
@@ -193,6 +212,35 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.CLUSTERS)
 
 
+def level_rows(paths: layout.RunPaths) -> pa.Table:
+    """LEVELS: the clusters of every level; those of cluster_id have their best captions."""
+    found, groups = levels.read(paths), paths.clusters.manifest()["groups"]
+    default = found.default
+    captions = {
+        (row["level"] - 1, row["cluster_id"]): row
+        for row in tables.read(paths.captions.file("levels.parquet")).to_pylist()
+    }
+    for row in tables.read(paths.captions.file("captions.parquet")).to_pylist():
+        if row["rank"] == 0:
+            captions[default, row["cluster_id"]] = row
+    rows = []
+    for level in range(found.clusters.shape[1]):
+        parents = found.within(level, level - 1) if level else None
+        for cluster, size in enumerate(found.sizes(level, groups)):
+            caption = captions.get((level, cluster), {})
+            rows.append(
+                {
+                    "level": level + 1,
+                    "cluster_id": cluster,
+                    "parent": None if parents is None else int(parents[cluster]),
+                    "size": size,
+                    "cluster_caption": caption.get("caption"),
+                    "share": caption.get("share"),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=schemas.LEVELS)
+
+
 def run_facts(paths: layout.RunPaths) -> dict[str, Any]:
     """Versions, shards, and the settings, counts and fingerprint of each stage."""
     facts = {stage.name: paths.folder(stage.folder).manifest() for stage in chain_to("write")}
@@ -213,13 +261,18 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     shards, made_of = [s["shard"] for s in embedded["shards"]], want.made_of
     done = want.parts(paths.labels)
     _remove_others(paths, done)
-    paths.top.remove({"run.json", "clusters.parquet"})  # written last: never of another run
+    last = {"run.json", "clusters.parquet", "levels.parquet"}
+    paths.top.remove(last)  # written last: never of another run
     todo = [shard for shard in shards if shard["stem"] not in done]
-    captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
     listed = exclude_lists.run(cfg.exclude, lists, made, paths)
-    known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
-    job = WriteJob(paths, *known)
+    every, groups = level_rows(paths), levels.read(paths)
+    named: list[list[str | None]] = [[] for _ in clustered["levels"]]
+    for row in every.to_pylist():
+        named[row["level"] - 1].append(row["cluster_caption"])
+    named[groups.default] = captioned["captions"]
+    known = (embedded["columns"], groups, named)
+    job = WriteJob(paths, *known, cfg.shards, made_of, limit, frozenset(listed))
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):
@@ -228,6 +281,7 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     if (lost := (total := sum(listed.values())) - excluded) > 0:
         log.warning("write: %d of %d ids to exclude are of no sample of their shard", lost, total)
     tables.write(paths.clusters_table, cluster_rows(paths))
+    tables.write(paths.top.file("levels.parquet"), every)
     card = CARD.format(samples=embedded["samples"], clusters=len(clustered["sizes"]))
     storage.write_bytes(paths.top.file("README.md"), card.encode())
     for folder in (paths.labeled, paths.top):

@@ -46,7 +46,7 @@ def test_label_names_are_unique_and_their_own_where_they_can_be():
         "input_caption": "input_caption",
         "key": "input_key",
     }
-    schema = schemas.labels_schema(dict.fromkeys(names, "str"))
+    schema = schemas.labels_schema(dict.fromkeys(names, "str"), 5)
     assert len(set(schema.names)) == len(schema.names)
 
 
@@ -60,7 +60,7 @@ def test_label_names_differ_in_more_than_capitals():
         "NSFW": "NSFW",
         "Nsfw": "input_Nsfw",
     }
-    lower = [n.lower() for n in schemas.labels_schema(dict.fromkeys(names, "str")).names]
+    lower = [n.lower() for n in schemas.labels_schema(dict.fromkeys(names, "str"), 5).names]
     assert len(set(lower)) == len(lower)
 
 

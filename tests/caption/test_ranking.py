@@ -207,7 +207,9 @@ def test_ten_are_kept_and_the_best_is_first():
     assert not set(found) & set(names[:10])  # not in the pool
 
 
-def named(scores: list[list[float]], words: list[str], fit: list[list[float]]) -> list[str]:
+def named(
+    scores: list[list[float]], words: list[str], fit: list[list[float]], others=()
+) -> list[str]:
     """The names of clusters, by scores and by the shares of members that the words fit."""
     places = [np.argsort(-np.array(row), kind="stable")[: np.count_nonzero(row)] for row in scores]
     found = ranking.name(
@@ -215,6 +217,7 @@ def named(scores: list[list[float]], words: list[str], fit: list[list[float]]) -
         sp.csr_matrix(fit),
         [row.tolist() for row in places],
         [tokenization.key(word) for word in words],
+        others,
     )
     return [ranking.AND.join(words[i] for i in chosen) for chosen in found]
 
@@ -251,6 +254,25 @@ def test_a_weak_name_has_two_words():
     assert named([[1.0, 0, 0]], words, [[0.1, 0, 0]]) == ["trousers"]  # there is no other
     common = [[0.9, 0.4, 0.1], [0.7, 0, 0]]  # fits the other cluster, too
     assert named([*scores, [0, 0, 0]], words, common) == ["trousers / jeans", ""]
+
+
+def test_a_part_has_not_the_name_of_the_whole():
+    words, scores, fit = (
+        ["animal", "dog", "cat"],
+        [[9.0, 2, 0], [8, 0, 1]],
+        [[1.0, 1, 0], [1, 0, 1]],
+    )
+    others = [{frozenset({("animal",)})}, set()]
+    assert named(scores, words, fit, others) == ["animal / dog", "animal / cat"]
+    others = [{frozenset({("animal",)}), frozenset({("animal",), ("dog",)})}, set()]
+    assert named(scores, words, fit, others)[0] == "animal"  # there is no other
+
+
+def test_votes_of_unions_are_sums():
+    found = ranking.Votes(sp.csr_matrix(np.eye(3)), sp.csr_matrix(2 * np.eye(3)))
+    united = found.merged(np.array([1, 0, 1]))
+    assert united.total.toarray().tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert united.fits.toarray().tolist() == [[0, 2, 0], [2, 0, 2]]
 
 
 def test_a_thousand_clusters_have_a_thousand_names():

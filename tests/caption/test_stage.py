@@ -35,14 +35,15 @@ def paths(tmp_path):
 
 
 STEMS = ["00000", "00001"]
+THREE = np.arange(3)  # the finest level: a small group in each cluster
 
 
 def test_votes_are_those_of_the_members_of_all_parts(paths):
     rng = np.random.default_rng(1)
     texts = rng.normal(size=(40, 6)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    found = caption.votes(STEMS, paths, texts, 3, 0.1).total.toarray()
-    parts = sum(caption.votes([s], paths, texts, 3, 0.1).total.toarray() for s in STEMS)
+    found = caption.votes(STEMS, paths, texts, THREE, 0.1).total.toarray()
+    parts = sum(caption.votes([s], paths, texts, THREE, 0.1).total.toarray() for s in STEMS)
     assert parts == pytest.approx(found)
     rows = [tables.read(paths.embeddings.file(f"{stem}.parquet")) for stem in STEMS]
     own = [tables.read(paths.assignments.file(f"{stem}.parquet"))["cluster_id"] for stem in STEMS]
@@ -55,7 +56,7 @@ def test_votes_of_other_samples_are_refused(paths):
     url = paths.assignments.file("00001.parquet")
     tables.write(url, tables.read(url).slice(1))
     with pytest.raises(RuntimeError, match=r"00001: .*different samples"):
-        caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), 3, 0.1)
+        caption.votes(STEMS, paths, np.eye(2, 6, dtype=np.float32), THREE, 0.1)
 
 
 def test_the_table_has_the_chosen_with_their_shares_and_sources():
@@ -71,7 +72,7 @@ def test_the_table_has_the_chosen_with_their_shares_and_sources():
 
 
 def test_words_are_counted_from_captions_and_from_no_other_field_of_the_json(paths):
-    counts = caption.count_ngrams(STEMS, paths, 3)
+    counts = caption.count_ngrams(STEMS, paths, THREE)
     words = [set(counter) - {""} for counter in counts]
     assert words[0] == {"ein", "großer", "hund", "ein großer", "großer hund", "ein großer hund",
                         "dog", "json", "says", "json says"}  # fmt: skip

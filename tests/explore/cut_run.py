@@ -59,6 +59,7 @@ def build(root: Path, of: Members, parts: int = 3, k: int = 3) -> layout.RunPath
             {
                 "sample_id": of.ids[i],
                 "cluster_id": int(of.clusters[i]),
+                "group": int(of.clusters[i]),
                 "confidence": float(1 - of.scores[i]),
                 "margin": 0.5,
                 "outlier_score": float(of.scores[i]),

@@ -9,7 +9,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from pipeline.mcr2 import coding_rate, tree
-from tests.trees import cut_tree
 
 EPS_SQ = 0.1
 
@@ -60,7 +59,7 @@ def test_separated_subspaces_are_recovered_and_saving_stops_at_the_true_k(grown)
     saved = [merge.bits_saved for merge in merges]
     assert all(bits > 0 for bits in saved[: leaves - 4])
     assert all(bits < 0 for bits in saved[leaves - 4 :])
-    clusters = torch.tensor(cut_tree(merges, leaves, 4))[leaf]
+    clusters = torch.tensor(tree.cut(merges, leaves, 4))[leaf]
     assert adjusted_rand_score(truth, clusters) == 1
     curve = tree.lengths_bits(merges, stats[0], stats[2], EPS_SQ)
     assert int(curve.argmin()) + 1 == 4
@@ -71,7 +70,7 @@ def test_the_curve_is_the_length_of_every_cut_from_scratch(grown):
     curve = tree.lengths_bits(merges, count, gram, EPS_SQ)
     assert len(curve) == len(count)
     for k in range(1, len(count) + 1):
-        labels = torch.tensor(cut_tree(merges, len(count), k))[leaf]
+        labels = torch.tensor(tree.cut(merges, len(count), k))[leaf]
         assert curve[k - 1].item() == pytest.approx(from_scratch(Z, labels), rel=1e-10)
 
 
@@ -89,7 +88,7 @@ def test_the_curve_of_a_resample_of_the_same_leaves(grown):
     more = coding_rate.statistics(Z[rows], leaf[rows], len(count))
     curve = tree.lengths_bits(merges, more[0], more[2], EPS_SQ)
     for k in (1, 4, len(count)):
-        labels = torch.tensor(cut_tree(merges, len(count), k))[leaf[rows]]
+        labels = torch.tensor(tree.cut(merges, len(count), k))[leaf[rows]]
         assert curve[k - 1].item() == pytest.approx(from_scratch(Z[rows], labels), rel=1e-10)
 
 
@@ -102,7 +101,7 @@ def test_growing_and_measuring_leave_the_statistics_alone(grown):
 
 def test_cuts_are_nested_and_named_by_first_leaf(grown):
     *_, (count, _, _), merges = grown
-    cuts = [cut_tree(merges, len(count), k) for k in range(1, len(count) + 1)]
+    cuts = [tree.cut(merges, len(count), k) for k in range(1, len(count) + 1)]
     for k, cut in enumerate(cuts, start=1):
         assert list(dict.fromkeys(cut)) == list(range(k))  # all k names, in order of appearance
     for coarse, fine in itertools.pairwise(cuts):
@@ -138,7 +137,7 @@ def test_few_candidates_still_give_a_whole_tree(grown, near):
     merges = tree.grow(*stats, EPS_SQ, near=near)
     assert len({m.merged for m in merges}) == len(stats[0]) - 1
     assert all(m.kept < m.merged for m in merges)
-    assert cut_tree(merges, len(stats[0]), 1) == [0] * len(stats[0])
+    assert tree.cut(merges, len(stats[0]), 1) == [0] * len(stats[0])
 
 
 def test_blocks_of_pairs_change_nothing(grown, monkeypatch):
@@ -152,7 +151,7 @@ def test_blocks_of_pairs_change_nothing(grown, monkeypatch):
 def test_a_single_leaf():
     stats = coding_rate.statistics(subspaces(1, 3, 10)[0], torch.zeros(10, dtype=torch.int64), 1)
     assert tree.grow(*stats, EPS_SQ) == []
-    assert cut_tree([], 1, 1) == [0]
+    assert tree.cut([], 1, 1) == [0]
     curve = tree.lengths_bits([], stats[0], stats[2], EPS_SQ)
     assert curve.item() == pytest.approx(from_scratch(subspaces(1, 3, 10)[0], np.zeros(10)))
 

@@ -10,7 +10,6 @@ from pipeline.mcr2 import coding_rate, tree
 from pipeline.report import figures, run_data
 from pipeline.store import tables
 from tests import fake_run
-from tests.trees import cut_tree
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_bits_of_unions_are_their_coding_lengths():
     data = figures.tree(run, Table(), clusters)["data"]
     assert [row[:3] for row in data] == [[r["k"], r["kept"], r["merged"]] for r in rows]
     for step, (k, kept, _, of_union, _) in enumerate(data):
-        group = torch.tensor(cut_tree(merges, 5, k))
+        group = torch.tensor(tree.cut(merges, 5, k))
         members = group[labels] == group[kept]
         n = torch.tensor(float(members.sum()))
         expected = coding_rate.length_bits(n, z[members].T @ z[members], 0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.artifacts import layout, schemas
-from pipeline.mcr2 import assignment, coding_rate
+from pipeline.mcr2 import assignment, coding_rate, levels
 from pipeline.select_k import assign_parts, full_passes
 from pipeline.store import tables
 from tests import subspaces
@@ -24,7 +24,8 @@ def run(tmp_path):
     table = torch.from_numpy(subspaces.union(4, 3, 2, seed=9)[0][:6]).float()
     network = assign_parts.load_network(paths)
     prototypes = assignment.Prototypes(table, torch.arange(6), ETA)
-    return paths, x, ids, assign_parts.Assigner(network, prototypes, "abc")
+    groups = levels.Groups(table, torch.arange(6))
+    return paths, x, ids, assign_parts.Assigner(network, prototypes, groups, "abc")
 
 
 def stems(paths):
@@ -63,7 +64,9 @@ def test_a_part_of_assignments(run):
     cluster = cosines.argmax(axis=1)
     np.testing.assert_array_equal(table["cluster_id"], cluster)
     np.testing.assert_allclose(table["outlier_score"], 1 - cosines.max(axis=1), atol=1e-3)
+    np.testing.assert_array_equal(table["group"], cluster)
     np.testing.assert_array_equal(stats[0], np.bincount(cluster, minlength=6))
+    np.testing.assert_array_equal(stats[3], stats[0])
     top = table["top_clusters"].to_pylist()
     assert [row[0] for row in top] == cluster.tolist()
     shares = np.array(table["top_shares"].to_pylist())
@@ -73,6 +76,12 @@ def test_a_part_of_assignments(run):
     np.testing.assert_allclose(table["confidence"], shares[:, 0])
     np.testing.assert_allclose(table["margin"], shares[:, 0] - shares[:, 1:].max(1), atol=1e-6)
     assert typical.schema.equals(schemas.EXEMPLARS)
+    rows = [row for row in typical.to_pylist() if row["kind"] == "typical"]
+    centres = assigner.prototypes.centres.numpy()[cluster]
+    central = dict(zip(ids[:70], (x[:70] * centres).sum(1), strict=True))
+    np.testing.assert_allclose(
+        [row["centrality"] for row in rows], [central[row["sample_id"]] for row in rows], atol=1e-3
+    )
 
 
 def test_both_passes_agree_and_add_up_over_the_parts(run):
@@ -80,7 +89,7 @@ def test_both_passes_agree_and_add_up_over_the_parts(run):
     urls = [paths.embeddings.file(f"{stem}.parquet") for stem in stems(paths)]
     count, total, gram = full_passes.statistics(urls, assigner.network, assigner.prototypes.table)
     assigned, _ = assign_parts.assign_parts(stems(paths), paths, assigner)
-    for first, second in zip((count, total, gram), assigned, strict=True):
+    for first, second in zip((count, total, gram), assigned[:3], strict=True):
         np.testing.assert_allclose(first, second)
     assert count.sum() == len(x) == 160
 
@@ -114,6 +123,7 @@ def scored(rows):
     return pa.table(
         {
             "cluster_id": pa.array(clusters, pa.int32()),
+            "centrality": 1 - pa.array(scores, pa.float32()).to_numpy(),
             "outlier_score": pa.array(scores, pa.float32()),
             "margin": pa.array(margins, pa.float32()),
             "sample_id": pa.array(ids),

@@ -14,7 +14,7 @@ from pipeline.store import tables
 from pipeline.store.shards import Sample
 from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
-from tests import small_run
+from tests import level_tables, small_run
 
 KINDS = {
     "big": "float", "caption": "str", "cluster_id": "int", "key": "str", "label": "str",
@@ -35,7 +35,8 @@ def paths(root):
 
 def job_of(paths, shards=True) -> write.WriteJob:
     kinds = paths.embeddings.manifest()["columns"]
-    return write.WriteJob(paths, kinds, list(small_run.THINGS), shards, "made-of", 1000)
+    named = (level_tables.one(3), [list(small_run.THINGS)])
+    return write.WriteJob(paths, kinds, *named, shards, "made-of", 1000)
 
 
 def shards_of(paths) -> list[dict]:
@@ -95,7 +96,7 @@ def test_json_columns_with_names_of_ours_are_renamed(paths):
 def test_all_parts_have_one_schema(paths):
     found_schemas = [write.label_rows(stem, job_of(paths)).schema for stem in ("00000", "00001")]
     assert found_schemas[0].equals(found_schemas[1])
-    assert found_schemas[0].names == schemas.labels_schema(KINDS).names
+    assert found_schemas[0].names == schemas.labels_schema(KINDS, 1).names
     assert len(set(found_schemas[0].names)) == len(found_schemas[0].names)
 
 

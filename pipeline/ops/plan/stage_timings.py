@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import layout
+from pipeline.artifacts.levels import Levels
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
 from pipeline.embed import stage as embed
 from pipeline.embed.worker import Embedder
-from pipeline.mcr2 import assignment, choose_k, coding_rate, cut
+from pipeline.mcr2 import assignment, choose_k, coding_rate, cut, levels
 from pipeline.mcr2.collectives import Collectives
 from pipeline.mcr2.threads import one_thread
 from pipeline.runtime.config import Sections
@@ -208,15 +209,18 @@ def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.nda
         prototypes = cut.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit.seed)
         decided = CLOCK()
         statistics([paths.embeddings.file(f"{stem}.parquet") for stem in stems], network, leaves)
-        assign_parts(stems, paths, Assigner(network, prototypes, "plan"))
+        groups = levels.split(levels.Landmarks.of(z, prototypes), fit.leaves, fit.seed)
+        own = groups.cluster_of.numpy()
+        assign_parts(stems, paths, Assigner(network, prototypes, groups, "plan"))
         assigned = CLOCK()
         if cfg.alt_texts:
-            caption.count_ngrams(stems, paths, prototypes.k)
-        caption.votes(stems, paths, words, prototypes.k, cfg.temperature)
+            caption.count_ngrams(stems, paths, own)
+        caption.votes(stems, paths, words, own, cfg.temperature)
         voted = CLOCK()
         names: list[str | None] = ["a caption"] * prototypes.k
+        found = Levels(own, own[:, None], groups.table.numpy())
         tars, limit = sections["write"].shards, sections["embed"].max_sample_bytes
-        job = write.WriteJob(paths, embedded["columns"], names, tars, "plan", limit)
+        job = write.WriteJob(paths, embedded["columns"], found, [names], tars, "plan", limit)
         write.write_shards(shards, job)
         written = CLOCK()
     return {

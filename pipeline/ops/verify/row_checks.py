@@ -46,7 +46,9 @@ class RunFacts:
     columns: dict[str, str]  # kinds of the json columns
     clustered: str | None  # fingerprint of the clusters
     k: int
+    groups: list[dict[str, Any]]  # cluster_id and levels of each small group
     captions: list[str | None] | None  # of each cluster
+    levels: list[dict[int, str | None]]  # captions of the clusters of each level
     written: str | None  # fingerprint of the labels
     excluded: dict[str, int]  # stem -> rows of exclude/, where it has any
     tars: bool  # whether there are labelled shards
@@ -85,7 +87,7 @@ def check_rows(facts: dict[str, Any], run: RunFacts) -> Shard:
         same = _same_samples(shard, "assignments", assigned, embedded["sample_id"])
     if run.written is None or run.captions is None:
         return shard
-    schema = schemas.labels_schema(run.columns)
+    schema = schemas.labels_schema(run.columns, len(run.levels))
     shard.labels = _part(shard, run.paths.labels, schema, {"made_of": run.written})
     left_out = _excluded(shard)
     if same and rejected is not None and shard.labels is not None and left_out is not None:
@@ -237,7 +239,7 @@ def _assigned(shard: Shard) -> pa.Table | None:
     if table is None or not _complete(shard, name, table, table.column_names):
         return None
     for row in table.to_pylist():
-        if problem := _unsound(row, run.k):
+        if problem := _unsound(row, run.k) or _misplaced(row, run.groups):
             shard.add(name, problem, [row["sample_id"]])
     cluster = table["cluster_id"].to_numpy()
     inside = cluster[(cluster >= 0) & (cluster < run.k)]
@@ -267,6 +269,17 @@ def _unsound(row: dict[str, Any], k: int) -> str:
     return ""
 
 
+def _misplaced(row: dict[str, Any], groups: list[dict[str, Any]]) -> str:
+    """The fault of the small group of an assignment; "" if there is none, or no table of groups."""
+    if not groups:
+        return ""
+    if not 0 <= row["group"] < len(groups):
+        return "group is out of range"
+    if groups[row["group"]]["cluster_id"] != row["cluster_id"]:
+        return "group is not of its cluster"
+    return ""
+
+
 def _same_samples(shard: Shard, folder: str, table: pa.Table, wanted: pa.ChunkedArray) -> bool:
     """Whether the samples of a table and their order are the wanted ones; adds violations."""
     if table["sample_id"].equals(wanted):
@@ -285,6 +298,7 @@ def expected(
     """The labels that follow from the other tables, in the order of the tar."""
     rows = [
         {**row, **label, "status": "success", "cluster_caption": run.captions[label["cluster_id"]]}  # type: ignore[index]
+        | _level_columns(label["group"], run)
         for row, label in zip(embedded.to_pylist(), assigned.to_pylist(), strict=True)
         if 0 <= label["cluster_id"] < run.k
     ]
@@ -300,6 +314,16 @@ def expected(
         for name, kind in run.columns.items():
             row[own[name]] = columns.value(json_of.get(name), kind)
         yield row
+
+
+def _level_columns(group: int, run: RunFacts) -> dict[str, Any]:
+    """The columns of a label for its levels; nothing for a group that is out of range."""
+    found: dict[str, Any] = {}
+    clusters = run.groups[group]["levels"] if 0 <= group < len(run.groups) else []
+    for level, (cluster, captions) in enumerate(zip(clusters, run.levels, strict=False), 1):
+        found |= {f"cluster_l{level}": cluster}
+        found |= {f"cluster_l{level}_caption": captions.get(cluster)}
+    return found
 
 
 def _labels_agree(shard: Shard, rows: Iterable[dict[str, Any]], labels: pa.Table) -> None:

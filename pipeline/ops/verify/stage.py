@@ -10,7 +10,6 @@ files in the folders, and the tables of the whole run.
 import json
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
 from pipeline.artifacts import layout, schemas
-from pipeline.artifacts.outputs import Manifests
 from pipeline.artifacts.stages import chain, chain_to
-from pipeline.ops.verify import row_checks, tar_checks
+from pipeline.ops.verify import level_checks, row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
+from pipeline.ops.verify.run_check import RunCheck
 from pipeline.ops.verify.violations import Violations, open_part, read_part, vector_length
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
@@ -32,31 +31,6 @@ from pipeline.store.listing import current
 log = logging.getLogger(__name__)
 OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
 SPACES = {"clip": "embeddings", "z": "network"}  # space of an index -> folder of its input
-
-
-@dataclass
-class RunCheck:
-    """A run, what its manifests and parts say, and its violations."""
-
-    paths: layout.RunPaths
-    found: Violations = field(default_factory=Violations)
-    made: Manifests = field(default_factory=dict)  # manifests up to the first gap
-    sizes: list[int] = field(default_factory=list)  # samples of each cluster in assignments/
-    dim: int = 1  # of texts, and of images by embed.model
-
-    def manifest(self, name: str) -> dict[str, Any] | None:
-        """The manifest of a folder; None if there is none, or if it is damaged."""
-        try:
-            return self.paths.folder(name).peek()
-        except storage.DamagedError as error:
-            self.found.add(f"{name}/manifest.json", str(error))
-            return None
-
-    def rows(self, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
-        """The rows of a table; none, and a violation, if it has another schema."""
-        file = open_part(self.paths.top.file(name), name, self.found)
-        table = read_part(file, schema, name, self.found)
-        return [] if table is None else table.to_pylist()
 
 
 def run(paths: layout.RunPaths) -> Violations:
@@ -142,7 +116,8 @@ def _digest(name: str, manifest: dict[str, Any]) -> str:
         return config.digest(manifest["config"], inputs)
     if name in ("clusters", "labels"):
         lists = manifest.get("exclude", [])  # digests of the lists
-        return config.digest(manifest["config"], manifest["upstream"], *lists)
+        version = next(stage.version for stage in chain() if stage.folder == name)
+        return config.digest(manifest["config"], manifest["upstream"], *version, *lists)
     return str(manifest["fingerprint"])
 
 
@@ -160,6 +135,8 @@ def _facts(check: RunCheck) -> RunFacts:
     if made_by != [name.rstrip(":") for name in wanted]:
         what = f"names other encoders than its settings: {made_by}"
         check.found.add("embeddings/manifest.json", what)
+    again = RunCheck(check.paths)  # `_clusters` reports its violations
+    groups = level_checks.read_groups(again) if clustered else []
     return RunFacts(
         paths=check.paths,
         embedded=config.digest(embedded["config"]),
@@ -167,7 +144,9 @@ def _facts(check: RunCheck) -> RunFacts:
         columns=embedded["columns"],
         clustered=clustered.get("fingerprint"),
         k=len(clustered.get("sizes", ())),
+        groups=groups,
         captions=check.made.get("captions", {}).get("captions"),
+        levels=level_checks.captions_of(check, groups),
         written=written.get("fingerprint"),
         excluded=excluded.get("parts", {}),
         tars=bool(written.get("config", {}).get("shards")),
@@ -191,7 +170,7 @@ def _folders(check: RunCheck, facts: RunFacts) -> None:
         if not facts.tars:
             wanted["labeled"] = set()
         wanted["exclude"] = {f"{stem}.parquet" for stem in facts.excluded}
-        missing = {"clusters.parquet", "run.json"} - paths.top.names()
+        missing = {"clusters.parquet", "levels.parquet", "run.json"} - paths.top.names()
         found.add("", "is missing", sorted(missing))
     for name, files in wanted.items():
         there = paths.folder(name).names() - {"manifest.json"}
@@ -257,8 +236,11 @@ def _clusters(check: RunCheck) -> None:
         if table is not None and set(table["cluster_id"].to_pylist()) != every:
             found.add(place, "is not of every cluster")
 
+    level_checks.check_nested(check, level_checks.read_groups(check))
+
 
 def _captions(check: RunCheck) -> None:
+    check.rows("captions/levels.parquet", schemas.LEVEL_CAPTIONS)
     check.rows("captions/candidates.parquet", schemas.candidates_schema(check.dim))
     check.rows("captions/voted.parquet", schemas.CAPTIONS)
     rows = check.rows("captions/captions.parquet", schemas.CAPTIONS)
@@ -282,6 +264,7 @@ def _written(check: RunCheck) -> None:
     rows = check.rows("clusters.parquet", schemas.CLUSTERS)
     if [tuple(row[name] for name in names) for row in rows] != wanted:
         found.add("clusters.parquet", "is not what sizes and captions of the clusters are")
+    level_checks.check_table(check, again)
     try:
         stages = json.loads(storage.read_bytes(check.paths.run_json))["stages"]
         recorded = {stage["fingerprint"] for stage in stages.values()}

@@ -97,6 +97,11 @@ def file(name: str, change):
     return spoil
 
 
+def _of_another(rows: list[dict]) -> int:
+    """The group of a row in another cluster than the first row."""
+    return next(row["group"] for row in rows if row["cluster_id"] != rows[0]["cluster_id"])
+
+
 def gone(name: str):
     return lambda paths: Path(paths.top.file(name)).unlink()
 
@@ -388,6 +393,22 @@ SPOILT = {  # what is done -> what must be said
     "exemplars": (
         edit("clusters/exemplars.parquet", lambda r: [x for x in r if x["cluster_id"]]),
         "exemplars.parquet: is not of every kind and cluster: [0]",
+    ),
+    "group out of range": (put(f"{A}/{FIRST}", group=10**6), "group is out of range"),
+    "group of another cluster": (
+        edit(f"{A}/{FIRST}", lambda r: r[0].update(group=_of_another(r))),
+        "group is not of its cluster",
+    ),
+    "levels gone": (gone("clusters/levels.parquet"), "clusters/levels.parquet: is missing"),
+    "levels not nested": (
+        edit("clusters/levels.parquet", lambda r: r[0]["levels"].__setitem__(0, 1)),
+        "clusters/levels.parquet:",
+    ),
+    "levels' captions": (put("levels.parquet", cluster_caption="x"), "levels.parquet: is not what"),
+    "levels' sizes": (put("levels.parquet", size=1), "levels.parquet: is not what"),
+    "groups' sizes": (
+        facts("clusters/manifest.json", lambda m: m["groups"].__setitem__(0, 10**6)),
+        "groups are not those of assignments/",
     ),
     "clusters' sizes": (put("clusters.parquet", size=1), "clusters.parquet: is not what sizes"),
     "clusters' captions": (
