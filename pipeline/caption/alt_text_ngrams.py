@@ -130,6 +130,13 @@ def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
     return Separation(names, scores).without_fragments(counts)
 
 
+def fitting(counts: Counts, words: Sequence[str]) -> sp.csr_matrix:
+    """Share of each cluster's texts that hold each word, (k, V)."""
+    names = [word.lower() for word in words]
+    rows = [[counter[name] / max(counter[""], 1) for name in names] for counter in counts]
+    return sp.csr_matrix(np.array(rows, float).reshape(len(counts), len(names)))
+
+
 def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:
     """The n-grams that occur almost only inside a longer n-gram of the same cluster."""
     fragments = set()

@@ -9,6 +9,8 @@ writes  captions/candidates.parquet      CANDIDATES  all candidate captions
         captions/manifest.json
 
 Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
+Given embeddings without a model have neither vocabulary nor votes: n-grams, or else numbers, name
+their clusters.
 Every member's image votes for some of them. `ranking` adds the evidence of the members' own texts
 and prefers what separates a cluster from its neighbours. In the end a vision-language model may
 name the clusters (`vlm_captions`). Ground truth is never read. V candidates, k clusters.
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import inputs, layout, outputs
 from pipeline.artifacts.joins import read_joined
 from pipeline.caption import (
     alt_text_ngrams,
@@ -82,6 +84,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     if manifest := want.if_done():
         partial_sums.remove_all(paths.captions)
         return manifest
+    if cfg.namer:
+        inputs.require_shards(embedded, "caption.namer")
     names, started = read_vocabulary(cfg, embedded["config"]["model"]), time.monotonic()
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
@@ -130,7 +134,7 @@ def _rank(
     """Commit the candidates and their ranking by votes and alt texts; returns its facts."""
     k, encoder = len(made["clusters"]["sizes"]), made["embeddings"]["config"]
     chunks = tasks.chunks([s["shard"]["stem"] for s in made["embeddings"]["shards"]], MOST_TASKS)
-    near, passes = candidates.neighbourhood(paths), 2 if cfg.alt_texts else 1
+    near, passes = candidates.neighbourhood(paths), bool(cfg.alt_texts) + bool(encoder["model"])
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
         counts: alt_text_ngrams.Counts = [Counter() for _ in range(k)]
         if cfg.alt_texts:
@@ -138,20 +142,27 @@ def _rank(
         ngrams = alt_text_ngrams.separation(counts, near)
         own = _new_names(ngrams.distinctive(cfg.alt_texts), names)
         words = names + own
-        texts, _ = text_encoding.encode(
-            words, cfg.templates, encoder["model"], encoder["pretrained"]
-        )
-        given = (paths, texts, k, cfg.temperature)
-        total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
-    by_texts = ngrams.of(words)
-    scores = ranking.combine(total, by_texts, near)
-    keys, fit = [tokenization.key(word) for word in words], ranking.fitting(total)
+        by_texts = ngrams.of(words)
+        if encoder["model"]:
+            texts, _ = text_encoding.encode(
+                words, cfg.templates, encoder["model"], encoder["pretrained"]
+            )
+            given = (paths, texts, k, cfg.temperature)
+            total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
+            scores, fit = ranking.combine(total, by_texts, near), ranking.fitting(total)
+        else:  # given embeddings of an unknown encoder: the samples' own texts alone
+            texts = np.zeros((len(words), made["embeddings"]["encoders"][0]["dim"]), np.float32)
+            fit = alt_text_ngrams.fitting(counts, words)
+            scores = ranking.by_texts_alone(by_texts, fit)
+    keys = [tokenization.key(word) for word in words]
     places = ranking.rank(scores, keys, texts)
     named = ranking.name(scores, fit, places, keys)
     rows = candidates.rows(words, len(names), texts, by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
     voted = candidates.ranking_of(ranking.shares(fit), places, named, rows)
+    if not encoder["model"]:
+        voted = candidates.numbered(voted, k)
     tables.write(paths.captions.file("voted.parquet"), voted, **facts)
     return facts
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, outputs, schemas
+from pipeline.artifacts import inputs, layout, outputs, schemas
 from pipeline.artifacts.joins import read_joined
 from pipeline.artifacts.stages import chain_to
 from pipeline.mcr2 import assignment
@@ -218,7 +218,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     captions = captioned["captions"]
     limit = embedded["config"]["max_sample_bytes"]
     listed = exclude_lists.run(cfg.exclude, lists, made, paths)
-    known = (embedded["columns"], captions, cfg.shards, made_of, limit, frozenset(listed))
+    tars = cfg.shards and inputs.has_shards(embedded)
+    known = (embedded["columns"], captions, tars, made_of, limit, frozenset(listed))
     job = WriteJob(paths, *known)
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
