@@ -193,8 +193,13 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
     for facts in done:
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
-    if unmatched := sum(facts.get("unmatched", 0) for facts in done):
-        log.warning("embed: %d rows of given embeddings are of no sample of their shard", unmatched)
+    if unmatched := [facts for facts in done if facts.get("unmatched")]:
+        log.warning(
+            "embed: %d rows of given embeddings are of no sample of their shard, the first of %s "
+            "has the id %r",
+            *(sum(facts["unmatched"] for facts in unmatched), unmatched[0]["shard"]["file_url"]),
+            unmatched[0]["first_unmatched"],
+        )
     if clashes := manifest["conflicting_columns"]:
         log.warning(
             "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])

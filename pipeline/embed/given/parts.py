@@ -84,7 +84,7 @@ class Part:
         self.schema = schemas.embeddings_schema(*wanted.dims)
         self.embedded = self.rejected = 0
         self.unmatched = 0  # rows that are of no sample
-        self.first_unmatched = ""
+        self.first_unmatched = ""  # id of one of these
         self.reasons: Counter[str] = Counter()
         self.kinds: dict[str, str] = {}
         self.clashes: set[str] = set()
@@ -97,7 +97,7 @@ class Part:
             row = self.samples.of(own_key)
             if row is None:
                 self.unmatched += 1
-                self.first_unmatched = self.first_unmatched or str(own_key)
+                self.first_unmatched = self.first_unmatched or own_key or ""
                 continue
             row = self._described(row, caption, values)
             if (reason := row.get("reason") or why.get(place)) is None:
@@ -183,7 +183,7 @@ class Part:
                     "pretrained": "",
                     "dim": dim,
                     "device": "given",
-                    "precision": str(kind.value_type),
+                    "precision": f"float{kind.value_type.bit_width}",
                 }
                 for place, (name, dim, kind) in enumerate(
                     zip(self.wanted.vectors, self.wanted.dims, kinds, strict=True)
@@ -191,7 +191,7 @@ class Part:
             ],
         }
         if isinstance(shard, Paired):
-            facts["unmatched"] = self.unmatched
+            facts |= {"unmatched": self.unmatched, "first_unmatched": self.first_unmatched}
         return facts
 
 

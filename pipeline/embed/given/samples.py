@@ -26,6 +26,7 @@ class FileSamples:
     def of(self, key: str | None) -> Row:
         """The identity of the next row; with a `reason` where its id is missing or repeated."""
         text = key or ""
+        repeated = text in self._times
         times = self._times.get(text, 0) + 1
         own = text if times == 1 else f"{text}#{times}"
         while own in self._ids:
@@ -38,7 +39,7 @@ class FileSamples:
         self.count += 1
         if key is None:
             row["reason"] = Reason.MISSING_ID.because()
-        elif times > 1:
+        elif repeated:
             row["reason"] = Reason.DUPLICATE_KEY.because()
         return row
 

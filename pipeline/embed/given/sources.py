@@ -163,7 +163,7 @@ def first_rows(file: Shard, column: str) -> pa.Array:
     with _parquet(file) as parquet:
         for batch in parquet.iter_batches(tables.ROW_GROUP_ROWS, columns=[column]):
             return batch.column(0)
-    return pa.nulls(0)
+        return pa.array([], parquet.schema_arrow.field(column).type)
 
 
 def blocks(file: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
