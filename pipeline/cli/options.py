@@ -1,6 +1,7 @@
 """What commands share: their options, the settings from file and `--set`, the lock of a root."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pipeline.runtime.interrupt import Interruption
 from pipeline.store import lock, storage
 from pipeline.store.listing import Shard, list_shards
 
+log = logging.getLogger(__name__)
 SETTINGS = {  # section -> the module that has its Config
     "shards": "pipeline.prepare.settings",
     STAGES[0].name: f"{STAGES[0].package}.settings",
@@ -126,6 +128,11 @@ def listed(
 
     if sections["caption"].namer and not shards:
         raise UserError("caption.namer needs pictures: give --shards beside --embeddings")
+    if sections["embed"] != type(sections["embed"])():
+        log.warning(
+            "embed: the settings of [embed] are of encoders; with --embeddings those of "
+            "[embeddings] count"
+        )
     files = sources.list_embeddings(embeddings)
     sections = {**sections, "embed": sections["embeddings"]}
     return sections, sources.pair(tars, files) if shards else files

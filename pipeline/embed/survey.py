@@ -81,9 +81,13 @@ def plan(
         )
     if found.removed:
         log.warning(
-            "embed: %d parts belong to shards that are not in --shards, the first %s: they stay on "
-            "disk and later stages ignore them",
-            *(len(found.removed), found.removed[0]),
+            "embed: %d parts belong to %s, the first %s: they stay on disk and later stages ignore "
+            "them",
+            len(found.removed),
+            "files that are not in --embeddings"
+            if isinstance(cfg, GivenConfig)
+            else "shards that are not in --shards",
+            found.removed[0],
         )
     return found.done, found.todo
 

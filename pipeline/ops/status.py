@@ -134,7 +134,9 @@ def embed_row(
         shards = [shard_of(s["shard"]) for s in manifest["shards"]]
     if shards is None:
         state = "partly" if parts else "not begun"
-        rerun = "the shards without a part; give --shards to see which" if parts else "all of it"
+        given = inputs.are_given(made_with or {})
+        what, option = ("files", "--embeddings") if given else ("shards", "--shards")
+        rerun = f"the {what} without a part; give {option} to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
     if whole := survey.if_done(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}

@@ -8,6 +8,7 @@ import json
 import logging
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -131,7 +132,7 @@ class Part:
             why = own | why
         return matrices, why
 
-    def _texts(self, block: pa.Table) -> Any:
+    def _texts(self, block: pa.Table) -> Iterator[tuple[str | None, str | None, dict[str, Any]]]:
         """The key, the caption and the kept values of each row."""
         keys = [key(value) for value in _values(block[self.wanted.id])]
         captions: list[str | None] = [None] * len(block)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import HTTP
 from pipeline.store import storage, tables
 from pipeline.store.listing import Kind, Paired, Shard, list_files
 from pipeline.store.storage import Folder
@@ -23,6 +24,7 @@ NPY = ".npy"
 NPY_COLUMN = "img_emb"
 BLOCK_ROWS = 4096  # rows held at once; a multiple of tables.ROW_GROUP_ROWS
 OPTION = "--embeddings"
+NO_FOLDER = (".parquet", NPY, ".txt", ".list", ".lst")
 FILES = Kind((".parquet", NPY), "file", OPTION, f"correct {OPTION}")
 
 
@@ -33,7 +35,7 @@ def list_embeddings(url: str) -> list[Shard]:
     .parquet are mixed, and for a .npy without its metadata.
     """
     inner = f"{url.rstrip('/')}/{NPY_COLUMN}"
-    found = list_files(inner if Folder(inner).names() else url, FILES)
+    found = list_files(inner if _may_be_folder(url) and Folder(inner).names() else url, FILES)
     arrays = [file for file in found if _is_npy(file.url)]
     if not arrays:
         return found
@@ -66,6 +68,10 @@ def file_of(shard: Shard) -> Shard:
     if isinstance(shard, Paired):
         return Shard(shard.stem, shard.file_url, shard.file_size, shard.file_version)
     return shard
+
+
+def _may_be_folder(url: str) -> bool:
+    return not (url.startswith(HTTP) or url.endswith(NO_FOLDER) or set(url) & set("{*?["))
 
 
 def _is_npy(url: str) -> bool:
@@ -150,7 +156,7 @@ def _parquet(file: Shard) -> Iterator[pq.ParquetFile]:
     url = metadata_url(file.url) if _is_npy(file.url) else file.url
     with storage.open_pieces(url) as stream:
         try:
-            yield pq.ParquetFile(stream)
+            yield pq.ParquetFile(stream, buffer_size=tables.BUFFER_BYTES)
         except pa.ArrowInvalid as error:
             reason = " ".join(str(error).split())
             raise UserError(
