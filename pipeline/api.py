@@ -132,8 +132,9 @@ def run(
 ) -> Run:
     """Run all stages, as `ratecluster run` does, and open the result. Finished work is skipped.
 
-    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars. Settings are
-    one dict per stage: run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
+    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars; None with
+    `embeddings` alone. Settings are one dict per stage:
+    run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
     `embeddings` are files of given embeddings, as of --embeddings, or a dict of their `url` and the
     settings of that section: run(None, "my-run", embeddings={"url": "vectors", "columns": ["a"]}).
     Raises UserError for a mistake in the arguments, RuntimeError where a stage fails.

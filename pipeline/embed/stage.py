@@ -49,7 +49,8 @@ def run(
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
     failures, took, waiting = [], [], dict.fromkeys(shard.stem for shard in todo)
-    with StageProgress("embed", len(todo), "shards") as progress:
+    unit = "shards" if isinstance(cfg, Config) else "files"
+    with StageProgress("embed", len(todo), unit) as progress:
         waiting_for(waiting)
         for row in make(todo, paths) if todo else ():
             del waiting[row["stem"]]
@@ -64,7 +65,7 @@ def run(
             done.append(facts)
     if failures:
         raise RuntimeError(
-            f"embed: {len(failures)} of {len(todo)} shards failed; run again to retry them. "
+            f"embed: {len(failures)} of {len(todo)} {unit} failed; run again to retry them. "
             f"First: {failures[0]}"
         )
     manifest = summary(done, cfg, progress.seconds)
