@@ -162,7 +162,7 @@ def rank(
     of all text vectors (V, D) is subtracted first, since every text shares it. A candidate whose
     words contain, or are contained in, those of a selected one is skipped (singular = plural).
     """
-    mean = texts.sum(axis=0, dtype=np.float64).astype(np.float32) / max(len(texts), 1)
+    mean = (texts.sum(axis=0, dtype=np.float64) / max(len(texts), 1)).astype(np.float32)
     found = []
     for row in range(scores.shape[0]):
         pool = _order(scores, row)[:POOL]

@@ -9,11 +9,11 @@ writes  captions/candidates.parquet      CANDIDATES  all candidate captions
         captions/manifest.json
 
 Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
-Given embeddings without a model have neither vocabulary nor votes: n-grams, or else numbers, name
-their clusters.
 Every member's image votes for some of them. `ranking` adds the evidence of the members' own texts
 and prefers what separates a cluster from its neighbours. In the end a vision-language model may
-name the clusters (`vlm_captions`). Ground truth is never read. V candidates, k clusters.
+name the clusters (`vlm_captions`). Given embeddings without a model have neither vocabulary nor
+votes: n-grams, or else numbers, name their clusters. Ground truth is never read. V candidates,
+k clusters.
 """
 
 import json
