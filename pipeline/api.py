@@ -18,7 +18,7 @@ from pipeline.artifacts.layout import RunPaths
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError, user_message
 from pipeline.store import storage, tables
-from pipeline.store.listing import current, list_shards
+from pipeline.store.listing import current
 from pipeline.store.storage import Folder
 
 
@@ -90,7 +90,8 @@ class Run:
         if not rows:
             raise UserError(f"sample {sample_id!r} is not in the run {self.root}")
         if rows[0]["tar_offset"] is None:
-            raise UserError(f"sample {sample_id!r} has no picture: {rows[0]['error_message']}")
+            why = rows[0]["error_message"] or "the run was made of embeddings alone"
+            raise UserError(f"sample {sample_id!r} has no picture: {why}")
         try:
             changed = current(shard["url"]) != (shard["size"], shard["version"])
         except FileNotFoundError:
@@ -130,25 +131,33 @@ def open_run(root: str | os.PathLike[str]) -> Run:
 
 
 def run(
-    shards: str | os.PathLike[str],
+    shards: str | os.PathLike[str] | None,
     root: str | os.PathLike[str],
     overwrite: bool = False,
+    embeddings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     **settings: Mapping[str, Any],
 ) -> Run:
     """Run all stages, as `ratecluster run` does, and open the result. Finished work is skipped.
 
-    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars. Settings are
-    one dict per stage: run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
+    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars; None with
+    `embeddings` alone. Settings are one dict per stage:
+    run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
+    `embeddings` are files of given embeddings, as of --embeddings, or a dict of their `url` and the
+    settings of that section: run(None, "my-run", embeddings={"url": "vectors", "columns": ["a"]}).
     Raises UserError for a mistake in the arguments, RuntimeError where a stage fails.
     """
     from pipeline.cli import options, stage_commands
     from pipeline.runtime import cluster
 
     _, paths = options.Common().begin(os.fspath(root))
-    sections = config.fill(options.KINDS, settings)
+    given = dict(embeddings) if isinstance(embeddings, Mapping) else {"url": embeddings}
+    url = given.pop("url", None)
+    sections = config.fill(options.KINDS, {**settings, "embeddings": given})
     try:
         with cluster.session():
-            listed = list_shards(os.fspath(shards))
+            sections, listed = options.listed(
+                sections, os.fspath(shards) if shards else None, os.fspath(url) if url else None
+            )
             stage_commands.run_all(sections, paths, listed, overwrite)
     except Exception as error:
         if message := user_message(error):

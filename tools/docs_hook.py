@@ -107,7 +107,8 @@ def files() -> str:
         if place.startswith("embeddings/"):
             parts.append(
                 "With `embed.also`, `embedding_2`, `embedding_3`, … follow: the vectors of the "
-                "further encoders, L2-normalised. The manifest and the footer say in `encoders` "
+                "further encoders, or of the further columns of `embeddings.columns`, "
+                "L2-normalised. The manifest and the footer say in `encoders` "
                 "which model made which column."
             )
         if place.startswith("labels/"):

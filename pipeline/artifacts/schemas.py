@@ -9,12 +9,12 @@ from pipeline.store import columns, tables
 
 IDENTITY = [
     ("sample_id", pa.string()),  # "{shard}/{key}", unique in a run
-    ("shard", pa.string()),  # stem of the shard
-    ("key", pa.string()),  # webdataset's key
-    ("index", pa.int32()),  # position in the shard
+    ("shard", pa.string()),  # stem of the shard, or of the file of given embeddings
+    ("key", pa.string()),  # webdataset's key; of given embeddings the id
+    ("index", pa.int32()),  # position in the shard or file
 ]
 SOURCE = [
-    ("image_member", pa.string()),  # name of the image in the tar
+    ("image_member", pa.string()),  # name of the image in the tar; null without shards
     ("tar_offset", pa.int64()),  # where its bytes begin in the tar
     ("tar_size", pa.int64()),  # bytes
     ("image_width", pa.int32()),  # pixels, upright
@@ -101,7 +101,7 @@ CAPTIONS = pa.schema(
         ("rank", pa.int32()),  # 0 is the best caption
         ("caption", pa.string()),  # a word or phrase for the cluster; two words: "jeans / shorts"
         ("share", pa.float32()),  # of members that it fits, less that elsewhere; 0: a model's name
-        ("source", pa.string()),  # vocabulary | alt text | model
+        ("source", pa.string()),  # vocabulary | alt text | model | number
     ]
 )
 LEVEL_CAPTIONS = pa.schema(  # of the clusters of all levels but that of cluster_id
@@ -206,7 +206,7 @@ def candidates_schema(dim: int) -> pa.Schema:
         [
             ("caption", pa.string()),  # a word or phrase
             ("source", pa.string()),  # vocabulary | alt text
-            ("vector", tables.vectors(dim)),  # by the text encoder, unit length
+            ("vector", tables.vectors(dim)),  # by the text encoder, unit length; zeros without one
             ("clusters", pa.list_(pa.int32())),  # clusters whose alt texts contain it
             ("text_scores", pa.list_(pa.float32())),  # how well it separates each of them, 0 to 1
         ]

@@ -24,7 +24,8 @@ def columns(count: int) -> list[str]:
 
 def names(manifest: Mapping[str, Any]) -> list[str]:
     """Names of the embedding columns of a run, from the manifest of embeddings/."""
-    return columns(1 + len(manifest["config"].get("also", ())))
+    made_with = manifest["config"]
+    return columns(len(made_with.get("columns", ())) or 1 + len(made_with.get("also", ())))
 
 
 def side_by_side(rows: pa.Table, names: Sequence[str]) -> tuple[np.ndarray, list[int]]:

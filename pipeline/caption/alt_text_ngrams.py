@@ -138,6 +138,19 @@ def separation(counts: Counts, near: sp.csr_matrix) -> Separation:
     return Separation(names, scores).without_fragments(counts)
 
 
+def fitting(counts: Counts, ngrams: Sequence[str]) -> sp.csr_matrix:
+    """Share of each cluster's texts that hold each of V n-grams, (k, V)."""
+    column_of = {name: column for column, name in enumerate(ngrams)}
+    cells = [
+        (row, column_of[name], n / counter[""])
+        for row, counter in enumerate(counts)
+        for name, n in counter.items()
+        if name in column_of
+    ]
+    rows, columns, values = zip(*cells, strict=True) if cells else ((), (), ())
+    return sp.csr_matrix((values, (rows, columns)), shape=(len(counts), len(ngrams)), dtype=float)
+
+
 def _fragments(found: dict[str, float], counter: Counter[str]) -> set[str]:
     """The n-grams that occur almost only inside a longer n-gram of the same cluster."""
     fragments = set()

@@ -84,6 +84,18 @@ def ranking_of(
     return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
 
 
+def numbered(ranked: pa.Table, k: int) -> pa.Table:
+    """CAPTIONS of k clusters, with "cluster 3" for each that has no caption."""
+    named = set(ranked["cluster_id"].to_pylist())
+    rows = [
+        {"cluster_id": number, "rank": 0, "caption": f"cluster {number}", "share": 0.0}
+        | {"source": "number"}
+        for number in range(k)
+        if number not in named
+    ]
+    return pa.concat_tables([ranked, pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)])
+
+
 def read(paths: layout.RunPaths, k: int) -> Candidates:
     """The candidates that the stage caption wrote, for k clusters."""
     found = tables.read(paths.captions.file("candidates.parquet")).combine_chunks()

@@ -136,6 +136,18 @@ def combine(found: Votes, texts: sp.csr_matrix, near: sp.csr_matrix) -> sp.csr_m
     sure = shares(fitting(found))
     whole = np.maximum(np.asarray(found.total.sum(axis=1)).ravel(), 1e-12)
     scores = separation(sp.diags(1 / whole) @ found.total, near) + texts
+    return _weighted(scores, sure)
+
+
+def by_texts_alone(texts: sp.csr_matrix, fit: sp.csr_matrix) -> sp.csr_matrix:
+    """Scores (k, V) as of `combine` where no encoder compares texts with images.
+
+    `texts` (k, V) is the separation by alt texts, `fit` (k, V) the share of those that hold a word.
+    """
+    return _weighted(texts, shares(fit))
+
+
+def _weighted(scores: sp.csr_matrix, sure: sp.csr_matrix) -> sp.csr_matrix:
     return (UNSURE * scores + (1 - UNSURE) * scores.multiply(sure.power(2))).tocsr()
 
 
@@ -155,7 +167,7 @@ def rank(
     of all text vectors (V, D) is subtracted first, since every text shares it. A candidate whose
     words contain, or are contained in, those of a selected one is skipped (singular = plural).
     """
-    mean = texts.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = (texts.sum(axis=0, dtype=np.float64) / max(len(texts), 1)).astype(np.float32)
     found = []
     for row in range(scores.shape[0]):
         pool = _order(scores, row)[:POOL]

@@ -12,9 +12,10 @@ writes  captions/candidates.parquet      CANDIDATES  all candidate captions
 Candidates come from a vocabulary and from n-grams of the samples' alt texts (`alt_text_ngrams`).
 Every member's image votes for some of them. `ranking` adds the evidence of the members' own texts
 and prefers what separates a cluster from its neighbours. In the end a vision-language model may
-name the clusters (`vlm_captions`). Ground truth is never read. Votes and n-grams are counted by the
-clusters of the finest level; those of the others are their sums.
-V candidates, k clusters, f of the finest level, g small groups.
+name the clusters (`vlm_captions`). Ground truth is never read. Given embeddings without a model
+have neither vocabulary nor votes: n-grams, or else numbers, name their clusters.
+Votes and n-grams are counted by the clusters of the finest level; those of the others are their
+sums. V candidates, k clusters, f of the finest level, g small groups.
 """
 
 import json
@@ -29,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout, levels, outputs, schemas
+from pipeline.artifacts import inputs, layout, levels, outputs, schemas
 from pipeline.artifacts.joins import read_joined
 from pipeline.caption import (
     alt_text_ngrams,
@@ -96,6 +97,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     if manifest := want.if_done():
         partial_sums.remove_all(paths.captions)
         return manifest
+    if cfg.namer:
+        inputs.require_shards(embedded, "caption.namer")
     names, started = read_vocabulary(cfg, embedded["config"]["model"]), time.monotonic()
     settings = {n: v for n, v in config.facts(cfg).items() if not n.startswith("namer")}
     voted_of = config.digest(settings, clustered["fingerprint"], names)
@@ -144,7 +147,7 @@ def _rank(
     """Commit the candidates and their ranking by votes and alt texts; returns its facts."""
     encoder, found = made["embeddings"]["config"], levels.read(paths)
     chunks = tasks.chunks([s["shard"]["stem"] for s in made["embeddings"]["shards"]], MOST_TASKS)
-    near, passes = candidates.neighbourhood(paths), 2 if cfg.alt_texts else 1
+    near, passes = candidates.neighbourhood(paths), bool(cfg.alt_texts) + bool(encoder["model"])
     default = found.within(-1, found.default)
     with StageProgress("caption", passes * sum(map(len, chunks)), "parts") as progress:
         counts: alt_text_ngrams.Counts = [Counter() for _ in default]
@@ -152,24 +155,29 @@ def _rank(
             counts = _all_counts(chunks, paths, found.finest, made_of, progress)
         own = alt_text_ngrams.separation(alt_text_ngrams.merged(counts, default), near)
         words = names + _new_names(own.distinctive(cfg.alt_texts), names)
-        texts, _ = text_encoding.encode(
-            words, cfg.templates, encoder["model"], encoder["pretrained"]
-        )
-        given = (paths, texts, found.finest, cfg.temperature)
-        total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
-    keys = [tokenization.key(word) for word in words]
-    ranked = _Ranked.of(total, counts, words, keys, texts, default, near)
+        total = None
+        if not encoder["model"]:  # given embeddings of an unknown encoder: the samples' own texts
+            texts = np.zeros((len(words), made["embeddings"]["encoders"][0]["dim"]), np.float32)
+        else:
+            texts, _ = text_encoding.encode(
+                words, cfg.templates, encoder["model"], encoder["pretrained"]
+            )
+            given = (paths, texts, found.finest, cfg.temperature)
+            total = _all_votes(chunks, given, config.digest({}, made_of, words), progress)
+    evidence = _Evidence(words, [tokenization.key(word) for word in words], texts, counts, total)
+    ranked = evidence.rank(default, near)
     rows = candidates.rows(words, len(names), texts, ranked.by_texts)
     facts = {"made_of": voted_of, "candidates": len(words)}
     tables.write(paths.captions.file("candidates.parquet"), rows, **facts)
     voted = candidates.ranking_of(ranked.sure, ranked.places, ranked.names, rows)
+    if total is None:
+        voted = candidates.numbered(voted, len(ranked.names))
     tables.write(paths.captions.file("voted.parquet"), voted, **facts)
     named, level_rows = {found.default: ranked.names}, list[dict[str, Any]]()
     for level in found.others:
         clusters = found.within(-1, level)
         near = candidates.near(found.vectors, found.clusters[:, level])
-        relatives = _relatives(found, level, named, keys)
-        ranked = _Ranked.of(total, counts, words, keys, texts, clusters, near, relatives)
+        ranked = evidence.rank(clusters, near, _relatives(found, level, named, evidence.keys))
         named[level] = ranked.names
         level_rows += candidates.level_rows(level, ranked.sure, ranked.names, rows)
     level_rows.sort(key=lambda row: (row["level"], row["cluster_id"]))
@@ -187,25 +195,32 @@ class _Ranked:
     places: list[list[int]]  # of each cluster, best first
     names: list[list[int]]
 
-    @classmethod
-    def of(
-        cls,
-        total: ranking.Votes,
-        counts: alt_text_ngrams.Counts,
-        words: list[str],
-        keys: list[tokenization.Key],
-        texts: np.ndarray,
-        clusters: np.ndarray,
-        near: sp.csr_matrix,
-        others: Sequence[Set[ranking.Name]] = (),
-    ) -> "_Ranked":
-        """Rank votes and counts of the finest level, united by `clusters` (f,)."""
-        united, counts = total.merged(clusters), alt_text_ngrams.merged(counts, clusters)
-        by_texts = alt_text_ngrams.separation(counts, near).of(words)
-        scores, fit = ranking.combine(united, by_texts, near), ranking.fitting(united)
-        places = ranking.rank(scores, keys, texts)
-        names = ranking.name(scores, fit, places, keys, others)
-        return cls(by_texts, ranking.shares(fit), places, names)
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What speaks for the candidates, by the clusters of the finest level."""
+
+    words: list[str]
+    keys: list[tokenization.Key]
+    texts: np.ndarray  # (V, D)
+    counts: alt_text_ngrams.Counts
+    total: ranking.Votes | None  # None without a model
+
+    def rank(
+        self, clusters: np.ndarray, near: sp.csr_matrix, others: Sequence[Set[ranking.Name]] = ()
+    ) -> _Ranked:
+        """The candidates of unions: cluster i of the finest level is in clusters[i]."""
+        counts = alt_text_ngrams.merged(self.counts, clusters)
+        by_texts = alt_text_ngrams.separation(counts, near).of(self.words)
+        if self.total is None:
+            fit = alt_text_ngrams.fitting(counts, self.words)
+            scores = ranking.by_texts_alone(by_texts, fit)
+        else:
+            united = self.total.merged(clusters)
+            fit, scores = ranking.fitting(united), ranking.combine(united, by_texts, near)
+        places = ranking.rank(scores, self.keys, self.texts)
+        names = ranking.name(scores, fit, places, self.keys, others)
+        return _Ranked(by_texts, ranking.shares(fit), places, names)
 
 
 def _relatives(

@@ -14,7 +14,16 @@ from pipeline.cli import curate_commands as curate
 from pipeline.cli import search_commands as search
 from pipeline.cli import stage_commands
 from pipeline.cli.help_pages import App
-from pipeline.cli.options import KINDS, Address, Common, ConfigFile, Overrides, Root, Shards
+from pipeline.cli.options import (
+    KINDS,
+    Address,
+    Common,
+    ConfigFile,
+    Overrides,
+    Root,
+    Shards,
+    listed,
+)
 from pipeline.runtime import cluster, config, console
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
@@ -106,6 +115,9 @@ def status_command(
         str | None,
         Option(metavar="SHARDS", help="shards of the run; shows which are new, changed or gone"),
     ] = None,
+    embeddings: Annotated[
+        str | None, Option(metavar="URL", help="the same for given embeddings")
+    ] = None,
     config_file: ConfigFile = None,
     sets: Overrides = None,
 ) -> None:
@@ -128,7 +140,9 @@ def status_command(
     from pipeline.ops import status
 
     sections, paths = Common(config_file, sets).begin(root)
-    found = list_shards(shards) if shards else None
+    found = None
+    if shards or embeddings:
+        sections, found = listed(sections, shards, embeddings)
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)

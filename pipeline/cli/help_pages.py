@@ -51,7 +51,7 @@ class _Page:
         if sections:
             with formatter.section("Settings"):
                 formatter.write_text("[default]; for --set SECTION.KEY=VALUE or the TOML file")
-                formatter.write_dl(self.settings(sections.split(", ")), col_max=28)
+                formatter.write_dl(self.settings(sections.split(", ")), col_max=32)
 
     def settings(self, sections: list[str]) -> list[tuple[str, str]]:
         if sections == ["all"]:

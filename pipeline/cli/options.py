@@ -1,6 +1,7 @@
 """What commands share: their options, the settings from file and `--set`, the lock of a root."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,14 @@ from pipeline.runtime.config import Sections
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.interrupt import Interruption
 from pipeline.store import lock, storage
-from pipeline.store.listing import Shard
+from pipeline.store.listing import Shard, list_shards
 
+log = logging.getLogger(__name__)
 SETTINGS = {  # section -> the module that has its Config
     "shards": "pipeline.prepare.settings",
-    **{stage.name: f"{stage.package}.settings" for stage in STAGES},
+    STAGES[0].name: f"{STAGES[0].package}.settings",
+    "embeddings": "pipeline.embed.given.settings",  # in place of those of embed
+    **{stage.name: f"{stage.package}.settings" for stage in STAGES[1:]},
     "index": "pipeline.explore.search.settings",
     "run": "pipeline.runtime.progress",
 }
@@ -54,11 +58,18 @@ def complete_set(incomplete: str) -> list[str]:
 Root = Annotated[
     str, Option(metavar="URL", help="folder of the run: a path, s3://, gs:// or hf://")
 ]
-Shards = Annotated[
-    str,
+_SHARDS = Option(
+    metavar="SHARDS",
+    help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
+)
+Shards = Annotated[str, _SHARDS]
+SomeShards = Annotated[str | None, _SHARDS]
+Embeddings = Annotated[
+    str | None,
     Option(
-        metavar="SHARDS",
-        help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
+        metavar="URL",
+        help="embeddings of your own: a folder, a glob, a list file or a file of Parquet with "
+        "vectors, or a folder of clip-retrieval (img_emb/, metadata/)",
     ),
 ]
 ConfigFile = Annotated[
@@ -99,6 +110,32 @@ CaptionsFrom = Annotated[
         "caption.vocabulary=FILE. Add --set caption.alt_texts=0 to use no other captions",
     ),
 ]
+
+
+def listed(
+    sections: Sections, shards: str | None, embeddings: str | None
+) -> tuple[Sections, list[Shard]]:
+    """The input files of embed, and the settings, where `embed` has those that fit the files.
+
+    UserError without any, and where a shard has no file of embeddings.
+    """
+    if not shards and not embeddings:
+        raise UserError("there is no input: give --shards, --embeddings or both")
+    tars = list_shards(shards) if shards else []
+    if not embeddings:
+        return sections, tars
+    from pipeline.embed.given import sources  # imports pyarrow, which other commands do not need
+
+    if sections["caption"].namer and not shards:
+        raise UserError("caption.namer needs pictures: give --shards beside --embeddings")
+    if sections["embed"] != type(sections["embed"])():
+        log.warning(
+            "embed: the settings of [embed] are of encoders; with --embeddings those of "
+            "[embeddings] count"
+        )
+    files = sources.list_embeddings(embeddings)
+    sections = {**sections, "embed": sections["embeddings"]}
+    return sections, sources.pair(tars, files) if shards else files
 
 
 @dataclass(frozen=True)
@@ -151,6 +188,8 @@ def lock_root(
 
 
 def _one_per_folder(shards: Sequence[Shard]) -> list[Path | None]:
-    """The first shard of each folder, as a local path; None for other stores."""
-    first = {shard.url.rpartition("/")[0]: shard.url for shard in reversed(shards)}
+    """The first file of each folder, as a local path; None for other stores."""
+    urls = [getattr(shard, "file_url", shard.url) for shard in shards]
+    urls += [shard.url for shard in shards]
+    first = {url.rpartition("/")[0]: url for url in reversed(urls)}
     return [storage.local_path(url) for url in first.values()]

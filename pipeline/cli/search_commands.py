@@ -57,6 +57,7 @@ def search_command(
     root: Root,
     image: Annotated[str | None, Option(metavar="FILE", help="path or URL of an image")] = None,
     text: Annotated[str | None, Option(metavar="WORDS", help="text to search for")] = None,
+    sample: Annotated[str | None, Option(metavar="ID", help="sample_id of a sample")] = None,
     top: Annotated[int, Option(min=1, max=1000, help="number of results")] = 20,
     cluster: Annotated[int | None, Option(metavar="ID", help="search only this cluster")] = None,
     space: SpaceOption = Space.CLIP,
@@ -65,7 +66,7 @@ def search_command(
         Option(metavar="FILE", help=f"page with the images [{STRIP}; with --json no page]"),
     ] = None,
 ) -> None:
-    """Find the samples most similar to an image or a text.
+    """Find the samples most similar to an image, a text or a sample of the run.
 
     Prints a table with cosines, and writes a page with the images. Texts can
     only be searched in --space clip. --cluster reads all parts of the
@@ -82,9 +83,10 @@ def search_command(
       ratecluster search --root my-run --text 'a red flag'
       ratecluster search --root my-run --image query.jpg --space z --top 50
       ratecluster search --root my-run --text dog --cluster 3 --json
+      ratecluster search --root my-run --sample 00000/000000012
     """
-    if (image is None) == (text is None):
-        raise UserError("give either --image or --text")
+    if sum(query is not None for query in (image, text, sample)) != 1:
+        raise UserError("give either --image, --text or --sample")
     if text is not None and space is Space.Z:
         raise UserError(
             "--space z needs --image: the network was trained on embeddings of images, and CLIP "
@@ -96,13 +98,16 @@ def search_command(
     run = search.Search(paths, [space])
     if text is not None:
         query = run.of_text(text)
+    elif sample is not None:
+        query = run.of_sample(sample, space)
     else:
         query = run.of_image(_read_image(str(image)), space, run.max_pixels)
     hits, strip = run.nearest(query, space, top, cluster), None
     if html or not console.wants_json():
         strip = storage.absolute(html or STRIP)
         shown = pages.with_thumbnails(hits, run.max_pixels)
-        title = f"Most similar to “{text}”" if text is not None else "Most similar to the image"
+        what = f"“{text}”" if text is not None else sample or "the image"
+        title = f"Most similar to {what}"
         storage.write_bytes(strip, pages.page(title, note=paths.root, hits=shown).encode())
     facts = {"root": paths.root, "hits": pages.facts(hits), "pictures": strip}
     console.print_result(f"{pages.text(hits)}\npictures: {strip}", facts)

@@ -3,9 +3,19 @@
 import logging
 from typing import Any
 
-from pipeline.artifacts import layout, stages
+from pipeline.artifacts import inputs, layout, stages
 from pipeline.artifacts.stages import Stage, named
-from pipeline.cli.options import CaptionsFrom, Common, Overwrite, Root, Shards, lock_root
+from pipeline.cli.options import (
+    CaptionsFrom,
+    Common,
+    Embeddings,
+    Overwrite,
+    Root,
+    Shards,
+    SomeShards,
+    listed,
+    lock_root,
+)
 from pipeline.runtime import console
 from pipeline.runtime.config import Sections
 from pipeline.runtime.reject_reasons import printable
@@ -97,8 +107,9 @@ def _run_one(stage: Stage, root: str, common: Common, **more: Any) -> None:
 
 
 def run_command(
-    shards: Shards,
     root: Root,
+    shards: SomeShards = None,
+    embeddings: Embeddings = None,
     *,
     common: Common,
     overwrite: Overwrite = False,
@@ -110,8 +121,12 @@ def run_command(
     ends with a summary. Also evaluates when evaluate.label is set. Finished work
     is skipped.
 
+    With --embeddings, embed takes vectors of your own instead of encoding images.
+    Pictures and labeled/ then need --shards as well: each shard with a file of
+    the same name, whose ids are the keys of the shard.
+
     Reads:
-      the shards, which are never changed
+      the shards or embeddings, which are never changed
     Writes:
       {root}/labels/{stem}.parquet       the result: a row per sample
       {root}/labeled/{stem}.tar          the shards again, with labels
@@ -122,10 +137,13 @@ def run_command(
       ratecluster run --shards my-shards --root my-run
       ratecluster run --shards my-shards --root my-run --config ratecluster.toml
       ratecluster run --shards my-shards --root my-run --quiet --json > summary.json
+      ratecluster run --embeddings my-vectors --root my-run
+          --set 'embeddings.columns=["clip", "dino"]'
     Settings: all
     """
     sections, paths = common.with_captions(captions_from).begin(root)
-    run_all(sections, paths, list_shards(shards), overwrite)
+    sections, files = listed(sections, shards, embeddings)
+    run_all(sections, paths, files, overwrite)
     facts = {"root": paths.root, **summary(paths), "report": paths.report.file("index.html")}
     texts = [summary_text(facts)]
     if _is_asked(named("evaluate"), sections):
@@ -206,13 +224,15 @@ def summary(paths: layout.RunPaths) -> dict[str, Any]:
         | {name: best.get(number, {}).get(name) for name in ("caption", "share")}
         for number, size in enumerate(clusters["sizes"])
     ]
-    return {"shards": len(embedded["shards"]), **counts, **chosen, "clusters": rows}
+    files = {"shards": len(embedded["shards"]), "given": inputs.are_given(embedded["config"])}
+    return {**files, **counts, **chosen, "clusters": rows}
 
 
 def summary_text(facts: dict[str, Any]) -> str:
     """The summary as a few lines of text."""
     lines = [
-        f"{facts['samples']:,} samples in {facts['shards']:,} shards: "
+        f"{facts['samples']:,} samples in {facts['shards']:,} "
+        f"{'files' if facts['given'] else 'shards'}: "
         f"{facts['embedded']:,} labelled, {facts['rejected']:,} rejected"
         + (f", {facts['damaged']:,} shards damaged" if facts["damaged"] else ""),
         f"{facts['k']} clusters (fewest bits at {facts['k_best']}, band "

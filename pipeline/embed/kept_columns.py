@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifacts import layout
+from pipeline.embed.given.settings import Config as GivenConfig
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
@@ -37,12 +38,15 @@ class Kept:
 
 def identity(shard: Mapping[str, Any]) -> tuple[Any, ...]:
     """The fields that change with the content of a shard; its URL is not one of them."""
-    return shard["stem"], shard["size"], shard["version"]
+    file = (shard["file_size"], shard["file_version"]) if "file_url" in shard else ()
+    return shard["stem"], shard["size"], shard["version"], *file
 
 
-def can_keep(facts: Mapping[str, Any], cfg: Config) -> bool:
+def can_keep(facts: Mapping[str, Any], cfg: Config | GivenConfig) -> bool:
     """Whether `cfg` asks for everything that a part with these facts has, and more encoders."""
     made_with, now = facts.get("config", {}), config.facts(cfg)
+    if "also" not in now:
+        return False
     same = {**made_with, "also": now["also"]} == now
     return same and "also" in made_with and set(made_with["also"]) < set(now["also"])
 

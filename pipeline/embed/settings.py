@@ -1,7 +1,9 @@
 """Settings of embed."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from pipeline.embed.given import settings as given
 from pipeline.runtime.config import Sections, setting
 from pipeline.runtime.errors import UserError
 from pipeline.vision import weights
@@ -12,6 +14,8 @@ READERS = 2  # shards that one encoder reads at once where its own threads decod
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """How images become vectors."""
+
+    section: ClassVar[str] = "embed"
 
     model: str = setting("pico-clip", "open_clip architecture, hf-hub:… or the bundled pico-clip")
     pretrained: str = setting("", "open_clip tag or checkpoint file; '' is pico-clip's own weights")
@@ -76,6 +80,9 @@ class Config:
 def check(sections: Sections) -> None:
     """UserError for an unknown model, tag or checkpoint; loads nothing."""
     cfg = sections["embed"]
+    if isinstance(cfg, given.Config):
+        given.check(cfg)
+        return
     if weights.images_only(cfg.model):
         raise UserError(
             f"embed.model = {cfg.model!r} has no text encoder to name the clusters with; "

@@ -1,6 +1,7 @@
 """Stage 1, embed: shards of images to embeddings by one or more encoders, one part per shard.
 
 reads   the input shards; where encoders were added to embed.also, the parts that lack their columns
+        or, with --embeddings, files of given embeddings (`given/`), one part per file
 writes  embeddings/{stem}.parquet  embeddings_schema  one row per readable sample
         rejects/{stem}.parquet     REJECTS            one row per unreadable one, and per damage
         embeddings/manifest.json   counts and facts of every shard, the json columns of the run
@@ -14,14 +15,16 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.artifacts import layout, outputs
+from pipeline.embed.given import importing
 from pipeline.embed.settings import Config
-from pipeline.embed.survey import fingerprint, if_done, plan
+from pipeline.embed.survey import AnyConfig, fingerprint, if_done, plan
 from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
@@ -33,18 +36,23 @@ STARVING = 0.2  # share of an encoder's time without images, above which a warni
 
 
 def run(
-    cfg: Config, paths: layout.RunPaths, shards: list[Shard], overwrite: bool = False
+    cfg: AnyConfig, paths: layout.RunPaths, shards: list[Shard], overwrite: bool = False
 ) -> dict[str, Any]:
-    """Embed the shards that have no part yet, check the counts, commit the manifest."""
+    """Embed the shards that have no part yet, check the counts, commit the manifest.
+
+    With the settings of given embeddings, `shards` are their files; these are imported.
+    """
     if before := if_done(cfg, shards, paths):
         console.log_already_done(log, "embed", paths.embeddings.url)
         return before
+    make = partial(embed_shards, cfg) if isinstance(cfg, Config) else importing.prepare(cfg, shards)
     done, todo = plan(cfg, shards, paths, overwrite)
     paths.embeddings.remove({"manifest.json"})
     failures, took, waiting = [], [], dict.fromkeys(shard.stem for shard in todo)
-    with StageProgress("embed", len(todo), "shards") as progress:
+    unit = "shards" if isinstance(cfg, Config) else "files"
+    with StageProgress("embed", len(todo), unit) as progress:
         waiting_for(waiting)
-        for row in embed_shards(cfg, todo, paths) if todo else ():
+        for row in make(todo, paths) if todo else ():
             del waiting[row["stem"]]
             waiting_for(waiting)
             if row["error"]:
@@ -52,16 +60,17 @@ def run(
                 continue
             facts = json.loads(row["facts"])
             progress.advance(samples=facts["samples"], rejected=facts["rejected"])
-            took.append(facts.pop("took"))
+            if spent := facts.pop("took", None):  # of encoders
+                took.append(spent)
             done.append(facts)
     if failures:
         raise RuntimeError(
-            f"embed: {len(failures)} of {len(todo)} shards failed; run again to retry them. "
+            f"embed: {len(failures)} of {len(todo)} {unit} failed; run again to retry them. "
             f"First: {failures[0]}"
         )
     manifest = summary(done, cfg, progress.seconds)
     _report_problems(done, manifest)
-    _check_counts(done, manifest, cfg.max_reject_fraction)
+    _check_counts(done, manifest, cfg)
     known = outputs.part_facts(paths.embeddings, [shard.stem for shard in shards])
     if odd := [s for s in shards if known.get(s.stem, {}).get("stage") != config.fingerprint(cfg)]:
         raise RuntimeError(f"embed: the part of {odd[0].url} was changed meanwhile: run again")
@@ -71,7 +80,8 @@ def run(
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
     counts = (f"{manifest['samples']:,} samples", f"{manifest['rejected']:,} rejected")
     console.log_finished(log, "embed", progress.seconds, *counts, f"{speed:,.0f} samples/s")
-    _report_balance(load, cfg, manifest["precisions"])
+    if isinstance(cfg, Config):
+        _report_balance(load, cfg, manifest["precisions"])
     return paths.embeddings.manifest()
 
 
@@ -129,7 +139,7 @@ def balance(took: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def summary(done: list[dict[str, Any]], cfg: Config, seconds: float) -> dict[str, Any]:
+def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[str, Any]:
     """The manifest: totals, the facts of every shard in order, the columns of all json."""
     done = sorted(done, key=lambda facts: str(facts["shard"]["url"]))
     kinds: dict[str, str] = {}
@@ -184,6 +194,13 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
     for facts in done:
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
+    if unmatched := [facts for facts in done if facts.get("unmatched")]:
+        log.warning(
+            "embed: %d rows of given embeddings are of no sample of their shard, the first of %s "
+            "has the id %r",
+            *(sum(facts["unmatched"] for facts in unmatched), unmatched[0]["shard"]["file_url"]),
+            unmatched[0]["first_unmatched"],
+        )
     if clashes := manifest["conflicting_columns"]:
         log.warning(
             "embed: json columns of clashing types stay JSON text: %s", ", ".join(clashes[:5])
@@ -194,8 +211,9 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
         )
 
 
-def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: float) -> None:
+def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], cfg: AnyConfig) -> None:
     """Raise RuntimeError where rows do not add up, nothing is readable or too much is rejected."""
+    limit, setting = cfg.max_reject_fraction, f"{cfg.section}.max_reject_fraction"
     for facts in [*done, manifest]:
         name = facts["shard"]["url"] if "shard" in facts else "the run"
         if facts["embedded"] + facts["rejected"] != facts["samples"]:
@@ -203,14 +221,17 @@ def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], limit: f
         if facts["rejected"] > limit * facts["samples"]:
             raise RuntimeError(
                 f"embed: {facts['rejected']} of {facts['samples']} samples of {name} were rejected "
-                f"({facts['reasons']}), more than embed.max_reject_fraction = {limit}; see rejects/"
+                f"({facts['reasons']}), more than {setting} = {limit}; see rejects/"
             )
     lost = [f for f in done if not f["samples"] and f["end"].startswith("damaged")]
     if len(lost) > limit * len(done):
         raise RuntimeError(
             f"embed: {len(lost)} of {len(done)} shards cannot be read at all, more than "
-            f"embed.max_reject_fraction = {limit}; the first is {lost[0]['shard']['url']}: "
+            f"{setting} = {limit}; the first is {lost[0]['shard']['url']}: "
             f"{lost[0]['end']}"
         )
     if not manifest["embedded"]:
-        raise RuntimeError("embed: no shard has a readable image; see rejects/ for the reasons")
+        what = "no shard has a readable image"
+        if not isinstance(cfg, Config):
+            what = "no row has an id and whole vectors"
+        raise RuntimeError(f"embed: {what}; see rejects/ for the reasons")

@@ -4,7 +4,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import inputs, layout, outputs
+from pipeline.embed.given.settings import Config as GivenConfig
 from pipeline.embed.kept_columns import can_keep, identity
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
@@ -12,6 +13,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.store.listing import Shard
 
 log = logging.getLogger(__name__)
+AnyConfig = Config | GivenConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Survey:
     removed: list[str]  # stems of parts whose shards are not among these
 
 
-def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
+def survey(cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths) -> Survey:
     """Read the footer of every part."""
     names = paths.embeddings.names()
     stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
@@ -55,7 +57,7 @@ def survey(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> Survey:
 
 
 def plan(
-    cfg: Config, shards: list[Shard], paths: layout.RunPaths, overwrite: bool = False
+    cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths, overwrite: bool = False
 ) -> tuple[list[dict[str, Any]], list[Shard]]:
     """(facts of the finished parts, shards to embed). A changed shard is embedded again.
 
@@ -79,19 +81,23 @@ def plan(
         )
     if found.removed:
         log.warning(
-            "embed: %d parts belong to shards that are not in --shards, the first %s: they stay on "
-            "disk and later stages ignore them",
-            *(len(found.removed), found.removed[0]),
+            "embed: %d parts belong to %s, the first %s: they stay on disk and later stages ignore "
+            "them",
+            len(found.removed),
+            "files that are not in --embeddings"
+            if isinstance(cfg, GivenConfig)
+            else "shards that are not in --shards",
+            found.removed[0],
         )
     return found.done, found.todo
 
 
-def fingerprint(cfg: Config, shards: list[Shard]) -> str:
+def fingerprint(cfg: AnyConfig, shards: list[Shard]) -> str:
     """The fingerprint of embeddings/ for these shards and settings."""
     return config.fingerprint(cfg, [identity(asdict(shard)) for shard in shards])
 
 
-def if_done(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[str, Any] | None:
+def if_done(cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths) -> dict[str, Any] | None:
     """The manifest, if it lists these shards at these URLs and every part is there."""
     manifest = paths.embeddings.peek()
     if manifest is None or manifest["fingerprint"] != fingerprint(cfg, shards):
@@ -102,12 +108,14 @@ def if_done(cfg: Config, shards: list[Shard], paths: layout.RunPaths) -> dict[st
     return manifest if whole and not moved else None
 
 
-def refusal(cfg: Config, found: Survey, paths: layout.RunPaths) -> str:
+def refusal(cfg: AnyConfig, found: Survey, paths: layout.RunPaths) -> str:
     """Why these parts must not be replaced without --overwrite; "" if they may."""
-    remedy = "restore that, choose another --root, or pass --overwrite to embed them again"
+    remedy = "restore that, choose another --root, or pass --overwrite to make them again"
     if found.other:
         before = next(iter(found.other.values())).get("config", {})
-        what = config.differences("embed", before, cfg) or "those of another version"
+        what = config.differences(cfg.section, before, cfg) or "those of another version"
+        if inputs.are_given(before) != inputs.are_given(config.facts(cfg)):
+            what = "by encoders" if isinstance(cfg, GivenConfig) else "with --embeddings"
         return (
             f"{paths.embeddings.url} holds {len(found.other)} parts made with different settings "
             f"({what}): {remedy}"

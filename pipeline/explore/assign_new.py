@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import inputs, layout, outputs
 from pipeline.artifacts.stages import Stage, chain
 from pipeline.embed import settings as embed_settings
 from pipeline.embed import stage as embed
@@ -81,6 +81,11 @@ def run(
     given = outputs.upstream(source, "captions")
     check(source, shards, paths)
     made_with = given["embeddings"]
+    if inputs.are_given(made_with["config"]):
+        raise UserError(
+            f"{source.root}: its embeddings were given, and no encoder is known that makes those "
+            "of new shards; run `ratecluster run --embeddings` on old and new ones together"
+        )
     asked = encoder(sections["embed"], made_with["config"])
     embed_settings.check({"embed": asked})
     write_settings.digests(sections["write"])  # a missing list is an error before the work

@@ -11,14 +11,14 @@ the first has run.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.artifacts import layout, outputs, stages
+from pipeline.artifacts import inputs, layout, outputs, stages
 from pipeline.artifacts.stages import Stage
 from pipeline.embed import survey
 from pipeline.ops.text import filled, table
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
 from pipeline.store import lock, partial_sums
-from pipeline.store.listing import Shard
+from pipeline.store.listing import Shard, shard_of
 from pipeline.train.checkpoints import Checkpoints
 
 HEADS = ("stage", "state", "done", "samples", "rejected", "samples/s", "left")
@@ -50,6 +50,8 @@ class StatusQuery:
     def settings(self, stage: str, made_with: dict[str, Any] | None) -> Any:
         """The settings of a stage; `made_with` are those in its manifest."""
         cfg = self.sections[stage]
+        if stage == "embed" and self.shards is None and inputs.are_given(made_with or {}):
+            cfg = self.sections["embeddings"]
         return config.as_made(cfg, made_with) if self.as_made and made_with else cfg
 
 
@@ -129,10 +131,12 @@ def embed_row(
         made_with = outputs.part_facts(paths.embeddings, [stem])[stem].get("config")
     cfg, shards = query.settings("embed", made_with), query.shards
     if shards is None and manifest:
-        shards = [Shard(**s["shard"]) for s in manifest["shards"]]
+        shards = [shard_of(s["shard"]) for s in manifest["shards"]]
     if shards is None:
         state = "partly" if parts else "not begun"
-        rerun = "the shards without a part; give --shards to see which" if parts else "all of it"
+        given = inputs.are_given(made_with or {})
+        what, option = ("files", "--embeddings") if given else ("shards", "--shards")
+        rerun = f"the {what} without a part; give {option} to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
     if whole := survey.if_done(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}

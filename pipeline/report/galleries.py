@@ -7,7 +7,7 @@ writes  report/galleries/{cluster_id}.webp   the images of one cluster, one belo
 from collections import defaultdict
 from typing import Any
 
-from pipeline.artifacts import layout
+from pipeline.artifacts import inputs, layout
 from pipeline.report.run_data import Facts, RunData
 from pipeline.report.settings import Config
 from pipeline.runtime.errors import UserError
@@ -26,11 +26,17 @@ def add(
 ) -> tuple[int, list[str]]:
     """Add `galleries` to the first rows; returns the number of missing images, and the strips.
 
+    Members of a run without shards have texts alone.
     As long as the page has less than PAGE_BYTES, images are data: URIs in the page. Those of the
     other clusters go to strips, which browsers load when needed.
     """
     shown = rows[: cfg.max_clusters]
     _add_members(shown, cfg, paths)
+    if not inputs.has_shards(run.embedded):
+        for member in (m for row in shown for m in row["members"]):
+            member |= {"picture": None, "tile": None}
+        paths.folder("report/galleries").clear()
+        return 0, []
     urls = {s["shard"]["stem"]: s["shard"]["url"] for s in run.embedded["shards"]}
     reader = thumbnails.Reader(run.embedded["config"]["max_image_pixels"], cfg.thumbnail)
     left, strips = PAGE_BYTES - FIXED_BYTES - CLUSTER_BYTES * len(shown), []

@@ -22,7 +22,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import inputs, layout, outputs
 from pipeline.report import figures, galleries, run_data
 from pipeline.report.run_data import Facts, RunData, collect
 from pipeline.report.settings import Config, expected
@@ -79,6 +79,8 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, F
     drawn = charts(run, clusters, paths)
     shown = {
         "run": run,
+        "given": inputs.are_given(run.embedded["config"]),
+        "pictures": inputs.has_shards(run.embedded),
         "clusters": clusters,
         "levels": run_data.levels(run, clusters, paths),
         "charts": drawn,

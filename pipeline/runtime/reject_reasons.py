@@ -9,7 +9,7 @@ class Reason(str, Enum):
     All but DECODE_TIMEOUT depend only on the bytes of the shard and the settings.
     """
 
-    DUPLICATE_KEY = "duplicate_key"  # an earlier sample of the shard has this key
+    DUPLICATE_KEY = "duplicate_key"  # an earlier sample of the shard or file has this key
     DUPLICATE_MEMBER = "duplicate_member"  # two of its files have the same suffix
     UNSAFE_NAME = "unsafe_name"  # absolute, with `..` or NUL
     LINK = "link"  # a symbolic or hard link
@@ -26,7 +26,11 @@ class Reason(str, Enum):
     TRUNCATED = "truncated"  # the image ends early
     CORRUPT = "corrupt"  # the image cannot be decoded
     DECODE_TIMEOUT = "decode_timeout"  # took longer than embed.decode_timeout_s
-    EMBEDDING_NOT_FINITE = "embedding_not_finite"  # the encoder gave NaN or infinity
+    EMBEDDING_NOT_FINITE = "embedding_not_finite"  # NaN or infinity, of the encoder or given
+    MISSING_ID = "missing_id"  # of given embeddings: the row has no id
+    MISSING_EMBEDDING = "missing_embedding"  # none was given: no row of that id, or null
+    WRONG_DIMENSION = "wrong_dimension"  # the given vector is longer or shorter than the others
+    ZERO_VECTOR = "zero_vector"  # the given vector has no direction
     SHARD = "shard"  # not of a sample: the shard is damaged or truncated
 
     def because(self, detail: object = "") -> str:

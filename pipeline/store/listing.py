@@ -1,7 +1,7 @@
-"""Lists the shards that a pattern matches, on any store."""
+"""Lists the shards, or other files, that a pattern matches, on any store."""
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,39 @@ Details = dict[str, dict[str, Any]]  # URL -> details from the store; size None 
 
 @dataclass(frozen=True)
 class Shard:
-    """One input tar."""
+    """One input file: a tar, or a file of embeddings."""
 
     stem: str  # unique in a run
     url: str
     size: int  # bytes; 0 if unknown
     version: str  # changes with the content: the ETag, else the modification time, else ""
+
+
+@dataclass(frozen=True)
+class Paired(Shard):
+    """A tar, and the file with the embeddings of its samples."""
+
+    file_url: str
+    file_size: int
+    file_version: str
+
+
+def shard_of(facts: Mapping[str, Any]) -> Shard:
+    """The shard that `dataclasses.asdict` made these facts of."""
+    return Paired(**facts) if "file_url" in facts else Shard(**facts)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input files, as messages call it."""
+
+    suffixes: tuple[str, ...]
+    what: str
+    option: str  # of the command line
+    remedy: str  # for files of another kind
+
+
+TARS = Kind((".tar",), "shard", "--shards", "pack images into shards with `ratecluster shards`")
 
 
 def list_shards(pattern: str) -> list[Shard]:
@@ -38,39 +65,48 @@ def list_shards(pattern: str) -> list[Shard]:
     A pattern is a brace pattern, a glob, a folder, one .tar, or a list file (.txt, .list, .lst)
     with one path or pattern per line, relative to the folder of the list.
     """
-    kind, entries = _meaning(pattern)
+    return list_files(pattern, TARS)
+
+
+def list_files(pattern: str, wanted: Kind) -> list[Shard]:
+    """The files of one kind that a pattern as in `list_shards` matches; UserError as there."""
+    kind, entries = _meaning(pattern, wanted)
     searched = {e for e in entries if kind == "a folder" or _is_glob(e)}
     found: Details = {}
     for entry in sorted(searched):
         if not (files := _search(entry)):
-            raise UserError(f"no shard matches {entry} (taken as {kind}); correct --shards")
+            raise UserError(
+                f"no {wanted.what} matches {entry} (taken as {kind}); correct {wanted.option}"
+            )
         found |= files
     named = [_canonical(entry) for entry in entries if entry not in searched]
     found = _ask(found | _look_up(named))
     if missing := sorted(set(named) - found.keys()):
         raise UserError(
-            f"{len(missing)} of {len(set(named))} shards of {pattern} (taken as {kind}) are "
-            f"missing, the first: {', '.join(missing[:3])}; correct --shards"
+            f"{len(missing)} of {len(set(named))} {wanted.what}s of {pattern} (taken as {kind}) "
+            f"are missing, the first: {', '.join(missing[:3])}; correct {wanted.option}"
         )
-    urls = sorted(url for url in found if _path(url).endswith(".tar"))
+    urls = sorted(url for url in found if _path(url).endswith(wanted.suffixes))
     if wrong := sorted(set(named).difference(urls)) or ([] if urls else sorted(found)):
-        why = f"{wrong[0]} is not a .tar; pack images into shards with `ratecluster shards`"
+        why = f"{wrong[0]} is not a {' or '.join(wanted.suffixes)}; {wanted.remedy}"
         if packed := [url for url in wrong if _path(url).endswith(COMPRESSED)]:
             why = f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
         raise UserError(f"{pattern} (taken as {kind}): {why}")
-    return [_shard(stem, url, found[url]) for stem, url in zip(_stems(urls), urls, strict=True)]
+    stems = _stems(urls, wanted.suffixes)
+    return [_shard(stem, url, found[url]) for stem, url in zip(stems, urls, strict=True)]
 
 
-def _meaning(pattern: str) -> tuple[str, list[str]]:
+def _meaning(pattern: str, wanted: Kind) -> tuple[str, list[str]]:
     """The kind of a pattern, and its paths, globs or folder."""
     if "{" in pattern:
         return "a brace pattern", _expand(pattern)
     if _is_glob(pattern):
         return "a glob", [pattern]
     if _path(pattern).endswith((".txt", ".list", ".lst")):
-        return "a list file", [path for line in _lines(pattern) for path in _expand(line)]
-    if _path(pattern).endswith((".tar", *COMPRESSED)):
-        return "one shard", [pattern]
+        lines = _lines(pattern, wanted)
+        return "a list file", [path for line in lines for path in _expand(line)]
+    if _path(pattern).endswith((*wanted.suffixes, *COMPRESSED)):
+        return f"one {wanted.what}", [pattern]
     return "a folder", [pattern]
 
 
@@ -89,15 +125,17 @@ def _expand(pattern: str) -> list[str]:
         raise UserError(f"{pattern}: braces do not match; write it as {{00000..00012}}") from None
 
 
-def _lines(url: str) -> list[str]:
+def _lines(url: str, wanted: Kind) -> list[str]:
     """The entries of a list file, made absolute."""
     try:
         lines = [line.strip() for line in read_bytes(url).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list file {url} cannot be read ({error}); correct --shards") from None
+        raise UserError(
+            f"list file {url} cannot be read ({error}); correct {wanted.option}"
+        ) from None
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
-        raise UserError(f"list file {url} names no shard; write one path per line")
+        raise UserError(f"list file {url} names no {wanted.what}; write one path per line")
     folder = posixpath.dirname(_canonical(url))
     return [
         entry if "://" in entry or entry.startswith("/") else f"{folder}/{entry.removeprefix('./')}"
@@ -193,9 +231,10 @@ def _shard(stem: str, url: str, entry: dict[str, Any]) -> Shard:
     return Shard(stem, url, int(entry.get("size") or 0), version.strip('"'))
 
 
-def _stems(urls: list[str]) -> list[str]:
-    """File names without .tar; where two are the same, paths below the deepest common folder."""
-    parts = [_path(url).removesuffix(".tar").split("/") for url in urls]
+def _stems(urls: list[str], suffixes: tuple[str, ...]) -> list[str]:
+    """File names without suffix; where two are the same, paths below the deepest common folder."""
+    ends = {url: next(s for s in suffixes if _path(url).endswith(s)) for url in urls}
+    parts = [_path(url).removesuffix(ends[url]).split("/") for url in urls]
     stems = [part[-1] for part in parts]
     if len(set(stems)) < len(urls):
         places = list(zip(min(parts), max(parts), strict=False))  # of the first URL and the last
@@ -203,7 +242,7 @@ def _stems(urls: list[str]) -> list[str]:
         stems = ["__".join(part[common:]) for part in parts]
     if len(set(stems)) < len(urls):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"two shards would both be called {twice}; rename one of them")
+        raise UserError(f"two files would both be called {twice}; rename one of them")
     return stems
 
 

@@ -13,6 +13,7 @@ from pipeline.store import storage
 
 FACTS_KEY = b"ratecluster"
 ROW_GROUP_ROWS = 1024  # training reads a few rows of many groups: 1 MB of 512 float16 each
+BUFFER_BYTES = 1 << 22  # of a column that is read some rows at a time
 FOOTER_BYTES = 1 << 16  # of the first read; a longer footer takes a second
 
 
@@ -48,6 +49,47 @@ def write(url: str, table: pa.Table, **facts: object) -> None:
             use_dictionary=_repetitive(table.schema),
             write_page_checksum=True,  # so that verify sees a flipped bit
         )
+
+
+class Writer:
+    """A table that is written some rows at a time; `facts` go into its footer at the end."""
+
+    def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.facts: dict[str, Any] = {}
+        self._parquet, self._waiting = parquet, schema.empty_table()
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows; full row groups are written."""
+        rows = pa.concat_tables([self._waiting, rows])
+        whole = rows.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+        if whole:
+            self._parquet.write_table(rows.slice(0, whole), ROW_GROUP_ROWS)
+        self._waiting = rows.slice(whole)
+
+    def finish(self) -> None:
+        """Write the last row group, and the facts."""
+        if self._waiting.num_rows:
+            self._parquet.write_table(self._waiting, ROW_GROUP_ROWS)
+        text = json.dumps(self.facts, sort_keys=True).encode()
+        self._parquet.add_key_value_metadata({FACTS_KEY: text})
+
+
+@contextmanager
+def writer(url: str, schema: pa.Schema) -> Iterator[Writer]:
+    """Commit a table as `write` does, for rows that do not fit into memory together."""
+    with (
+        storage.commit(url) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=_repetitive(schema),
+            write_page_checksum=True,
+        ) as parquet,
+    ):
+        rows = Writer(parquet, schema)
+        yield rows
+        rows.finish()
 
 
 def _repetitive(schema: pa.Schema) -> list[str]:
@@ -94,9 +136,9 @@ def read_rows(url: str, columns: Sequence[str], rows: range | np.ndarray) -> pa.
 
 
 def batches(url: str, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[pa.Table]:
-    """Those of the columns that exist, some rows at a time."""
+    """Those of the columns that exist, some rows at a time; holds no whole row group."""
     with storage.open_pieces(url) as file, _naming(url):
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
         there = [name for name in columns if name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(rows, columns=there):
             yield pa.Table.from_batches([batch])
@@ -122,7 +164,7 @@ def facts(url: str) -> dict[str, Any]:
         if length > len(tail) == FOOTER_BYTES and tail.endswith(b"PAR1"):
             tail = storage.read_tail(url, length)
         with _naming(url):
-            metadata = pq.ParquetFile(pa.BufferReader(tail)).schema_arrow.metadata or {}
+            metadata = pq.ParquetFile(pa.BufferReader(tail)).metadata.metadata or {}
             return dict(json.loads(metadata.get(FACTS_KEY, b"{}")))
 
     return storage.retry(load, url)

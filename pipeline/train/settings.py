@@ -24,7 +24,8 @@ class Config:
     )
     view_weights: tuple[float, ...] = setting(
         (),
-        "weights of the views: images, words (unless train.words = 0), each of embed.also; "
+        "weights of the views: images, words (unless there are none), each of embed.also, or each "
+        "further one of embeddings.columns; "
         "default: by their agreement with the images",
     )
     words: int = setting(

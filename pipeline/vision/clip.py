@@ -23,6 +23,7 @@ from pipeline.vision.weights import (
     BUNDLED,
     PICO,
     PRECISIONS,
+    architecture,
     check,
     images_only,
     source,
@@ -187,6 +188,13 @@ def load(
         ) from error
     log.info("clip: %s, weights %s, %s, %s", model, pretrained or "default", device, precision)
     return Encoder(model, net, preprocess, tokenizer, device, precision)
+
+
+def text_dim(model: str, pretrained: str) -> int:
+    """Dimensions of the model's vectors of texts; reads weights only where no config says it."""
+    check(model, pretrained)
+    known = architecture(model)
+    return int(known["embed_dim"]) if known else load(model, pretrained, device="cpu").dim
 
 
 def _open_clip(model: str, pretrained: str, precision: str) -> tuple[Any, Any, Any]:

@@ -22,8 +22,18 @@ def default(model: str) -> tuple[str, ...]:
 
 
 def load_or_default(names: Sequence[str], model: str) -> list[str]:
-    """The words of `names`, or of `default(model)` if there are none; raises as `load` does."""
-    return load(names or default(model))
+    """The words of `names`, or of `default(model)` if there are none; raises as `load` does.
+
+    None without a model, as of given embeddings: nothing could compare them with images.
+    """
+    if model:
+        return load(names or default(model))
+    if names:
+        raise UserError(
+            f"vocabulary {list(names)} needs a model that encodes texts as the given embeddings: "
+            "set embeddings.model, or leave the vocabulary out"
+        )
+    return []
 
 
 def load(names: Sequence[str]) -> list[str]:

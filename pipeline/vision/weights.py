@@ -73,6 +73,17 @@ def check(model: str, pretrained: str) -> None:
         raise UserError(f"unknown pretrained {pretrained!r} for {model}: {_choices(tags)}")
 
 
+def architecture(model: str) -> dict[str, Any] | None:
+    """open_clip's config of a model; None where it comes with the weights."""
+    import open_clip
+
+    _register_bundled()
+    found: dict[str, Any] | None = None
+    if model in open_clip.list_models():
+        found = open_clip.get_model_config(model)
+    return found
+
+
 def source(model: str, pretrained: str) -> dict[str, Any]:
     """Arguments of open_clip for the weights; it fails where there are none."""
     import open_clip

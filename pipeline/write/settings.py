@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.artifacts import layout, outputs
+from pipeline.artifacts import inputs, layout, outputs
 from pipeline.runtime import config
 from pipeline.runtime.config import setting
 from pipeline.write import exclude_lists
@@ -12,7 +12,9 @@ from pipeline.write import exclude_lists
 class Config:
     """Which files are written, and which samples are left out."""
 
-    shards: bool = setting(True, "write labeled/*.tar too; false: only the labels Parquet")
+    shards: bool = setting(
+        True, "write labeled/*.tar too, where there are shards; false: only the labels Parquet"
+    )
     exclude: tuple[str, ...] = setting(
         (),
         "lists of samples to leave out of labeled/: Parquet with sample_id, folders of it, .txt",
@@ -34,10 +36,11 @@ def expected(
     """
     lists = digests(cfg) if lists is None else lists
     made_of = config.fingerprint(cfg, made["captions"]["fingerprint"], *lists)
+    tars = cfg.shards and inputs.has_shards(made["embeddings"])
     stems = [s["shard"]["stem"] for s in made["embeddings"]["shards"]]
     files = {
         paths.labels: [f"{stem}.parquet" for stem in stems],
-        paths.labeled: [f"{stem}.tar" for stem in stems if cfg.shards],
+        paths.labeled: [f"{stem}.tar" for stem in stems if tars],
         paths.top: ["clusters.parquet", "levels.parquet", "run.json"],
     }
     return outputs.ExpectedOutputs("write", paths.labels, made_of, cfg, files)

@@ -25,7 +25,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, levels, outputs, schemas
+from pipeline.artifacts import inputs, layout, levels, outputs, schemas
 from pipeline.artifacts.joins import read_joined
 from pipeline.artifacts.levels import Levels
 from pipeline.artifacts.stages import chain_to
@@ -272,7 +272,8 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         named[row["level"] - 1].append(row["cluster_caption"])
     named[groups.default] = captioned["captions"]
     known = (embedded["columns"], groups, named)
-    job = WriteJob(paths, *known, cfg.shards, made_of, limit, frozenset(listed))
+    tars = cfg.shards and inputs.has_shards(embedded)
+    job = WriteJob(paths, *known, tars, made_of, limit, frozenset(listed))
     chunks = tasks.chunks(todo, max(1, len(todo)))
     with StageProgress("write", len(todo), "shards") as progress:
         for chunk, counts in zip(chunks, tasks.results(write_shards, chunks, job), strict=True):

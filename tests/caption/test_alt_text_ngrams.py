@@ -165,3 +165,10 @@ def test_below_a_twentieth_a_text_says_nothing_of_a_cluster():
     texts = ["dog"] * 100 + ["zebra"] * 4
     found = alt_text_ngrams.separation(counts_of(texts, ["cat", "cat"]), ranking.neighbourhood(TWO))
     assert found.of(["zebra"]).toarray().tolist() == [[0], [0]]
+
+
+def test_a_word_fits_the_share_of_texts_that_hold_it():
+    counts = counts_of(["a dog", "dog park", "cat"], ["car"], [])
+    found = alt_text_ngrams.fitting(counts, ["dog", "car", "none"]).toarray()
+    assert found == pytest.approx(np.array([[2 / 3, 0, 0], [0, 1, 0], [0, 0, 0]]))
+    assert alt_text_ngrams.fitting(counts, []).shape == (3, 0)

@@ -286,3 +286,14 @@ def test_a_thousand_clusters_have_a_thousand_names():
         free = {frozenset(chosen[:1]), *(frozenset((chosen[0], i)) for i in chosen)} - set(names)
         assert name <= set(chosen) and chosen[0] in name
         assert names.count(name) == 1 or not free
+
+
+def test_texts_alone_are_weighted_by_the_texts_that_hold_a_word():
+    texts = sp.csr_matrix([[0.5, 0.4], [0, 0.4]])
+    fit = sp.csr_matrix([[1.0, 0.5], [0, 0.5]])
+    found = ranking.by_texts_alone(texts, fit).toarray()
+    assert found == pytest.approx(np.array([[0.5, 0.04], [0, 0.04]]))
+
+
+def test_no_candidates_have_no_ranks():
+    assert ranking.rank(sp.csr_matrix((2, 0)), [], np.zeros((0, 4), np.float32)) == [[], []]

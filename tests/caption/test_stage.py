@@ -7,10 +7,11 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 
-from pipeline.artifacts import layout, stages
+from pipeline.artifacts import layout, schemas, stages
 from pipeline.caption import candidates, ranking
 from pipeline.caption import settings as caption_settings
 from pipeline.caption import stage as caption
@@ -198,3 +199,12 @@ def test_a_model_names_the_clusters_and_nothing_is_counted_again(
         *stages.named("caption").files,
         "manifest.json",
     }
+
+
+def test_a_cluster_without_a_caption_is_named_by_its_number():
+    row = {"cluster_id": 1, "rank": 0, "caption": "dog", "share": 0.5, "source": "alt text"}
+    ranked = pa.Table.from_pylist([row], schema=schemas.CAPTIONS)
+    found = candidates.numbered(ranked, 3).to_pylist()
+    assert found[0]["caption"] == "dog"
+    names = [(r["cluster_id"], r["caption"], r["source"], r["share"]) for r in found[1:]]
+    assert names == [(0, "cluster 0", "number", 0), (2, "cluster 2", "number", 0)]

@@ -323,3 +323,8 @@ def test_an_encoder_that_is_named_twice_is_refused(also):
 def test_an_encoder_without_words_is_not_the_first(model):
     with pytest.raises(UserError, match=r"no text encoder .* embed\.also"):
         embed_settings.check({"embed": replace(ONE, model=model)})
+
+
+def test_views_of_given_embeddings_are_the_columns():
+    assert views.names({"config": {"columns": []}}) == ["embedding"]
+    assert views.names({"config": {"columns": ["a", "b"]}}) == ["embedding", "embedding_2"]

@@ -1,6 +1,7 @@
 """Tables: vectors there and back, the same bytes twice, the facts in the footer."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -148,3 +149,32 @@ def test_rows_are_taken_by_number_in_the_order_given(tmp_path, rows):
     found = tables.read_rows(url, ["x", "n"], np.array(rows))
     assert found["n"].to_pylist() == rows
     assert np.array_equal(tables.to_matrix(found["x"]), x[rows])
+
+
+def test_a_table_that_is_written_some_rows_at_a_time_is_the_same(tmp_path):
+    one, two = (str(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    whole = pa.table({"a": range(5000), "b": [str(i) for i in range(5000)]})
+    tables.write(one, whole, rows=5000)
+    with tables.writer(two, whole.schema) as out:
+        for start in range(0, 5000, 300):
+            out.add(whole.slice(start, 300))
+        out.facts = {"rows": 5000}
+        assert not Path(two).exists()
+    assert tables.facts(one) == tables.facts(two) == {"rows": 5000}
+    assert tables.read(two).equals(whole) and tables.read_rows(
+        two, ["a"], range(1500, 1502)
+    ).to_pydict() == {"a": [1500, 1501]}
+    groups = [pq.ParquetFile(url).metadata for url in (one, two)]
+    sizes = [[m.row_group(i).num_rows for i in range(m.num_row_groups)] for m in groups]
+    assert sizes[0] == sizes[1] == [1024] * 4 + [904]
+
+
+def test_an_error_while_rows_are_written_leaves_nothing(tmp_path):
+    url = str(tmp_path / "t.parquet")
+    with (
+        pytest.raises(ZeroDivisionError),
+        tables.writer(url, pa.schema([("a", pa.int64())])) as out,
+    ):
+        out.add(pa.table({"a": range(3000)}))
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())

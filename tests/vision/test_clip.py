@@ -381,3 +381,8 @@ def test_words_are_the_mean_over_their_prompts(pico):
     both = [pico.encode_texts([w, f"a {w} here"], 2).mean(axis=0) for w in ("dog", "car")]
     assert found == pytest.approx(np.stack([v / np.linalg.norm(v) for v in both]), abs=1e-5)
     assert found.dtype == np.float32
+
+
+def test_the_dimensions_of_texts_need_no_weights():
+    assert clip.text_dim("ViT-L-14", "openai") == 768
+    assert clip.text_dim("pico-clip", "") == clip.load("pico-clip", "").dim

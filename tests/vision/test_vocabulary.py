@@ -117,3 +117,9 @@ def test_longest_allowed(words_file):
 
 def test_imagenet_is_open_clips():
     assert set(vocabulary.load(["imagenet"])) == set(open_clip.IMAGENET_CLASSNAMES)
+
+
+def test_without_a_model_there_are_no_words():
+    assert vocabulary.load_or_default((), "") == []
+    with pytest.raises(UserError, match=r"'pico-clip'.* set embeddings.model, or leave"):
+        vocabulary.load_or_default(("pico-clip",), "")

@@ -32,7 +32,7 @@ Entry = Callable[[int, str, dict[str, Any]], dict[str, Any]]
 
 def run(paths: layout.RunPaths, out: str) -> None:
     """Stream the file: images in one pass over the shards, annotations in a second."""
-    source, url = common_layout.open_run(paths), storage.absolute(out)
+    source, url = common_layout.open_run(paths, NAME), storage.absolute(out)
     if not url.endswith(".json"):
         raise UserError(f"--out {out}: give the name of a file, such as {url}/coco.json")
     info = {

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, outputs, schemas
+from pipeline.artifacts import inputs, layout, outputs, schemas
 from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
@@ -55,9 +55,14 @@ class ExportedRun:
         return table.filter(pc.equal(table["status"], "success")).select(list(columns))
 
 
-def open_run(paths: layout.RunPaths) -> ExportedRun:
-    """The run at a root; UserError if its labels are missing or out of date."""
+def open_run(paths: layout.RunPaths, pictures: str = "") -> ExportedRun:
+    """The run at a root; UserError if its labels are missing or out of date.
+
+    `pictures` is the name of an export that needs them: UserError for a run without shards.
+    """
     made = outputs.upstream(paths, "captions")
+    if pictures:
+        inputs.require_shards(made["embeddings"], f"export {pictures}")
     labels = paths.labels.manifest()
     if labels["upstream"] != made["captions"]["fingerprint"]:
         raise UserError(

@@ -37,7 +37,7 @@ def run(paths: layout.RunPaths, out: str, truth: str | None) -> None:
 
     The json column `truth`, if given, becomes the field ground_truth.
     """
-    source, folder = common_layout.open_run(paths), Folder(storage.absolute(out))
+    source, folder = common_layout.open_run(paths, NAME), Folder(storage.absolute(out))
     if storage.local_path(folder.url) is None:
         raise UserError(f"{out}: FiftyOne reads only local folders; choose one as --out")
     if truth and truth not in source.originals:

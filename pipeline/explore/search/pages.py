@@ -42,7 +42,7 @@ def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Results as JSON values, best first."""
     rows = []
     for hit in hits:
-        url, offset, size = hit.place
+        url, offset, size = hit.place or (None, None, None)
         row = {name: value for name, value in asdict(hit).items() if name != "place"}
         rows.append({**row, "shard_url": url, "tar_offset": offset, "tar_size": size})
     return rows
@@ -50,8 +50,9 @@ def facts(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 def with_thumbnails(hits: Sequence[Hit], max_pixels: int) -> list[tuple[Hit, str | None]]:
     """Each result with its thumbnail as a data: URI; None if the image is no longer readable."""
-    found = thumbnails.thumbnails([hit.place for hit in hits], max_pixels, SIDE)
-    return list(zip(hits, found, strict=True))
+    places = [hit.place for hit in hits if hit.place]
+    found = iter(thumbnails.thumbnails(places, max_pixels, SIDE))
+    return [(hit, next(found) if hit.place else None) for hit in hits]
 
 
 def page(title: str, **values: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import layout, outputs, views
+from pipeline.artifacts import inputs, layout, outputs, views
 from pipeline.artifacts.layout import Space
 from pipeline.explore.search.index import Rows, as_vectors, columns_of, open_index
 from pipeline.mcr2.network import FeatureNetwork
@@ -43,7 +43,7 @@ class Hit:
     cluster_id: int
     cluster_caption: str
     caption: str  # of the sample; "" if it has none
-    place: Place  # of the bytes of its image
+    place: Place | None  # of the bytes of its image; None in a run without shards
 
 
 class Search:
@@ -61,14 +61,27 @@ class Search:
 
     @cached_property
     def encoder(self) -> clip.Encoder:
-        """The model of the run's embeddings, in full precision."""
+        """The model of the run's embeddings, in full precision.
+
+        UserError for given embeddings without a model.
+        """
         made_with = self.made["embeddings"]["config"]
+        if not made_with["model"]:
+            raise UserError(
+                f"{self.paths.root}: its embeddings were given without a model that encodes texts "
+                "and images: search with --sample, or run again with embeddings.model set"
+            )
         return clip.load(made_with["model"], made_with["pretrained"], precision="fp32")
 
     @cached_property
     def _further(self) -> list[clip.Encoder]:
         """The models of embed.also, in full precision."""
         encoders = self.made["embeddings"]["encoders"][1:]
+        if encoders and inputs.are_given(self.made["embeddings"]["config"]):
+            raise UserError(
+                f"{self.paths.root}: no encoder is known for the column {encoders[0]['model']!r} "
+                "of its embeddings: search in --space clip, or with --sample"
+            )
         return [clip.load(e["model"], e["pretrained"], precision="fp32") for e in encoders]
 
     @cached_property
@@ -96,6 +109,21 @@ class Search:
         if not text.strip():
             raise UserError("the text is empty; describe an image")
         return np.asarray(self.encoder.encode_texts([text], 1)[0])
+
+    def of_sample(self, sample_id: str, space: Space) -> np.ndarray:
+        """The query (d,) of a sample of the run; UserError if it is not embedded there."""
+        stem = sample_id.partition("/")[0]
+        columns = columns_of(self._network if space is Space.Z else None)
+        if stem in self.rows.stems:
+            url = self.paths.embeddings.file(f"{stem}.parquet")
+            place = pc.index(tables.read(url, ["sample_id"])["sample_id"], sample_id).as_py()
+            if place >= 0:
+                row = tables.read_rows(url, columns, range(place, place + 1))
+                return np.asarray(self._vectors(views.side_by_side(row, columns)[0], space)[0])
+        raise UserError(
+            f"{self.paths.root} has no embedding of the sample {sample_id!r}; a sample_id is "
+            "SHARD/KEY, as in labels/"
+        )
 
     def nearest(
         self, query: np.ndarray, space: Space, top: int, cluster: int | None = None
@@ -181,5 +209,7 @@ class Search:
             cluster_id=cluster,
             cluster_caption=self.captions[cluster] or "",
             caption=row["caption"] or "",
-            place=Place(self.urls[row["shard"]], row["tar_offset"], row["tar_size"]),
+            place=None
+            if row["tar_offset"] is None
+            else Place(self.urls[row["shard"]], row["tar_offset"], row["tar_size"]),
         )

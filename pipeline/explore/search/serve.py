@@ -181,7 +181,8 @@ def run(paths: layout.RunPaths, host: str, port: int, say: Callable[[str], None]
     with listening:
         spaces = [Space.CLIP, *([Space.Z] if paths.index(Space.Z.value).peek() else [])]
         search, hosts = Search(paths, spaces), loopback_names(host)
-        assert search.encoder  # loads it before the first request
+        if search.made["embeddings"]["config"]["model"]:
+            assert search.encoder  # loads it before the first request
         if hosts is None:
             log.warning("serve: anyone who reaches %s sees the images; there is no password", host)
         shown = f"[{host}]" if ":" in host else host

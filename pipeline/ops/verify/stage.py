@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load as load_tensors
 
-from pipeline.artifacts import layout, schemas
+from pipeline.artifacts import inputs, layout, schemas
 from pipeline.artifacts.stages import chain, chain_to
 from pipeline.ops.verify import level_checks, row_checks, tar_checks
 from pipeline.ops.verify.row_checks import RunFacts, Shard
@@ -112,8 +112,10 @@ def _chain(check: RunCheck) -> None:
 def _digest(name: str, manifest: dict[str, Any]) -> str:
     """The fingerprint that a manifest should have, if it can be computed from the run."""
     if name == "embeddings":
-        inputs = [[s["shard"][f] for f in ("stem", "size", "version")] for s in manifest["shards"]]
-        return config.digest(manifest["config"], inputs)
+        names = ("stem", "size", "version", "file_size", "file_version")  # of given embeddings
+        shards = [s["shard"] for s in manifest["shards"]]
+        made_from = [[shard[name] for name in names if name in shard] for shard in shards]
+        return config.digest(manifest["config"], made_from)
     if name in ("clusters", "labels"):
         lists = manifest.get("exclude", [])  # digests of the lists
         version = next(stage.version for stage in chain() if stage.folder == name)
@@ -132,6 +134,8 @@ def _facts(check: RunCheck) -> RunFacts:
     cfg, encoders = embedded["config"], embedded["encoders"]
     made_by = [f"{each['model']}:{each['pretrained']}".rstrip(":") for each in encoders]
     wanted = [f"{cfg['model']}:{cfg['pretrained']}", *cfg.get("also", ())]
+    if inputs.are_given(cfg):  # encoders are named by their columns
+        wanted = cfg["columns"] or made_by
     if made_by != [name.rstrip(":") for name in wanted]:
         what = f"names other encoders than its settings: {made_by}"
         check.found.add("embeddings/manifest.json", what)
@@ -149,7 +153,7 @@ def _facts(check: RunCheck) -> RunFacts:
         levels=level_checks.captions_of(check, groups),
         written=written.get("fingerprint"),
         excluded=excluded.get("parts", {}),
-        tars=bool(written.get("config", {}).get("shards")),
+        tars=bool(written.get("config", {}).get("shards")) and inputs.has_shards(embedded),
         limit=embedded["config"]["max_sample_bytes"],
     )
 

@@ -94,6 +94,6 @@ def vector_length(file: pq.ParquetFile) -> int:
 def footer(file: pq.ParquetFile) -> dict[str, Any]:
     """The facts in the footer of a part; empty if they cannot be read."""
     try:
-        return dict(json.loads((file.schema_arrow.metadata or {}).get(tables.FACTS_KEY, b"{}")))
+        return dict(json.loads((file.metadata.metadata or {}).get(tables.FACTS_KEY, b"{}")))
     except (ValueError, TypeError):
         return {}

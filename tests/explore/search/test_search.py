@@ -96,8 +96,8 @@ def test_a_sample_without_a_caption_has_an_empty_one(searchable):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give either --image or --text"),
-        (("--text", "a", "--image", "b"), "give either --image or --text"),
+        ((), "give either --image, --text or --sample"),
+        (("--text", "a", "--image", "b"), "give either --image, --text or --sample"),
         (("--text", "  "), "the text is empty"),
         (("--text", "a dog", "--space", "z"), "search for texts with --space clip"),
         (("--image", "nowhere.png"), "nowhere.png cannot be read: No such file"),
