@@ -176,7 +176,7 @@ def consensus(base: Base, shares: Tensor) -> np.ndarray:
     mean = shares.gather(2, torch.from_numpy(order[hits.argmax()]).expand(shares.shape)).mean(1)
     refined = spectral.refine(mean.argmax(1).numpy(), base.index)
     labels = np.unique(refined, return_inverse=True)[1].ravel()
-    parts = cut._parts(len(labels), base.k, cut.SMOOTH_ROWS)
+    parts = int(np.clip(len(labels) // (base.k * cut.PART_ROWS), 1, cut.PARTS))
     return cut._make_prototypes(base.z, labels, parts).nearest(base.z).numpy()
 
 

@@ -65,7 +65,7 @@ class Run:
         return tables.read(self.paths.top.file("levels.parquet"))
 
     def members(self, cluster: int) -> pa.Table:
-        """The labels of one cluster's samples, the most typical first (least outlier_score).
+        """The labels of one cluster's samples, the best fitting first (least outlier_score).
 
         Raises UserError where the run has no such cluster.
         """
