@@ -23,7 +23,7 @@ SENT = {"pipeline", "jobs", "pyproject.toml", "my.toml", "words.txt"}  # of a cl
 
 
 def test_there_is_one_for_every_stage_and_for_all():
-    assert set(JOBS) == options.KINDS.keys() - {"run", "index"} | {"all"}
+    assert set(JOBS) == options.KINDS.keys() - {"run", "index", "embeddings"} | {"all"}
 
 
 @pytest.mark.parametrize("job", JOBS)
