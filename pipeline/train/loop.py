@@ -147,6 +147,12 @@ def _shuffle(cfg: Config, samples: int) -> Tensor:
     return torch.randperm(samples, generator=_generator(cfg.seed, 3))
 
 
+def likely_validations(cfg: Config) -> list[int]:
+    """The steps that `fit` validates where nothing gains; the last of them ends the training."""
+    steps = sorted(validation_steps(cfg.steps if cfg.recipe != "none" else 0))
+    return steps[: PATIENCE + 1] if cfg.recipe == "auto" else steps
+
+
 def fit(
     cfg: Config, x: Tensor | Share, state: State, workers: Collectives, seen: Tensor | None = None
 ) -> Iterator[State]:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from pipeline.caption import stage as caption
-from pipeline.mcr2.model_selection import validation_steps
 from pipeline.ops.plan import stage_timings
 from pipeline.ops.plan.stage_timings import Facts, Sampled
 from pipeline.ops.text import digits, duration, filled, table
@@ -24,10 +23,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.select_k import full_passes
 from pipeline.store import storage
 from pipeline.store.listing import Shard
-from pipeline.train import sampling
+from pipeline.train import loop, sampling
 
-# What Ray adds, in starts of one process (as measured here). Fitted to one run of
-# `benchmarks/plan.py` over the bundled emoji on a quiet machine; CIFAR is the check.
+# What Ray adds, in starts of one process; fitted to the emoji (benchmarks/plan.py), 2 idle cores
 RAY_STARTS = 1.3  # before its first work
 POOL_STARTS = 0.95  # Ray Data and one actor, to its first call
 TRAIN_STARTS = 3.75  # Ray Train and its worker, and their end
@@ -115,8 +113,9 @@ def estimate(
     word_s = found["word_s"] / (target.rate(found) * found["encode_s"] if gpus else faster)
     words = found["train_words"] * word_s * bool(cfg.words)
     data = min(images, sampling.OVERREAD * found["train_samples"]) * found["read_row_s"]
-    data += found["once_s"] + len(validation_steps(cfg.steps)) * found["validation_s"]
-    train = {"steps": cfg.steps * found["step_s"], "data and validation": data, "words": words}
+    looks = loop.likely_validations(cfg)
+    data += found["once_s"] + len(looks) * found["validation_s"]
+    train = {"steps": looks[-1] * found["step_s"], "data and validation": data, "words": words}
     train_gpu_s = (sum(train.values()) - words) * cfg.workers + words
     cut, start, names = found["cut_s"], found["start_s"], found["caption_words"] * word_s
     pool = POOL_STARTS * start + found["load_text_s"]
@@ -170,8 +169,8 @@ def _embed(cfg: Any, shards: int, images: int, found: Facts, target: Target) -> 
 
 def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list[str]:
     """What a reader must know before believing the figures."""
-    cfg, gpus = sections["embed"], target.nodes * target.gpus
-    rated = not gpus or target.encode_rate
+    cfg, train, gpus = sections["embed"], sections["train"], target.nodes * target.gpus
+    last, rated = loop.likely_validations(train)[-1], not gpus or target.encode_rate
     on_gpu, encoders = found["device"].startswith("cuda"), cfg.actors or max(1, gpus)
     device = "GPU" if on_gpu else f"CPU, {found['cores']} cores"
     start = f"a process takes {found['start_s']:.1f} s to start"
@@ -182,7 +181,9 @@ def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list
         f"{shards:,} shards keep no more than {shards:,} of the {gpus:,} GPUs busy": shards < gpus,
         "training was measured on a CPU: its time on a GPU is unknown": gpus and not on_gpu,
         idle: not gpus and encoders < target.nodes,
-        "training was measured with one worker; more are faster": sections["train"].workers > 1,
+        "training was measured with one worker; more are faster": train.workers > 1,
+        f"training is planned to stop after {last} of {train.steps} steps, for no gain": last
+        < train.steps,
         "evaluate, writing to the store of --root and loading the model are not included": True,
     }
     return [line for line, holds in lines.items() if holds]

@@ -182,14 +182,8 @@ def _train(cfg: Any, paths: layout.RunPaths, total: int, words: np.ndarray, scal
         kept = loop.landmark_rows(fit, len(seen))
         write_network(fit, state, views, [f"{n}" for n in kept.tolist()], seen[kept], paths)
         once_s = CLOCK() - stamps[-1] + stamps[1] - stamps[0] - step_s - 2 * validation_s
-    return {
-        "read_row_s": read_s,
-        "once_s": once_s,
-        "step_s": step_s,
-        "validation_s": validation_s,
-        "train_samples": samples,
-        "train_words": len(words),
-    }
+    times = {"read_row_s": read_s, "once_s": once_s, "step_s": step_s, "validation_s": validation_s}
+    return times | {"train_samples": samples, "train_words": len(words)}
 
 
 def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.ndarray) -> Facts:
@@ -217,11 +211,11 @@ def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.nda
             caption.count_ngrams(stems, paths, own)
         caption.votes(stems, paths, words, own, cfg.temperature)
         voted = CLOCK()
-        names: list[str | None] = ["a caption"] * prototypes.k
         found = Levels(own, own[:, None], groups.table.numpy())
         tars, limit = sections["write"].shards, sections["embed"].max_sample_bytes
-        job = write.WriteJob(paths, embedded["columns"], found, [names], tars, "plan", limit)
-        write.write_shards(shards, job)
+        names: list[str | None] = ["a caption"] * prototypes.k
+        named = (embedded["columns"], found, [names])
+        write.write_shards(shards, write.WriteJob(paths, *named, tars, "plan", limit))
         written = CLOCK()
     return {
         "cut_s": decided - began,

@@ -100,7 +100,7 @@ def test_on_cpus_more_nodes_help_only_with_more_encoders():
 def test_training_does_not_grow_with_the_images():
     small, large = (stages(n, 10**4, Target(1, 4, 0, 0.0))["train"] for n in (10**7, 10**8))
     assert small == large
-    steps = 240 * 0.5 + 7 * 3.0 + 2.0 + 1.0
+    steps = 40 * 0.5 + 4 * 3.0 + 2.0 + 1.0
     assert small["work_s"] == pytest.approx(steps + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5)
 
 
@@ -207,3 +207,12 @@ def test_more_gpus_than_shards_are_named():
 )
 def test_three_digits(value, said):
     assert text.digits(value) == said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "looks"), [("auto", 40, 4), ("mcr2", 240, 7), ("none", 0, 1)]
+)
+def test_training_stops_where_it_brings_no_gain(recipe, steps, looks):
+    found = stages(10**7, 10**4, Target(1, 4, 0, 0.0), f"train.recipe={recipe}")["train"]
+    rest = 2.0 + 1.0 + 1000 * 0.01 * 2 / 4 + 4 * 240_000 * 1e-5
+    assert found["work_s"] == pytest.approx(steps * 0.5 + looks * 3.0 + rest)
