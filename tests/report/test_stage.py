@@ -17,13 +17,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.artifacts import schemas
 from pipeline.evaluate import settings as evaluate_settings
 from pipeline.evaluate import stage as evaluate
 from pipeline.report import settings
 from pipeline.report import stage as report
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
-from tests import fake_run
+from tests import fake_run, level_tables
 
 
 class Page(HTMLParser):
@@ -96,6 +97,32 @@ def test_every_link_leads_somewhere_in_the_page(paths):
     links = page.all("a", "href")
     assert {"#cluster-0", "#cluster-1", "#cluster-2"} <= set(links)
     assert {link.removeprefix("#") for link in links} <= page.ids
+
+
+def test_levels_open_from_coarse_to_fine(paths):
+    fake_run.written(paths)
+    assert 'id="levels"' not in made(paths)  # there is one
+    level_tables.write(paths, np.eye(3, fake_run.FEATURES), [[0, 0], [0, 1], [1, 2]])
+    fake_run.refinish(paths.clusters, levels=[2, 3], fingerprint="clusters-2")
+    fake_run.refinish(paths.captions, upstream="clusters-2", fingerprint="captions-2")
+    fake_run.refinish(paths.labels, upstream="captions-2", fingerprint="labels-2")
+    places = [(1, 0, None), (1, 1, None), (2, 0, 0), (2, 1, 0), (2, 2, 1)]
+    rows = [
+        {"level": level, "cluster_id": cluster, "parent": parent, "size": 10}
+        | {"cluster_caption": f"{fake_run.SCRIPT} {level} {cluster}", "share": 0.5}
+        for level, cluster, parent in places
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.LEVELS)
+    tables.write(paths.top.file("levels.parquet"), table)
+    html = made(paths)
+    assert fake_run.SCRIPT not in html
+    text = Page(html.partition('id="levels"')[2].partition("</section>")[0]).text
+    assert "2 → 3 clusters" in text
+    assert (
+        f"{fake_run.SCRIPT} 1 0 10 {fake_run.SCRIPT} 10 green &amp; <b>leafy</b> 10"
+        in text.replace("&", "&amp;")
+    )
+    assert f"{fake_run.SCRIPT} 1 1" not in text  # its only part is shown in its place
 
 
 def test_texts_of_the_web_are_escaped(paths):
