@@ -37,9 +37,10 @@ def compare(source: Source, name: str) -> None:
     state, _ = published.trained(found.x, source.words, 0, found.dims, "none")
     z = state.best().eval().features(found.x)
     with one_thread():
-        prototypes = cut.cut(z, CLUSTERS[name], 0)
+        index = cut.neighbours(z)
+        prototypes = cut.cut(z, CLUSTERS[name], 0, index)
         began = time.perf_counter()
-        marks = levels.Landmarks.of(z, prototypes)
+        marks = levels.Landmarks.of(z, prototypes, index)
         groups = levels.split(marks, MOST, 0)
         own = groups.nearest(z, marks.clusters)
         sizes = torch.bincount(own, minlength=len(groups.table)).double()
@@ -51,7 +52,7 @@ def compare(source: Source, name: str) -> None:
         labels = level[own.numpy()]
         k = int(level.max()) + 1
         with one_thread():
-            direct = cut.cut(z, k, 0).nearest(z).numpy()
+            direct = cut.cut(z, k, 0, index).nearest(z).numpy()
         least = np.bincount(labels).min()
         line = f"  {k:4} clusters, the smallest of {least:4}"
         for label in SETS[name]:

@@ -54,14 +54,23 @@ def level_rows(
 ) -> list[dict[str, Any]]:
     """Rows of LEVEL_CAPTIONS: the names of the clusters of a level, counted from 0."""
     words, sources = found["caption"].to_pylist(), found["source"].to_pylist()
-    rows = []
-    for number, parts in enumerate(names):
-        row: dict[str, Any] = {"level": level + 1, "cluster_id": number, "share": 0.0}
-        if parts:
-            row["caption"] = ranking.AND.join(words[index] for index in parts)
-            row |= {"share": float(sure[number, parts[0]]), "source": sources[parts[0]]}
-        rows.append(row)
-    return rows
+    return [
+        {"level": level + 1, "cluster_id": number, "share": 0.0}
+        | (_caption(number, parts, sure, words, sources) if parts else {})
+        for number, parts in enumerate(names)
+    ]
+
+
+def _caption(
+    number: int, parts: list[int], sure: sp.csr_matrix, words: list[str], sources: list[str]
+) -> dict[str, Any]:
+    """A caption of one or two words; its share and its source are those of the first."""
+    caption = ranking.AND.join(words[index] for index in parts)
+    return {
+        "caption": caption,
+        "share": float(sure[number, parts[0]]),
+        "source": sources[parts[0]],
+    }
 
 
 def ranking_of(
@@ -77,10 +86,8 @@ def ranking_of(
     for number, (chosen, name) in enumerate(zip(places, names, strict=True)):
         ranked = [name, *([index] for index in chosen if index not in name)] if name else []
         for rank, parts in enumerate(ranked):
-            caption = ranking.AND.join(words[index] for index in parts)
-            facts = {"cluster_id": number, "rank": rank, "caption": caption}
-            share = float(sure[number, parts[0]])
-            rows.append({**facts, "share": share, "source": sources[parts[0]]})
+            place = {"cluster_id": number, "rank": rank}
+            rows.append(place | _caption(number, parts, sure, words, sources))
     return pa.Table.from_pylist(rows, schema=schemas.CAPTIONS)
 
 

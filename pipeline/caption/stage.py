@@ -173,16 +173,8 @@ def _rank(
     if total is None:
         voted = candidates.numbered(voted, len(ranked.names))
     tables.write(paths.captions.file("voted.parquet"), voted, **facts)
-    named, level_rows = {found.default: ranked.names}, list[dict[str, Any]]()
-    for level in found.others:
-        clusters = found.within(-1, level)
-        near = candidates.near(found.vectors, found.clusters[:, level])
-        ranked = evidence.rank(clusters, near, _relatives(found, level, named, evidence.keys))
-        named[level] = ranked.names
-        level_rows += candidates.level_rows(level, ranked.sure, ranked.names, rows)
-    level_rows.sort(key=lambda row: (row["level"], row["cluster_id"]))
-    table = pa.Table.from_pylist(level_rows, schema=schemas.LEVEL_CAPTIONS)
-    tables.write(paths.captions.file("levels.parquet"), table, **facts)
+    others = _name_levels(found, evidence, ranked.names, rows)
+    tables.write(paths.captions.file("levels.parquet"), others, **facts)
     return facts
 
 
@@ -221,6 +213,21 @@ class _Evidence:
         places = ranking.rank(scores, self.keys, self.texts)
         names = ranking.name(scores, fit, places, self.keys, others)
         return _Ranked(by_texts, ranking.shares(fit), places, names)
+
+
+def _name_levels(
+    found: levels.Levels, evidence: _Evidence, names: list[list[int]], rows: pa.Table
+) -> pa.Table:
+    """LEVEL_CAPTIONS. `names` are those of the clusters, `rows` are CANDIDATES."""
+    named, captions = {found.default: names}, list[dict[str, Any]]()
+    for level in found.others:
+        near = candidates.near(found.vectors, found.clusters[:, level])
+        relatives = _relatives(found, level, named, evidence.keys)
+        ranked = evidence.rank(found.within(-1, level), near, relatives)
+        named[level] = ranked.names
+        captions += candidates.level_rows(level, ranked.sure, ranked.names, rows)
+    captions.sort(key=lambda row: (row["level"], row["cluster_id"]))
+    return pa.Table.from_pylist(captions, schema=schemas.LEVEL_CAPTIONS)
 
 
 def _relatives(

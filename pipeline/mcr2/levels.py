@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from pipeline.mcr2 import assignment, choose_k, coding_rate, cut, spectral, tree
+from pipeline.mcr2 import assignment, choose_k, coding_rate, spectral, tree
 from pipeline.mcr2.assignment import Prototypes
 from pipeline.mcr2.tree import Merge
 
@@ -56,9 +56,9 @@ class Landmarks:
     clusters: Tensor  # (m,)
 
     @classmethod
-    def of(cls, z: Tensor, prototypes: Prototypes) -> "Landmarks":
-        """Landmarks z (m, d) in the clusters of these prototypes."""
-        graph = spectral.shared_neighbours(cut.neighbours(z))
+    def of(cls, z: Tensor, prototypes: Prototypes, index: Tensor) -> "Landmarks":
+        """Landmarks z (m, d) in the clusters of these prototypes; index are `cut.neighbours`."""
+        graph = spectral.shared_neighbours(index)
         return cls(z, spectral.smooth(z, graph), prototypes.nearest(z))
 
     def resample(self, generator: np.random.Generator) -> "Landmarks":
@@ -89,27 +89,33 @@ def split(marks: Landmarks, most: int, seed: int) -> Groups:
 
 
 class _Tree:
-    """The merges of groups: those of one cluster first, then those of the clusters."""
+    """The merges of groups: those of one cluster first, then those of the clusters.
 
-    def __init__(self, marks: Landmarks, groups: Groups, merges: Sequence[Merge]) -> None:
-        self.groups = groups
+    It is made from the landmarks `marks`, and cuts the landmarks `every` (m,).
+    """
+
+    def __init__(
+        self, marks: Landmarks, groups: Groups, merges: Sequence[Merge], every: Landmarks
+    ) -> None:
         own = groups.nearest(marks.z, marks.clusters)
-        sizes = torch.bincount(own, minlength=len(groups.table)).double().numpy()
+        self.groups = own if every is marks else groups.nearest(every.z, every.clusters)  # (m,)
+        self.count = len(groups.table)
+        sizes = torch.bincount(own, minlength=self.count).double().numpy()
         first = torch.searchsorted(groups.cluster_of, torch.arange(groups.k)).tolist()
         between = [Merge(first[m.kept], first[m.merged], m.bits_saved) for m in merges]
         self.merges = [*_within(groups, sizes), *between]
 
     def cut(self, k: int) -> np.ndarray:
         """The cluster of each group, (g,), when k clusters are left."""
-        return np.array(tree.cut(self.merges, len(self.groups.table), k))
+        return np.array(tree.cut(self.merges, self.count, k))
 
-    def labels(self, marks: Landmarks, k: int) -> np.ndarray:
+    def labels(self, k: int) -> np.ndarray:
         """The same of each landmark (m,)."""
-        return self.cut(k)[self.groups.nearest(marks.z, marks.clusters).numpy()]
+        return self.cut(k)[self.groups.numpy()]
 
     def jump(self, k: int) -> float:
         """How much more the merge after k clusters costs than the one before, −1 to 1."""
-        place = len(self.groups.table) - k
+        place = self.count - k
         before, after = (-self.merges[i].bits_saved for i in (place - 1, place))
         return (after - before) / max(abs(after) + abs(before), 1e-9)
 
@@ -151,20 +157,20 @@ def find(
     with the trees of RESAMPLES resamples of the landmarks, and the jump, by which the next merge
     costs more than the one before.
     """
-    grown, generator = _Tree(marks, groups, merges), np.random.default_rng(0)
+    grown, generator = _Tree(marks, groups, merges, marks), np.random.default_rng(0)
     others = []
     for seed in range(RESAMPLES):
         drawn = marks.resample(generator)
         stats = coding_rate.statistics(drawn.z, drawn.clusters, groups.k)
         own = split(drawn, len(groups.table), seed)
-        others.append(_Tree(drawn, own, tree.grow(*stats, eps_sq)))
+        others.append(_Tree(drawn, own, tree.grow(*stats, eps_sq), marks))
 
     def best(low: float, high: float) -> list[int]:
         least, most = max(FEWEST, math.ceil(low)), min(len(groups.table) // 2, math.floor(high))
         if least > most:
             return []
         ks = choose_k.grid(least, most)
-        measures = {k: [_agreement(marks, grown, others, k), grown.jump(k)] for k in ks}
+        measures = {k: [_agreement(grown, others, k), grown.jump(k)] for k in ks}
         return [choose_k.best_of(measures)]
 
     ks = [groups.k]
@@ -176,11 +182,10 @@ def find(
     return np.stack(cuts)
 
 
-def _agreement(marks: Landmarks, grown: _Tree, others: Sequence[_Tree], k: int) -> float:
+def _agreement(grown: _Tree, others: Sequence[_Tree], k: int) -> float:
     """Mean adjusted Rand index of the cut into k with those of the other trees."""
-    labels = grown.labels(marks, k)
-    found = [adjusted_rand_score(labels, other.labels(marks, k)) for other in others]
-    return float(np.mean(found))
+    labels = grown.labels(k)
+    return float(np.mean([adjusted_rand_score(labels, other.labels(k)) for other in others]))
 
 
 def _by_size(clusters: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.artifacts import layout, outputs
-from pipeline.artifacts import levels as artifact_levels
 from pipeline.artifacts.stages import chain
 from pipeline.runtime.errors import UserError
 from pipeline.store import tables
@@ -89,7 +88,8 @@ def levels(run: RunData, clusters: list[Facts], paths: layout.RunPaths) -> list[
     if not run.written or len(run.clustered["levels"]) < 2:
         return []
     rows = tables.read(paths.top.file("levels.parquet")).to_pylist()
-    default, facts = artifact_levels.read(paths).default + 1, {row["id"]: row for row in clusters}
+    default = run.clustered["levels"].index(len(clusters)) + 1
+    facts = {row["id"]: row for row in clusters}
     by_id: dict[tuple[int, int], Facts] = {}
     for row in rows:
         own = by_id[row["level"], row["cluster_id"]] = {**row, "parts": []}

@@ -45,7 +45,12 @@ CURVES = ("bits", "bands", "ks", "measures")  # of a Choice; the rest are number
 
 
 def _decide(
-    z: Tensor, fit: Config, parts: Parts, network: FeatureNetwork, progress: StageProgress
+    z: Tensor,
+    index: Tensor,
+    fit: Config,
+    parts: Parts,
+    network: FeatureNetwork,
+    progress: StageProgress,
 ) -> tuple[Choice, Prototypes]:
     """Steps 1 and 2, and the cut of step 3; what an interrupted run has decided is taken again."""
     decided = PartialResult(parts.paths.clusters, "choice", parts.made_of)
@@ -56,14 +61,14 @@ def _decide(
     choice = choose_k.choose_k(z, leaves, stats, fit)
     if fit.k:
         choice = replace(choice, k=fit.k)
-    prototypes = _cut(z, choice.k, fit.seed)
+    prototypes = _cut(z, choice.k, fit.seed, index)
     decided.save(_as_arrays(choice, prototypes))
     return choice, prototypes
 
 
-def _cut(z: Tensor, k: int, seed: int) -> Prototypes:
+def _cut(z: Tensor, k: int, seed: int, index: Tensor) -> Prototypes:
     try:
-        return cut.cut(z, k, seed)
+        return cut.cut(z, k, seed, index)
     except ValueError:
         if (found := len(z.unique(dim=0))) >= k:
             raise
@@ -89,8 +94,9 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     network = load_network(paths)
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
-        choice, prototypes = _decide(z, fit, parts, network, progress)
-        landmarks = levels.Landmarks.of(z, prototypes)
+        index = cut.neighbours(z)
+        choice, prototypes = _decide(z, index, fit, parts, network, progress)
+        landmarks = levels.Landmarks.of(z, prototypes, index)
         groups = levels.split(landmarks, fit.leaves, fit.seed)
         assigner = Assigner(network, prototypes, groups, made_of)
         assigned = assign_all(parts, assigner, progress)

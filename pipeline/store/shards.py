@@ -146,6 +146,26 @@ class _Draft:
         return Sample(to_text(self.key), self.id, index, tuple(self.members), self.problem)
 
 
+class UniqueIds:
+    """Ids of keys that may repeat: a repeated key gets #2, #3, …"""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}  # occurrences of each key
+        self._ids: set[str] = set()
+
+    def of(self, key: str, text: str) -> tuple[str, bool]:
+        """The id of the next key, which is its `text` if that is new; whether the key repeats."""
+        repeated = key in self._times
+        times = self._times.get(key, 0) + 1
+        id = text if times == 1 else f"{text}#{times}"
+        while id in self._ids:
+            times += 1
+            id = f"{text}#{times}"
+        self._times[key] = times
+        self._ids.add(id)
+        return id, repeated
+
+
 class ShardReader:
     """Iterates once over the samples of a shard; damage ends it, and `end` describes the damage.
 
@@ -158,8 +178,7 @@ class ShardReader:
         self._source = TarStream(stream)
         self._limit = max_sample_bytes
         self._tar: tarfile.TarFile | None = None
-        self._times: dict[str, int] = {}  # occurrences of each key
-        self._ids: set[str] = set()
+        self._ids = UniqueIds()
 
     def __iter__(self) -> Iterator[Sample]:
         draft: _Draft | None = None
@@ -179,17 +198,10 @@ class ShardReader:
             yield draft.sample(index)
 
     def _begin(self, key: str, name: str) -> _Draft:
-        times = self._times.get(key, 0) + 1
-        problem = None if times == 1 else Reason.DUPLICATE_KEY.because()
+        id, repeated = self._ids.of(key, to_text(key))
+        problem = Reason.DUPLICATE_KEY.because() if repeated else None
         if is_unsafe(name):
             problem = Reason.UNSAFE_NAME.because(to_text(name))
-        text = to_text(key)
-        id = text if times == 1 else f"{text}#{times}"
-        while id in self._ids:
-            times += 1
-            id = f"{text}#{times}"
-        self._times[key] = times
-        self._ids.add(id)
         return _Draft(key, id, problem)
 
     def _next(self) -> tarfile.TarInfo | None:

@@ -41,14 +41,7 @@ def write(url: str, table: pa.Table, **facts: object) -> None:
     kept = {k: v for k, v in (table.schema.metadata or {}).items() if k != FACTS_KEY}
     table = table.replace_schema_metadata({**kept, FACTS_KEY: text})
     with storage.commit(url) as file:
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            row_group_size=ROW_GROUP_ROWS,
-            use_dictionary=_repetitive(table.schema),
-            write_page_checksum=True,  # so that verify sees a flipped bit
-        )
+        pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, **_options(table.schema))
 
 
 class Writer:
@@ -79,17 +72,20 @@ def writer(url: str, schema: pa.Schema) -> Iterator[Writer]:
     """Commit a table as `write` does, for rows that do not fit into memory together."""
     with (
         storage.commit(url) as file,
-        pq.ParquetWriter(
-            file,
-            schema,
-            compression="zstd",
-            use_dictionary=_repetitive(schema),
-            write_page_checksum=True,
-        ) as parquet,
+        pq.ParquetWriter(file, schema, **_options(schema)) as parquet,
     ):
         rows = Writer(parquet, schema)
         yield rows
         rows.finish()
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    """How all tables are written; checksums of pages let verify see a flipped bit."""
+    return {
+        "compression": "zstd",
+        "use_dictionary": _repetitive(schema),
+        "write_page_checksum": True,
+    }
 
 
 def _repetitive(schema: pa.Schema) -> list[str]:

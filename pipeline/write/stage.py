@@ -212,17 +212,17 @@ def cluster_rows(paths: layout.RunPaths) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.CLUSTERS)
 
 
-def level_rows(paths: layout.RunPaths) -> pa.Table:
+def level_rows(found: Levels, made: outputs.Manifests, paths: layout.RunPaths) -> pa.Table:
     """LEVELS: the clusters of every level; those of cluster_id have their best captions."""
-    found, groups = levels.read(paths), paths.clusters.manifest()["groups"]
-    default = found.default
+    groups, best = made["clusters"]["groups"], made["captions"]["captions"]
     captions = {
         (row["level"] - 1, row["cluster_id"]): row
         for row in tables.read(paths.captions.file("levels.parquet")).to_pylist()
     }
     for row in tables.read(paths.captions.file("captions.parquet")).to_pylist():
         if row["rank"] == 0:
-            captions[default, row["cluster_id"]] = row
+            own = {"caption": best[row["cluster_id"]], "share": row["share"]}
+            captions[found.default, row["cluster_id"]] = own
     rows = []
     for level in range(found.clusters.shape[1]):
         parents = found.within(level, level - 1) if level else None
@@ -266,12 +266,12 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
     todo = [shard for shard in shards if shard["stem"] not in done]
     limit = embedded["config"]["max_sample_bytes"]
     listed = exclude_lists.run(cfg.exclude, lists, made, paths)
-    every, groups = level_rows(paths), levels.read(paths)
+    found = levels.read(paths)
+    every = level_rows(found, made, paths)
     named: list[list[str | None]] = [[] for _ in clustered["levels"]]
     for row in every.to_pylist():
         named[row["level"] - 1].append(row["cluster_caption"])
-    named[groups.default] = captioned["captions"]
-    known = (embedded["columns"], groups, named)
+    known = (embedded["columns"], found, named)
     tars = cfg.shards and inputs.has_shards(embedded)
     job = WriteJob(paths, *known, tars, made_of, limit, frozenset(listed))
     chunks = tasks.chunks(todo, max(1, len(todo)))

@@ -29,7 +29,7 @@ def blobs(seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def marks_of(z: torch.Tensor, k: int) -> levels.Landmarks:
-    return levels.Landmarks.of(z, cut.cut(z, k, 0))
+    return levels.Landmarks.of(z, cut.cut(z, k, 0), cut.neighbours(z))
 
 
 def found_in(marks: levels.Landmarks) -> tuple[levels.Groups, np.ndarray, np.ndarray]:

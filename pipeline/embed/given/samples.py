@@ -8,6 +8,7 @@ from pipeline.embed.given.settings import Config
 from pipeline.embed.settings import Config as EmbedConfig
 from pipeline.runtime.reject_reasons import Reason
 from pipeline.store.listing import Shard
+from pipeline.store.shards import UniqueIds
 
 THREADS = 2  # that decode a shard
 BATCH = 256  # samples decoded at once
@@ -20,20 +21,12 @@ class FileSamples:
 
     def __init__(self, stem: str) -> None:
         self.stem, self.count = stem, 0
-        self._times: dict[str, int] = {}  # occurrences of each id
-        self._ids: set[str] = set()
+        self._ids = UniqueIds()
 
     def of(self, key: str | None) -> Row:
         """The identity of the next row; with a `reason` where its id is missing or repeated."""
         text = key or ""
-        repeated = text in self._times
-        times = self._times.get(text, 0) + 1
-        own = text if times == 1 else f"{text}#{times}"
-        while own in self._ids:
-            times += 1
-            own = f"{text}#{times}"
-        self._times[text] = times
-        self._ids.add(own)
+        own, repeated = self._ids.of(text, text)
         row: Row = {"sample_id": f"{self.stem}/{own}", "shard": self.stem}
         row |= {"key": text, "index": self.count}
         self.count += 1

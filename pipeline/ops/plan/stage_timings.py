@@ -200,10 +200,11 @@ def _label(sections: Sections, paths: layout.RunPaths, total: int, words: np.nda
         stats = coding_rate.statistics(z, assignment.nearest(z, leaves), len(leaves))
         for sums in stats:
             sums *= total / len(z)
-        prototypes = cut.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit.seed)
+        index = cut.neighbours(z)
+        prototypes = cut.cut(z, choose_k.choose_k(z, leaves, stats, fit).k, fit.seed, index)
         decided = CLOCK()
         statistics([paths.embeddings.file(f"{stem}.parquet") for stem in stems], network, leaves)
-        groups = levels.split(levels.Landmarks.of(z, prototypes), fit.leaves, fit.seed)
+        groups = levels.split(levels.Landmarks.of(z, prototypes, index), fit.leaves, fit.seed)
         own = groups.cluster_of.numpy()
         assign_parts(stems, paths, Assigner(network, prototypes, groups, "plan"))
         assigned = CLOCK()
