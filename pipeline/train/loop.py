@@ -147,10 +147,19 @@ def _shuffle(cfg: Config, samples: int) -> Tensor:
     return torch.randperm(samples, generator=_generator(cfg.seed, 3))
 
 
+def _validated(cfg: Config) -> list[int]:
+    """The steps whose network is validated."""
+    if cfg.recipe == "cpp":
+        return [cfg.steps]  # the last network is the published one
+    steps = sorted(validation_steps(cfg.steps))
+    return steps[1:] if cfg.recipe == "mcr2" and cfg.steps else steps
+
+
 def likely_validations(cfg: Config) -> list[int]:
     """The steps that `fit` validates where nothing gains; the last of them ends the training."""
-    steps = sorted(validation_steps(cfg.steps if cfg.recipe != "none" else 0))
-    return steps[: PATIENCE + 1] if cfg.recipe == "auto" else steps
+    if cfg.recipe == "none":
+        return [0]
+    return _validated(cfg)[: PATIENCE + 1] if cfg.recipe == "auto" else _validated(cfg)
 
 
 def fit(
@@ -169,11 +178,7 @@ def fit(
         assert isinstance(x, Tensor)
         seen = x
     validator = Validator.of(network, seen, cfg.seed) if workers.rank == 0 else None
-    good, validated = state.snapshot(), validation_steps(cfg.steps)
-    if cfg.recipe == "mcr2" and cfg.steps:
-        validated.remove(0)
-    if cfg.recipe == "cpp":
-        validated = {cfg.steps}  # the last network is the published one
+    good, validated = state.snapshot(), _validated(cfg)
     while True:
         if state.step in validated and not state.validated():
             scores = validator.score(network) if validator else np.zeros(BOOTSTRAPS)

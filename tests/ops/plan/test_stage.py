@@ -210,7 +210,8 @@ def test_three_digits(value, said):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "steps", "looks"), [("auto", 40, 4), ("mcr2", 240, 7), ("none", 0, 1)]
+    ("recipe", "steps", "looks"),
+    [("auto", 40, 4), ("mcr2", 240, 6), ("cpp", 240, 1), ("none", 0, 1)],
 )
 def test_training_stops_where_it_brings_no_gain(recipe, steps, looks):
     found = stages(10**7, 10**4, Target(1, 4, 0, 0.0), f"train.recipe={recipe}")["train"]
