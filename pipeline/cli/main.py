@@ -82,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _end_process(codes: list[int]) -> None:
-    """End without the destructors of C++, where Arrow's threads may abort a finished process.
+    """End the process without the destructors of C++.
 
-    See https://github.com/apache/arrow/issues/34314: a command that had done its work ended with
-    SIGABRT, 1 of 8 on a busy machine.
+    There Arrow's threads may abort a process that has done its work, with SIGABRT. It happened on
+    busy machines: https://github.com/apache/arrow/issues/34314.
     """
     try:
         sys.stdout.flush()

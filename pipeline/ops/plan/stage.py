@@ -175,6 +175,7 @@ def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list
     device = "GPU" if on_gpu else f"CPU, {found['cores']} cores"
     start = f"a process takes {found['start_s']:.1f} s to start"
     idle = f"{encoders} encoder on {target.nodes} nodes: set embed.actors={target.nodes} to use all"
+    early = f"training is expected to bring no gain: it stops after {last} of {train.steps} steps"
     lines = {
         f"measured on {found['images']:,} images, {cfg.model} on this {device}; {start}": True,
         f"a GPU is assumed as fast as this {device}: give --encode-rate": not rated,
@@ -182,8 +183,7 @@ def notes(sections: Sections, shards: int, found: Facts, target: Target) -> list
         "training was measured on a CPU: its time on a GPU is unknown": gpus and not on_gpu,
         idle: not gpus and encoders < target.nodes,
         "training was measured with one worker; more are faster": train.workers > 1,
-        f"training is planned to stop after {last} of {train.steps} steps, for no gain": last
-        < train.steps,
+        early: last < train.steps,
         "evaluate, writing to the store of --root and loading the model are not included": True,
     }
     return [line for line, holds in lines.items() if holds]
