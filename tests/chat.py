@@ -25,10 +25,10 @@ class Chat:
     @property
     def clusters(self) -> list[str]:
         """The best candidate of each request, which tells its cluster."""
-        return [told(asked)["candidates"][0] for asked in self.asked]
+        return [prompt(asked)["candidates"][0] for asked in self.asked]
 
 
-def told(asked: dict[str, Any]) -> dict[str, Any]:
+def prompt(asked: dict[str, Any]) -> dict[str, Any]:
     """The candidates and alt texts in a request."""
     return json.loads(asked["messages"][0]["content"][0]["text"].partition("\n\n")[2])
 

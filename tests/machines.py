@@ -54,7 +54,7 @@ class Machine:
         """Its exit code."""
         return real_run.wait(self.start(*command))
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         """By all of its processes."""
         return self.log.read_text(errors="replace")
 
@@ -128,7 +128,7 @@ class Cluster:
             *(f"--num-cpus={cpus}", "--object-store-memory=100000000"),
             *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={machine.folder}/ray"),
         )
-        wait_for(lambda: "Ray runtime started" in machine.said(), machine.said, 60)
+        wait_for(lambda: "Ray runtime started" in machine.log_text(), machine.log_text, 60)
         return machine
 
     def lose(self, machine: Machine) -> None:
@@ -217,9 +217,11 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def wait_for(condition: Callable[[], object], said: Callable[[], str], limit_s: int = 120) -> None:
-    """Until it holds; what the machine said where it does not come to that."""
+def wait_for(
+    condition: Callable[[], object], message: Callable[[], str], limit_s: int = 120
+) -> None:
+    """Waits until `condition` holds; fails with `message` after `limit_s` seconds."""
     end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end, said()[-5000:]
+        assert time.monotonic() < end, message()[-5000:]
         time.sleep(0.1)

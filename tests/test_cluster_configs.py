@@ -333,25 +333,25 @@ def test_slurm_gives_ray_a_private_token(slurm):
 
 
 def test_slurm_queues_again_before_the_limit(slurm):
-    code, calls, said = slurm("signal")
+    code, calls, message = slurm("signal")
     assert calls[-1] == "scontrol requeue 77"
     assert code
-    assert "queued again" in said
+    assert "queued again" in message
 
 
 def test_slurm_refuses_an_address_that_others_cannot_reach(slurm):
-    code, calls, said = slurm("0", addresses="127.0.1.1")
+    code, calls, message = slurm("0", addresses="127.0.1.1")
     assert code == 2
-    assert "set HEAD_IP" in said
+    assert "set HEAD_IP" in message
     assert not any("ray start" in call for call in calls)
 
 
 def test_slurm_says_when_ray_does_not_start(slurm, tmp_path):
     ray = tmp_path / "bin" / "ray"
     ray.write_text("#!/bin/bash\nexit 1\n")
-    code, calls, said = slurm("0")
+    code, calls, message = slurm("0")
     assert code == 1
-    assert "did not start on n1" in said
+    assert "did not start on n1" in message
     assert not any("jobs.all" in call for call in calls)
 
 

@@ -36,8 +36,8 @@ def site(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # material's word on its own future
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0 and "WARNING" not in said, said
+    message = done.stdout + done.stderr
+    assert done.returncode == 0 and "WARNING" not in message, message
     return folder
 
 
@@ -123,5 +123,7 @@ def test_the_tutorial_works(tmp_path, monkeypatch, ray_session, capfd):
         if words[0] in ("run", "plan", "status"):
             words += ["--set", "train.steps=12", *FEW_WORDS]
         assert cli.invoke(words) == 0, line
-        said = capfd.readouterr().out
-    assert json.loads(said)["samples"] == 411 and (tmp_path / "my-run/report/index.html").exists()
+        message = capfd.readouterr().out
+    assert (
+        json.loads(message)["samples"] == 411 and (tmp_path / "my-run/report/index.html").exists()
+    )

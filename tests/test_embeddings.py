@@ -146,8 +146,8 @@ def test_clip_retrieval_without_captions_names_clusters_by_number(tmp_path, ray_
         pq.write_table(pa.table({"image_path": [*keys[:-2], None, keys[0]]}), path)
     root = tmp_path / "run"
     assert cli.invoke(arguments(folder, root)) == 0
-    said = capfd.readouterr().out
-    assert "120 samples in 2 files: 114 labelled, 6 rejected" in said and "cluster 3" in said
+    message = capfd.readouterr().out
+    assert "120 samples in 2 files: 114 labelled, 6 rejected" in message and "cluster 3" in message
     assert cli.invoke(["verify", "--root", str(root)]) == 0
     captions = pipeline.open_run(root).clusters()["cluster_caption"].to_pylist()
     assert captions == [f"cluster {i}" for i in range(4)]

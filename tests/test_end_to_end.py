@@ -107,11 +107,15 @@ def test_again_does_nothing_and_elsewhere_gives_the_same_bytes(
         assert cli.invoke([*run_arguments(tiny_shards, finished_run), "--json"]) == 0
     assert caplog.text.count("already done") == 7
     assert files(finished_run) == before
-    said = json.loads(capfd.readouterr().out)
-    assert (said["samples"], said["embedded"], said["rejected"]) == (2 * TINY + 3, 2 * TINY, 3)
-    assert said["k"] == 4 == len(said["clusters"])
-    assert sum(cluster["size"] for cluster in said["clusters"]) == 2 * TINY
-    assert said["evaluation"][0]["name"] == "ratecluster"
-    assert said["report"] == str(finished_run / "report" / "index.html")
+    message = json.loads(capfd.readouterr().out)
+    assert (message["samples"], message["embedded"], message["rejected"]) == (
+        2 * TINY + 3,
+        2 * TINY,
+        3,
+    )
+    assert message["k"] == 4 == len(message["clusters"])
+    assert sum(cluster["size"] for cluster in message["clusters"]) == 2 * TINY
+    assert message["evaluation"][0]["name"] == "ratecluster"
+    assert message["report"] == str(finished_run / "report" / "index.html")
     assert cli.invoke(run_arguments(tiny_shards, tmp_path)) == 0
     assert files(tmp_path) == before

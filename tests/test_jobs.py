@@ -46,7 +46,7 @@ class Head:
     temp: Path  # of Ray
 
     def ray(self, *words: str, **environment: str) -> tuple[int, str]:
-        """`ray …` in the clone: its exit code, and all that it said."""
+        """`ray …` in the clone: its exit code, and its output."""
         done = subprocess.run(
             [machines.RAY, *words],
             cwd=self.clone,
@@ -65,9 +65,9 @@ class Head:
         command = ["job", "submit", *named, "--working-dir", ".", "--", "python", "-m", *words]
         return self.ray(*command, RAY_ADDRESS=self.dashboard, **environment)
 
-    def facts(self, said: str) -> tuple[str, int, str]:
-        """Status, exit code and message of the job whose submission said this."""
-        (name,) = set(re.findall(r"Job '(\w+)' submitted successfully", said))
+    def facts(self, output: str) -> tuple[str, int, str]:
+        """Status, exit code and message of the job with this output of its submission."""
+        (name,) = set(re.findall(r"Job '(\w+)' submitted successfully", output))
         script = "import json, sys; from ray.job_submission import JobSubmissionClient as Jobs\n"
         script += "job = Jobs(sys.argv[1]).get_job_info(sys.argv[2])\n"
         script += "print(json.dumps([job.status, job.driver_exit_code, job.message]))"
@@ -127,30 +127,30 @@ def head(tmp_path_factory):
 def test_a_job_of_all_stages(head, tiny_shards, tmp_path):
     root = tmp_path / "run"
     _, *arguments = [*run_arguments(tiny_shards, root), "--set", "train.words=0"]
-    code, said = head.submit("jobs.all", *arguments, name="first")
-    assert code == 0, said
+    code, output = head.submit("jobs.all", *arguments, name="first")
+    assert code == 0, output
     machines.wait_for((root / ".lock").exists, lambda: head.ray("job", "logs", "first")[1])
     sent = head.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert [{path.name for path in folder.iterdir()} for folder in sent] == [SENT]
 
-    code, said = head.submit("jobs.embed", "--shards", str(tiny_shards), "--root", str(root))
-    status, exit_code, message = head.facts(said)
+    code, output = head.submit("jobs.embed", "--shards", str(tiny_shards), "--root", str(root))
+    status, exit_code, message = head.facts(output)
     assert (code, status, exit_code) == (1, "FAILED", 2), message
     assert re.search(rf"ratecluster: {root} is in use by .* all.py --shards", message)
 
     address = {"RAY_ADDRESS": head.dashboard}
-    code, said = head.ray("job", "logs", "--follow", "first", **address)
-    assert "Job 'first' succeeded" in said, said
-    lines = said.splitlines()
+    code, output = head.ray("job", "logs", "--follow", "first", **address)
+    assert "Job 'first' succeeded" in output, output
+    lines = output.splitlines()
     for stage in ("embed", "train", "select_k", "caption", "write", "evaluate", "report"):
-        assert any(line.startswith(f"{stage}: ") for line in lines), f"{stage}:\n{said}"
-    assert "\r" not in said and "\x1b[2K" not in said
+        assert any(line.startswith(f"{stage}: ") for line in lines), f"{stage}:\n{output}"
+    assert "\r" not in output and "\x1b[2K" not in output
     assert f"report: {root}/report/index.html" in lines
 
-    code, said = head.submit("jobs.all", *arguments)
-    assert code == 0, said
-    assert said.count("already done") == 7
-    assert head.facts(said)[0] == "SUCCEEDED"
+    code, output = head.submit("jobs.all", *arguments)
+    assert code == 0, output
+    assert output.count("already done") == 7
+    assert head.facts(output)[0] == "SUCCEEDED"
 
 
 @pytest.mark.slow
@@ -159,11 +159,11 @@ def test_a_job_whose_stage_fails_says_why(head, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "00000.tar").write_bytes(b"no tar" * 1000)
     paths = ["--shards", str(tmp_path / "shards"), "--root", str(tmp_path / "run")]
-    code, said = head.submit("jobs.all", *paths, "--config", "my.toml")
-    status, exit_code, message = head.facts(said)
+    code, output = head.submit("jobs.all", *paths, "--config", "my.toml")
+    status, exit_code, message = head.facts(output)
     assert (code, status, exit_code) == (1, "FAILED", 1), message
     why = "ratecluster: failed: RuntimeError: embed: 1 of 1 shards cannot be read at all"
-    assert any(line.startswith(why) for line in said.splitlines())
+    assert any(line.startswith(why) for line in output.splitlines())
     assert why in message
 
 
@@ -171,7 +171,7 @@ def test_a_job_whose_stage_fails_says_why(head, tmp_path):
 @pytest.mark.ray
 @pytest.mark.parametrize("mode", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}])
 def test_a_job_without_the_token_is_refused(head, mode):
-    code, said = head.submit("jobs.report", "--root", "nowhere", **mode)
+    code, output = head.submit("jobs.report", "--root", "nowhere", **mode)
     assert code != 0
-    assert "submitted successfully" not in said
-    assert "AuthenticationError" in said or "401" in said, said
+    assert "submitted successfully" not in output
+    assert "AuthenticationError" in output or "401" in output, output

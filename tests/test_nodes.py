@@ -44,7 +44,7 @@ def cluster():
         store.start(
             *(sys.executable, "-m", "moto.server", "-H", store.address, "-p", str(port))
         )  # it logs every request, and ends with its machine
-        machines.wait_for(lambda: "Running on" in store.said(), store.said)
+        machines.wait_for(lambda: "Running on" in store.log_text(), store.log_text)
         made.environment["AWS_ENDPOINT_URL"] = f"http://{store.address}:{port}"
         for cpus in (0, 2, 2):
             made.join(cpus)
@@ -63,7 +63,9 @@ def run(cluster, shards: str, root: str, address: str = ""):
 
 
 def copy(cluster, *words: str) -> None:
-    assert cluster.head.run(sys.executable, "-c", COPY, *words) == 0, cluster.head.said()[-3000:]
+    assert cluster.head.run(sys.executable, "-c", COPY, *words) == 0, cluster.head.log_text()[
+        -3000:
+    ]
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Driver:
         """Whether it has work to do; False at its good end."""
         code = self.process.poll() if self.process else 1
         if code is not None and code != 0:
-            assert code == 1 and self.runs <= RERUNS, self.cluster.head.said()[-3000:]
+            assert code == 1 and self.runs <= RERUNS, self.cluster.head.log_text()[-3000:]
             address = self.cluster.ray_address
             self.process = run(self.cluster, "s3://given/shards", "s3://made/struck", address)
             self.runs += 1
@@ -88,14 +90,16 @@ class Driver:
         """Once the store has a file of that name, kill a worker that does it; another comes."""
         store = self.cluster.machines[0]
         machines.wait_for(
-            lambda: self.goes_on() and f"PUT /made/struck/{written}" in store.said(),
-            self.cluster.head.said,
+            lambda: self.goes_on() and f"PUT /made/struck/{written}" in store.log_text(),
+            self.cluster.head.log_text,
         )
         at_work = [worker for worker in self.cluster.workers if worker.does(title)]
-        assert at_work, f"nobody does {title}:\n{self.cluster.head.said()[-3000:]}"
+        assert at_work, f"nobody does {title}:\n{self.cluster.head.log_text()[-3000:]}"
         self.cluster.lose(at_work[0])
         folder = written.partition("/")[0]
-        assert f"PUT /made/struck/{folder}/manifest.json" not in store.said(), "it was done already"
+        assert f"PUT /made/struck/{folder}/manifest.json" not in store.log_text(), (
+            "it was done already"
+        )
         self.cluster.join(2)
 
 
@@ -106,7 +110,7 @@ def test_nodes_that_die_change_no_byte(cluster, tmp_path):
     driver = Driver(cluster)
     driver.lose_one("MapWorker", "embeddings/")
     driver.lose_one("RayTrainWorker", "network/checkpoint")
-    machines.wait_for(lambda: not driver.goes_on(), cluster.head.said)
+    machines.wait_for(lambda: not driver.goes_on(), cluster.head.log_text)
     print(f"a worker killed in embed, one in train: {driver.runs - 1} reruns of the driver")
 
     assert real_run.wait(run(cluster, "s3://given/shards", "s3://made/calm")) == 0  # as on a laptop
@@ -129,9 +133,9 @@ def test_what_lies_on_the_disk_of_one_machine_is_refused(cluster, tmp_path):
     assert cluster.head.run("cp", "-r", str(shards), f"{private}/shards") == 0
     for given in ((shards, f"{private}/run"), (f"{private}/shards", tmp_path / "run")):
         assert real_run.wait(run(cluster, *map(str, given), cluster.ray_address)) == 2
-    said = [line for line in cluster.head.said().splitlines() if "do not see" in line]
+    message = [line for line in cluster.head.log_text().splitlines() if "do not see" in line]
     addresses = ", ".join(sorted(worker.address for worker in cluster.workers))
-    for line, place in zip(said, ("run", "shards/00000.tar"), strict=True):
+    for line, place in zip(message, ("run", "shards/00000.tar"), strict=True):
         assert line.startswith(f"ratecluster: {private}/{place} is on a local disk that")
         assert f"do not see: {addresses}. Put shards" in line
     assert not list(tmp_path.glob("run/.ratecluster-probe-*"))
@@ -142,6 +146,8 @@ def test_a_disk_that_all_machines_see_will_do(cluster, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "one.png")
     command = ["shards", "--from", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     to = ["--address", cluster.ray_address]
-    assert cluster.head.run(*real_run.RATECLUSTER, *command, *to) == 0, cluster.head.said()[-3000:]
+    assert cluster.head.run(*real_run.RATECLUSTER, *command, *to) == 0, cluster.head.log_text()[
+        -3000:
+    ]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}

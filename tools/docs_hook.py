@@ -99,10 +99,12 @@ def files() -> str:
     )
     for place, (schema, name) in TABLES.items():
         every = {
-            column: said for own in reversed(meanings.values()) for column, said in own.items()
+            column: meaning
+            for own in reversed(meanings.values())
+            for column, meaning in own.items()
         }
-        said = every | meanings[name]
-        rows = [f"| `{f.name}` | `{_type(f.type)}` | {_cell(said[f.name])} |" for f in schema]
+        comments = every | meanings[name]
+        rows = [f"| `{f.name}` | `{_type(f.type)}` | {_cell(comments[f.name])} |" for f in schema]
         parts += [f"## {place}", "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])]
         if place.startswith("embeddings/"):
             parts.append(
@@ -134,8 +136,8 @@ def _folders() -> str:
 
 def _reasons() -> str:
     source = (ROOT / "pipeline" / "runtime" / "reject_reasons.py").read_text(encoding="utf-8")
-    said = dict(re.findall(r'^    \w+ = "(\w+)"(?:  # (.+))?$', source, re.MULTILINE))
-    rows = [f"| `{reason.value}` | {_cell(said[reason.value])} |" for reason in Reason]
+    comments = dict(re.findall(r'^    \w+ = "(\w+)"(?:  # (.+))?$', source, re.MULTILINE))
+    rows = [f"| `{reason.value}` | {_cell(comments[reason.value])} |" for reason in Reason]
     return "\n".join(["| code | the sample |", "|---|---|", *rows])
 
 
@@ -145,12 +147,12 @@ def _comments(source: str) -> dict[str, dict[str, str]]:
     for top in ast.parse(source).body:
         name = top.name if isinstance(top, ast.FunctionDef) else ast.unparse(top).split(" = ")[0]
         pairs = [n for n in ast.walk(top) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
-        said = {
+        comments = {
             str(pair.elts[0].value): lines[pair.lineno - 1].partition("  # ")[2]
             for pair in pairs
             if isinstance(pair.elts[0], ast.Constant)
         }
-        found[name] = {column: comment for column, comment in said.items() if comment}
+        found[name] = {column: comment for column, comment in comments.items() if comment}
     return found
 
 

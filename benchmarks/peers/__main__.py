@@ -77,8 +77,10 @@ def run(contender: Contender, task: Task, out: Path, venvs: Path) -> Cost:
     started, peak = time.monotonic(), 0
     spent: dict[int, float] = {}  # process -> seconds
     with (
-        log.open("w") as said,
-        subprocess.Popen(command, env=os.environ | threads, stdout=said, stderr=said) as child,
+        log.open("w") as log_file,
+        subprocess.Popen(
+            command, env=os.environ | threads, stdout=log_file, stderr=log_file
+        ) as child,
     ):
         process = psutil.Process(child.pid)
         while child.poll() is None:

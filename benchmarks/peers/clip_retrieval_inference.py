@@ -1,4 +1,4 @@
-"""A peer: `clip-retrieval inference`, told of an architecture that open_clip does not know.
+"""A peer: `clip-retrieval inference`, with an architecture that open_clip does not know.
 
 Runs in a Python of its own, without this project.
 """

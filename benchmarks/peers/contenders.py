@@ -53,13 +53,13 @@ def ours(name: str, **settings: Any) -> Contender:
     """The project's own stage, by its command line. It uses all cores, whatever `task.threads`."""
 
     def command(task: Task, out: Path) -> list[str]:
-        said = {
+        chosen = {
             "model": task.model.name,
             "pretrained": task.model.weights,
             "batch_size": task.batch_size,
             **settings,
         }
-        sets = [word for key, value in said.items() for word in ("--set", f"embed.{key}={value}")]
+        sets = [word for key, value in chosen.items() for word in ("--set", f"embed.{key}={value}")]
         return ["-m", "jobs.embed", "--shards", str(task.shards), "--root", str(out), *sets]
 
     def read(out: Path) -> Iterator[Found]:

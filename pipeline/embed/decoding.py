@@ -141,6 +141,7 @@ class Decoder:
             "index": sample.index,
             "caption": sample.caption(),
             "json": sample.json_text(),
+            "text_problem": sample.text_problem(),
             "kinds": columns.kinds(sample.values),  # of no table, but of the shard's facts
         }
         if sample.problem:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -169,6 +169,7 @@ def shard_facts(
         "rejected": len(out.rejects),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
         "end": out.end,
+        "text_problems": text_problems((*out.rows, *out.rejects)),
         "columns": kinds,
         "clashes": sorted(clashes),
         "encoders": [
@@ -182,6 +183,15 @@ def shard_facts(
             for place, name in enumerate(cfg.encoders)
         ],
     }
+
+
+def text_problems(rows: Iterable[Row]) -> dict[str, list[Any]]:
+    """Text problem -> samples that have it, and the first of them by sample_id."""
+    found: dict[str, list[Any]] = {}
+    for row in sorted(rows, key=lambda row: row["sample_id"]):
+        if problem := row.get("text_problem"):
+            found.setdefault(problem, [0, row["sample_id"]])[0] += 1
+    return found
 
 
 def _commit(
@@ -198,7 +208,7 @@ def _commit(
     tables.write(paths.rejects.file(f"{stem}.parquet"), table, stage=facts["stage"])
     schema = schemas.embeddings_schema(*(matrix.shape[1] for matrix in vectors))
     own = list(schema)[: -len(vectors)]
-    texts = {f.name: pa.array([row[f.name] for row in out.rows], f.type) for f in own}
+    texts = {f.name: pa.array([row.get(f.name) for row in out.rows], f.type) for f in own}
     found = {views.column(i): tables.from_matrix(matrix) for i, matrix in enumerate(vectors)}
     part = pa.table({**texts, **found}, schema=schema)
     tables.write(paths.embeddings.file(f"{stem}.parquet"), part, **facts)

@@ -145,7 +145,10 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
     kinds: dict[str, str] = {}
     clashes: set[str] = set()
     reasons: Counter[str] = Counter()
+    problems: dict[str, list[Any]] = {}
     for facts in done:
+        for problem, (count, first) in facts.get("text_problems", {}).items():
+            problems.setdefault(problem, [0, first])[0] += count
         clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
         reasons.update(facts["reasons"])
     per_shard = ("shard", "samples", "embedded", "rejected", "end")
@@ -155,6 +158,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
         "embedded": sum(facts["embedded"] for facts in done),
         "rejected": sum(facts["rejected"] for facts in done),
         "reasons": dict(reasons),
+        "text_problems": problems,
         "damaged": sum(facts["end"] != "complete" for facts in done),
         "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
         "conflicting_columns": sorted(clashes),
@@ -190,7 +194,7 @@ def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) 
 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
-    """Log damaged shards, clashing json columns and mixed precisions, once each."""
+    """Log damaged shards, unread texts, clashing json columns and mixed precisions, once each."""
     for facts in done:
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
@@ -200,6 +204,12 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
             "has the id %r",
             *(sum(facts["unmatched"] for facts in unmatched), unmatched[0]["shard"]["file_url"]),
             unmatched[0]["first_unmatched"],
+        )
+    if problems := manifest["text_problems"]:
+        log.warning(
+            "embed: texts of %d samples could not be read: %s; see `text_problem` in labels/",
+            sum(count for count, _ in problems.values()),
+            ", ".join(f"{what} ({n:,}, such as {first})" for what, (n, first) in problems.items()),
         )
     if clashes := manifest["conflicting_columns"]:
         log.warning(

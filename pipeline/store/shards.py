@@ -4,6 +4,7 @@
 reader gives no offsets, unpickles members and stops at damage. Here damage becomes a row.
 """
 
+import codecs
 import json
 import re
 import tarfile
@@ -18,10 +19,26 @@ from pipeline.store.tar_stream import BoundedHeader, TarStream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 JSON_DEPTH = 64  # of lists and objects in one another
+TOO_DEEP = f"json: nested more than {JSON_DEPTH} times"
+DAMAGED = "damaged at byte "
+DUPLICATE_KEY = Reason.DUPLICATE_KEY.because()
+APART = "its files are apart in the tar; pack the shard again with tar --sort=name"
 CUT_OFF = Reason.CUT_OFF.because("the shard is damaged inside it")
 MAX_TEXT_BYTES = 1 << 20  # a longer json is ignored, a longer caption is cut
 ANY_BYTES = "surrogateescape"  # keeps names that are not UTF-8
 BLOCK = 512  # bytes of a tar's blocks
+MARKER = 2 * BLOCK  # zeros that end an archive
+RECORD = 20 * BLOCK  # writers fill the last record of an archive with zeros
+FIRST_BYTES = {  # of files that are no tar, in lower case -> what they are, and the remedy
+    b"\x1f\x8b": "it is gzip data; name it .tar.gz",
+    b"bzh": "it is bzip2 data; name it .tar.bz2",
+    b"\x28\xb5\x2f\xfd": "it is zstd data; name it .tar.zst",
+    b"version https://git-lfs": "it is a pointer of Git LFS; run `git lfs pull`",
+    b"<!doctype html": "it is a web page; download the file again",
+    b"<html": "it is a web page; download the file again",
+    b"<?xml": "it is an XML page, perhaps an error of the store; download the file again",
+    b"pk\x03\x04": "it is a zip archive; unpack it and pack it as tar",
+}
 
 
 @dataclass(frozen=True)
@@ -75,38 +92,71 @@ class Sample:
         return dotted[0]
 
     def caption(self) -> str | None:
-        """The text of the txt member, else the `caption` of the json, else None.
+        """The text of the txt; where it is blank, the `caption` of the json, if that is text.
 
         In a txt, bytes that are not UTF-8 become U+FFFD, and NUL is dropped.
         """
         member = self._first("txt")
-        if member is None:
-            text = (self.values or {}).get("caption")
-            return text if isinstance(text, str) else None
-        return member.data[:MAX_TEXT_BYTES].decode("utf-8", "replace").replace("\0", "")
+        own = None if member is None else _decoded(member.data[:MAX_TEXT_BYTES], "replace")
+        if own and own.strip():
+            return own.replace("\0", "")
+        text = (self.values or {}).get("caption")
+        return text if isinstance(text, str) else own
 
     @cached_property
     def values(self) -> dict[str, Any] | None:
-        """The object in the json member; None without one, or if it is no UTF-8, long or deep."""
-        member = self._first("json")
-        if member is None or member.size > MAX_TEXT_BYTES:
-            return None
-        try:
-            text = member.data.decode("utf-8")
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(value, dict) or not _is_shallow(value):
-            return None
-        return columns.storable_object(value, text)
+        """The object in the json member; None without one, or where `text_problem` names it."""
+        return self._json[1]
 
     def json_text(self) -> str | None:
-        """The unchanged text of the json member; None where `values` is."""
+        """The text of the json member, without a byte order mark; None where `values` is."""
+        return self._json[0] if self.values is not None else None
+
+    def text_problem(self) -> str | None:
+        """What cannot be read of the txt and the json, such as `json: not UTF-8`; else None."""
+        txt, found = self._first("txt"), []
+        if txt is not None and txt.size > MAX_TEXT_BYTES:
+            found.append(f"txt: cut after {MAX_TEXT_BYTES:,} bytes")
+        elif txt is not None:
+            try:
+                _decoded(txt.data)
+            except UnicodeDecodeError:
+                found.append("txt: not UTF-8")
+        return "; ".join([*found, *filter(None, [self._json[2]])]) or None
+
+    @cached_property
+    def _json(self) -> tuple[str, dict[str, Any] | None, str]:
+        """Text, object and problem of the json member."""
         member = self._first("json")
-        return None if member is None or self.values is None else member.data.decode()
+        if member is None:
+            return "", None, ""
+        if member.size > MAX_TEXT_BYTES:
+            return "", None, f"json: more than {MAX_TEXT_BYTES:,} bytes"
+        try:
+            text = _decoded(member.data)
+            value = json.loads(text)
+        except UnicodeDecodeError:
+            return "", None, "json: not UTF-8"
+        except RecursionError:
+            return "", None, TOO_DEEP
+        except ValueError:
+            return "", None, "json: empty" if not text.strip() else "json: not valid"
+        if not isinstance(value, dict):
+            return "", None, "json: not an object"
+        if not _is_shallow(value):
+            return "", None, TOO_DEEP
+        return text, columns.storable_object(value, text), ""
 
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
+
+
+def _decoded(data: bytes, errors: str = "strict") -> str:
+    """The text of UTF-8, or of what a byte order mark names; without the mark."""
+    marks = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    names = ("utf-32", "utf-32", "utf-16", "utf-16")
+    encoding = next((n for m, n in zip(marks, names, strict=True) if data.startswith(m)), "utf-8")
+    return data.decode(encoding, errors).removeprefix("\ufeff")
 
 
 def _is_shallow(value: object) -> bool:
@@ -169,16 +219,23 @@ class UniqueIds:
 class ShardReader:
     """Iterates once over the samples of a shard; damage ends it, and `end` describes the damage.
 
+    Zeros do not end it: files behind them are read too, as `tar --ignore-zeros` does. They may be
+    of a second archive (`cat a.tar b.tar`), or the zeros may be a hole in the file, so `end` names
+    them. Bytes behind the end-of-archive marker that are no file of a tar are damage.
+
     Files that would make a sample exceed `max_sample_bytes` are not read. Errors of the store are
     raised unchanged. Without an end-of-archive marker the last sample may lack members.
     """
 
     def __init__(self, stream: IO[bytes], max_sample_bytes: int | None) -> None:
-        self.end = ""  # once read: complete, no end-of-archive marker, or damaged at byte N: ...
+        self.end = ""  # once read: `complete`, or what is wrong, for example `damaged at byte N: …`
+        self._holes: list[str] = []  # places of zeros with files behind them
+        self._zeros = False  # whether the last file is followed by zeros
         self._source = TarStream(stream)
         self._limit = max_sample_bytes
         self._tar: tarfile.TarFile | None = None
         self._ids = UniqueIds()
+        self._suffixes: dict[str, set[str]] = {}  # key -> suffixes of its files so far
 
     def __iter__(self) -> Iterator[Sample]:
         draft: _Draft | None = None
@@ -188,21 +245,29 @@ class ShardReader:
                 continue
             if draft is None or draft.key != split[0]:
                 if draft is not None:
-                    yield draft.sample(index)
+                    yield self._finish(draft, index)
                     index += 1
                 draft = self._begin(split[0], header.name)
             draft.add(*self._member(header, split[1], draft.bytes))
         if draft is not None:
-            if self.end.startswith("damaged"):
+            if DAMAGED in self.end and not self._zeros:
                 draft.cut_off(self._source.position)
-            yield draft.sample(index)
+            yield self._finish(draft, index)
 
     def _begin(self, key: str, name: str) -> _Draft:
         id, repeated = self._ids.of(key, to_text(key))
-        problem = Reason.DUPLICATE_KEY.because() if repeated else None
+        problem = DUPLICATE_KEY if repeated else None
         if is_unsafe(name):
             problem = Reason.UNSAFE_NAME.because(to_text(name))
         return _Draft(key, id, problem)
+
+    def _finish(self, draft: _Draft, index: int) -> Sample:
+        """The sample. Its tar is not sorted where an earlier one of its key has other files."""
+        before = self._suffixes.setdefault(draft.key, set())
+        if before and before.isdisjoint(draft.suffixes) and draft.problem == DUPLICATE_KEY:
+            draft.problem = Reason.DUPLICATE_KEY.because(APART)
+        before |= draft.suffixes
+        return draft.sample(index)
 
     def _next(self) -> tarfile.TarInfo | None:
         """The next header; None where the archive ends, after `end` has been set."""
@@ -224,21 +289,46 @@ class ShardReader:
                 raise self._source.failure from None
             self._damaged(str(error))
             return None
-        if header is None:
-            block = self._source.last  # the reason why tarfile found no further header
-            if not block:
-                self.end = "no end-of-archive marker"
-            elif len(block) < BLOCK:
-                self._damaged("the shard ends inside a header")
-            elif any(block):
-                self._damaged("bad header")
+        return self._behind_zeros() if header is None else header
+
+    def _behind_zeros(self) -> tarfile.TarInfo | None:
+        """The first header behind zeros; None where there is none, after `end` has been set."""
+        block = self._source.last  # the reason why tarfile found no further header
+        start = self._source.position - len(block)
+        while len(block) == BLOCK and not any(block):
+            block = self._source.read(BLOCK)
+        stop = self._source.position - (len(block) if any(block) else 0)
+        self._zeros = self._zeros or stop > start
+        zeros = f"zeros from byte {start} to {stop}"
+        if not any(block):
+            if stop - start < BLOCK:
+                self._ended("no end-of-archive marker")
+            elif stop - start > MARKER + RECORD:
+                self._ended(f"{zeros}, more than the end of a tar has; was it fully downloaded?")
             else:
-                self.end = "complete"
-        return header
+                self._ended("")
+        elif len(block) < BLOCK:
+            self._damaged("the shard ends inside a header")
+        elif stop == start:
+            self._damaged("no tar is behind the zeros" if self._zeros else "bad header")
+        else:
+            self._source.give_back()
+            self._tar = None
+            if (header := self._next()) is not None:
+                self._holes.append(f"{zeros}, with more files behind: joined tars, or lost files")
+                self._zeros = False
+            return header
+        return None
+
+    def _ended(self, how: str) -> None:
+        self.end = "; ".join([*self._holes[:3], *filter(None, [how])]) or "complete"
 
     def _damaged(self, why: str) -> None:
         start = self._source.position - len(self._source.last)
-        self.end = f"damaged at byte {start}: {printable(why)[:200]}"
+        if start == 0:
+            head = self._source.last.lstrip().lower()
+            why = next((what for first, what in FIRST_BYTES.items() if head.startswith(first)), why)
+        self._ended(f"{DAMAGED}{start}: {printable(why)[:200]}")
 
     def _member(self, header: tarfile.TarInfo, suffix: str, held: int) -> tuple[Member, str | None]:
         """The member with its data, and its problem; the sample has `held` bytes before it."""
@@ -254,7 +344,7 @@ class ShardReader:
         else:
             data = self._source.read(header.size)
             if len(data) < header.size:
-                self.end = f"damaged at byte {self._source.position}: the shard ends inside a file"
+                self._ended(f"{DAMAGED}{self._source.position}: the shard ends inside a file")
                 problem, data = CUT_OFF, b""
         place = (header.name, suffix, header.offset_data, header.size)
         return Member(*place, data, problem is None, too_large), problem

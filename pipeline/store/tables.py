@@ -98,11 +98,11 @@ def _repetitive(schema: pa.Schema) -> list[str]:
 
 
 def read(url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table, or some of its columns; OSError where it cannot be read."""
+    """The whole table, or those of the columns that exist; OSError where it cannot be read."""
 
     def load() -> pa.Table:
         with storage.open_read(url) as file, _naming(url):
-            return pq.read_table(file, columns=list(columns) if columns else None)
+            return pq.ParquetFile(file, pre_buffer=True).read(list(columns) if columns else None)
 
     return storage.retry(load, url)
 

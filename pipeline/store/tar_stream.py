@@ -15,14 +15,20 @@ class TarStream(io.RawIOBase):
         self.stream = stream
         self.position = 0
         self.last = b""  # result of the last read
+        self._given_back = b""
         self.failure: Exception | None = None  # an error of the store, not of the archive
 
     def tell(self) -> int:
         return self.position
 
+    def give_back(self) -> None:
+        """The next read begins with the result of the last one."""
+        self._given_back, self.position = self.last, self.position - len(self.last)
+
     def read(self, size: int = -1) -> bytes:
         """`size` bytes, fewer only at the end of the stream."""
-        pieces, left = [], size
+        pieces, self._given_back = [self._given_back[:size]], self._given_back[size:]
+        left = size - len(pieces[0])
         try:
             while left > 0 and (piece := self.stream.read(min(left, READ_BYTES))):
                 pieces.append(piece)

@@ -74,7 +74,7 @@ def test_separation_is_one_where_all_here_have_it_and_none_elsewhere():
 
 
 def test_separation_is_from_neighbours_and_not_from_all():
-    """Of two words said as often, here and in one other cluster, that of the farther one wins."""
+    """Of two equally frequent words, the one of the cluster farther away wins."""
     shares = sp.csr_matrix([[0.5, 0.5], [0.5, 0], [0, 0.5], [0, 0]])
     near = ranking.neighbourhood([[1], [0], [3], [2]])
     found = ranking.separation(shares, near).toarray()
@@ -158,34 +158,34 @@ def test_best_is_the_first_of_the_largest():
     assert ranking.best(sp.csr_matrix([[0, 2.0, 1, 2], [0, 0, 0, 0]])) == [1, None]
 
 
-def said(scores: list[float], names: list[str], vectors: np.ndarray | None = None) -> list[str]:
+def captions(scores: list[float], names: list[str], vectors: np.ndarray | None = None) -> list[str]:
     texts = np.eye(len(names), dtype=np.float32) if vectors is None else unit(vectors)
     [found] = ranking.rank(sp.csr_matrix([scores]), [tokenization.key(n) for n in names], texts)
     return [names[i] for i in found]
 
 
 def test_ranked_is_by_score_with_ties_in_the_order_of_candidates():
-    assert said([1, 3, 1, 0], ["apple", "bird", "cup", "desk"]) == ["bird", "apple", "cup"]
-    assert said([0, 0], ["apple", "bird"]) == []
+    assert captions([1, 3, 1, 0], ["apple", "bird", "cup", "desk"]) == ["bird", "apple", "cup"]
+    assert captions([0, 0], ["apple", "bird"]) == []
 
 
 def test_what_was_said_is_not_said_again():
     names = ["flag", "red flag", "flags", "Flags of Sudan", "boat", "写真", "写", "犬の写真"]
     scores = [9.0, 8, 7, 6, 5, 4, 3, 2]
-    assert said(scores, names) == ["flag", "boat", "写真"]
-    assert said([1.0, 2, 0, 0, 0, 0, 0, 0], names) == ["red flag"]
+    assert captions(scores, names) == ["flag", "boat", "写真"]
+    assert captions([1.0, 2, 0, 0, 0, 0, 0, 0], names) == ["red flag"]
 
 
 def test_near_synonyms_give_way_to_what_is_new_and_nearly_as_good():
     axes = np.eye(5)
     vectors = np.array([axes[0], axes[0] + 0.1 * axes[1], axes[2], axes[3], axes[4]])
     names = ["dog", "hound", "park", "ball", "tree"]
-    assert said([1.0, 0.5, 0.45, 0, 0], names, vectors) == ["dog", "park", "hound"]
-    assert said([1.0, 0.99, 0.1, 0, 0], names, vectors) == ["dog", "hound", "park"]  # much worse
+    assert captions([1.0, 0.5, 0.45, 0, 0], names, vectors) == ["dog", "park", "hound"]
+    assert captions([1.0, 0.99, 0.1, 0, 0], names, vectors) == ["dog", "hound", "park"]
 
 
 def test_what_hardly_counts_is_not_said_for_being_new():
-    assert said([1.0, 0.5, 0.09, 0.11], ["dog", "hound", "mushroom", "puppy"]) == [
+    assert captions([1.0, 0.5, 0.09, 0.11], ["dog", "hound", "mushroom", "puppy"]) == [
         "dog", "hound", "puppy",
     ]  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_a_direction_that_all_texts_share_changes_nothing():
 
 def test_ten_are_kept_and_the_best_is_first():
     names = [f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60)]
-    found = said([float(i + 1) for i in range(60)], names)
+    found = captions([float(i + 1) for i in range(60)], names)
     assert len(found) == ranking.RANKED and found[0] == names[-1]
     assert not set(found) & set(names[:10])  # not in the pool
 

@@ -90,7 +90,7 @@ def test_ngrams_that_end_with_a_modifier_of_the_vocabulary_are_no_candidates():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"temperature": 0.0}, "caption.temperature = 0.0"),
         ({"alt_texts": -1}, "caption.alt_texts"),
@@ -99,10 +99,10 @@ def test_ngrams_that_end_with_a_modifier_of_the_vocabulary_are_no_candidates():
         ({"namer": "http://localhost"}, "needs caption.namer_model"),
     ],
 )
-def test_settings_that_make_no_sense(settings, said):
+def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(UserError) as caught:
         caption_settings.Config(**settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # ---- run

@@ -70,9 +70,11 @@ def test_holds(text, phrase, held):
 def test_says_any_is_holds_of_any():
     names = {tokenization.key(name) for name in ("cat", "pickup truck")}
     texts = ["cat", "wet cats", "pickup trucks", "truck", "pickup", "blue pickup truck", "dog"]
-    said = [tokenization.says_any(tokenization.key(text), names) for text in texts]
-    assert said == [any(tokenization.holds(tokenization.key(t), n) for n in names) for t in texts]
-    assert said == [True, True, True, False, False, True, False]
+    message = [tokenization.says_any(tokenization.key(text), names) for text in texts]
+    assert message == [
+        any(tokenization.holds(tokenization.key(t), n) for n in names) for t in texts
+    ]
+    assert message == [True, True, True, False, False, True, False]
 
 
 def test_words_that_never_end_a_name_only_modify():

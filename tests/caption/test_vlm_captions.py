@@ -14,7 +14,7 @@ from pipeline.caption import vlm_captions, vlm_client
 from pipeline.runtime import progress
 from pipeline.store import tables
 from tests import fake_run
-from tests.chat import saying, serving, told
+from tests.chat import prompt, saying, serving
 
 NAMES = {fake_run.SCRIPT: "red noise", "green & <b>leafy</b>": "green noise"}
 
@@ -26,7 +26,7 @@ def paths(tmp_path, monkeypatch):
 
 
 def by_candidate(asked, _):
-    first = told(asked)["candidates"][0]
+    first = prompt(asked)["candidates"][0]
     return 200, saying(f'{{"caption": "{NAMES.get(first, "blue noise")}"}}')
 
 
@@ -55,7 +55,7 @@ def test_names_stand_first_and_the_votes_after_them(paths):
 def test_what_the_model_is_shown(paths):
     with serving(by_candidate) as chat:
         run(paths, chat.url, namer_pictures=2)
-    asked = next(a for a in chat.asked if told(a)["candidates"][0] == fake_run.SCRIPT)
+    asked = next(a for a in chat.asked if prompt(a)["candidates"][0] == fake_run.SCRIPT)
     _, *images = asked["messages"][0]["content"]
     assert len(images) == 2
     for image in images:
@@ -64,7 +64,7 @@ def test_what_the_model_is_shown(paths):
         red, green, blue = picture.resize((1, 1)).getpixel((0, 0))
         assert kind == "data:image/jpeg" and picture.format == "JPEG"
         assert max(picture.size) <= vlm_captions.SIDE and red > 2 * max(green, blue)
-    alts = told(asked)["alt_texts"]
+    alts = prompt(asked)["alt_texts"]
     assert (
         alts[0].startswith(fake_run.SCRIPT)
         and len(alts) == len(set(alts)) <= vlm_captions.ALT_TEXTS
@@ -73,7 +73,7 @@ def test_what_the_model_is_shown(paths):
 
 def test_a_cluster_that_fails_keeps_its_caption_and_is_named(paths, caplog):
     def answer(asked, before):
-        if told(asked)["candidates"][0] == fake_run.SCRIPT:
+        if prompt(asked)["candidates"][0] == fake_run.SCRIPT:
             return 200, saying("no caption but a whole story " * 9)
         return by_candidate(asked, before)
 
@@ -124,8 +124,8 @@ def test_no_more_are_asked_about_at_once_than_set(paths):
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_where_nothing_is_named_the_stage_fails(paths, status):
-    said = rf"named none of 3 clusters \(HTTP {status}\)"
-    with serving(lambda *_: (status, b"")) as chat, pytest.raises(RuntimeError, match=said):
+    message = rf"named none of 3 clusters \(HTTP {status}\)"
+    with serving(lambda *_: (status, b"")) as chat, pytest.raises(RuntimeError, match=message):
         run(paths, chat.url)
 
 

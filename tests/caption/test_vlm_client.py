@@ -7,7 +7,7 @@ import pytest
 from pipeline.caption import vlm_client
 from pipeline.runtime import redaction
 from pipeline.runtime.errors import UserError
-from tests.chat import saying, serving, told
+from tests.chat import prompt, saying, serving
 
 URI = "data:image/jpeg;base64,AAAA"
 
@@ -35,7 +35,7 @@ def test_what_is_sent(monkeypatch):
     text, image = asked["messages"][0]["content"]
     assert image == {"type": "image_url", "image_url": {"url": URI}}
     assert text["text"].startswith("Name it.\n\n")
-    assert told(asked) == {"candidates": ["dog", 'a "quoted"\n小狗'], "alt_texts": ["alt"]}
+    assert prompt(asked) == {"candidates": ["dog", 'a "quoted"\n小狗'], "alt_texts": ["alt"]}
     assert chat.headers[0]["Authorization"] == "Bearer sk-123456789"
     assert redaction.redacted("it said sk-123456789 is wrong") == "it said … is wrong"
 
@@ -134,7 +134,7 @@ def test_a_key_is_not_carried_elsewhere(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"namer": "localhost:8000", "namer_model": "m"}, "localhost:8000: give an http://"),
         ({"namer": "file:///etc/passwd", "namer_model": "m"}, "give an http://"),
@@ -143,10 +143,10 @@ def test_a_key_is_not_carried_elsewhere(monkeypatch):
         ({"namer_timeout_s": 0.0}, "give positive numbers"),
     ],
 )
-def test_settings_that_make_no_sense(more, said):
+def test_settings_that_make_no_sense(more, message):
     with pytest.raises(UserError) as caught:
         vlm_client.Config(**more)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_secrets_are_looked_for_before_anything_is_asked(monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: what is said about mistakes, in one line, before anything is made."""
+"""The command line: the messages about mistakes, in one line, before anything is made."""
 
 import os
 import re
@@ -55,7 +55,7 @@ RUN = ("run", "--shards", BUNDLED, "--root", "{tmp}/run")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((*EMBED, "--set", "embed.batchsize=3"), "embed.batchsize; did you mean batch_size?"),
         ((*RUN, "--set", "train.step=3"), "train.step; did you mean steps?"),
@@ -79,12 +79,12 @@ RUN = ("run", "--shards", BUNDLED, "--root", "{tmp}/run")
         (("shards", "--from", "{tmp}/none", "--out", "{tmp}/run"), "no such folder"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_made(refuse, arguments, said):
-    assert said in refuse(*arguments)
+def test_mistakes_are_named_before_anything_is_made(refuse, arguments, message):
+    assert message in refuse(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("shards", "said"),
+    ("shards", "message"),
     [
         (f"{BUNDLED}/{{00000..00009}}.tar", "6 of 10 shards of .* are missing, the first: .*00004"),
         (f"{BUNDLED}/x*.tar", r"no shard matches .*x\*\.tar \(taken as a glob\)"),
@@ -93,9 +93,9 @@ def test_mistakes_are_named_before_anything_is_made(refuse, arguments, said):
     ],
 )
 @pytest.mark.parametrize("command", ["embed", "run"])
-def test_shards_that_are_not_there(refuse, command, shards, said):
+def test_shards_that_are_not_there(refuse, command, shards, message):
     line = refuse(command, "--shards", shards, "--root", "{tmp}/run")
-    assert re.search(said, line) and line.endswith("correct --shards")
+    assert re.search(message, line) and line.endswith("correct --shards")
 
 
 def test_a_root_that_cannot_be_written(refuse, tmp_path):
@@ -112,7 +112,7 @@ def test_an_empty_vocabulary(refuse, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (None, "none.txt'"),
         (b"dog\nca\xff", "none.txt, line 2: not UTF-8"),
@@ -120,10 +120,10 @@ def test_an_empty_vocabulary(refuse, tmp_path):
         (b"# no words\n", "none.txt has no words"),
     ],
 )
-def test_an_own_list_that_cannot_be_used(refuse, tmp_path, data, said):
+def test_an_own_list_that_cannot_be_used(refuse, tmp_path, data, message):
     if data is not None:
         (tmp_path / "none.txt").write_bytes(data)
-    assert said in refuse(*RUN, "--captions-from", "{tmp}/none.txt")
+    assert message in refuse(*RUN, "--captions-from", "{tmp}/none.txt")
 
 
 def test_captions_from_is_the_setting():
@@ -141,7 +141,7 @@ def test_a_namer_without_its_key(refuse, command):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
         ("\x00\x01", "is not valid TOML"),
@@ -150,9 +150,9 @@ def test_a_namer_without_its_key(refuse, command):
         ("batch_size = 3", "batch_size is outside a section"),
     ],
 )
-def test_config_files(refuse, tmp_path, text, said):
+def test_config_files(refuse, tmp_path, text, message):
     (tmp_path / "c.toml").write_text(text)
-    assert said in refuse(*EMBED, "--config", "{tmp}/c.toml")
+    assert message in refuse(*EMBED, "--config", "{tmp}/c.toml")
 
 
 STAGES = ["train", "select-k", "caption", "write", "report", "evaluate"]
@@ -178,7 +178,7 @@ def test_the_first_stage_that_is_missing_is_named(refuse, tmp_path):
 @pytest.mark.parametrize("command", ["shards", "embed", "run", "status", *STAGES])
 def test_help_lists_the_settings_with_defaults(command, capfd):
     assert cli.invoke([command, "--help"]) == 0
-    said = " ".join(capfd.readouterr().out.split()).replace("- ", "-")  # of words that were cut
+    message = " ".join(capfd.readouterr().out.split()).replace("- ", "-")  # of words that were cut
     section = command.replace("-", "_")
     sections = [section, "run"] if section != "shards" else [section]
     if command in ("run", "status"):
@@ -186,7 +186,7 @@ def test_help_lists_the_settings_with_defaults(command, capfd):
     rows = config.describe({name: options.KINDS[name] for name in sections})
     assert rows
     for name, default, help in rows:
-        assert f" {name} {help} [{default}]".replace("- ", "-") in said
+        assert f" {name} {help} [{default}]".replace("- ", "-") in message
 
 
 def test_no_command_is_help(capfd):
@@ -255,13 +255,13 @@ def in_training(function, folder):
 
 
 def test_failures_are_one_and_mistakes_two(raising, capfd):
-    for action, code, said in (
+    for action, code, message in (
         (failure, 1, "ratecluster: failed: RuntimeError: the disk is gone"),
         (mistake, 2, "ratecluster: mend it"),
     ):
         raising(action)
         assert cli.invoke(["go"]) == code
-        assert capfd.readouterr().err.splitlines()[-1] == said
+        assert capfd.readouterr().err.splitlines()[-1] == message
 
 
 def test_an_interruption_says_how_to_go_on(raising, capfd):
@@ -275,7 +275,7 @@ def test_an_interruption_says_how_to_go_on(raising, capfd):
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("action", "code", "said"),
+    ("action", "code", "message"),
     [
         (lambda _: in_task(mistake), 2, "ratecluster: mend it"),
         (lambda _: in_task(failure), 1, "ratecluster: failed: RuntimeError: the disk is gone"),
@@ -291,11 +291,11 @@ def test_an_interruption_says_how_to_go_on(raising, capfd):
     ids=["task", "task fails", "actor call", "actor start", "training", "training fails"],
 )
 def test_what_is_raised_on_ray_comes_out_as_it_was(
-    ray_session, raising, capfd, tmp_path, action, code, said
+    ray_session, raising, capfd, tmp_path, action, code, message
 ):
     raising(action(tmp_path))
     assert cli.invoke(["go"]) == code
-    assert capfd.readouterr().err.splitlines()[-1] == said
+    assert capfd.readouterr().err.splitlines()[-1] == message
     assert ray.is_initialized()  # it was not ours to stop
 
 
@@ -304,8 +304,8 @@ def test_a_stage_that_fails_has_exit_code_one(ray_session, tmp_path, capfd):
     small_run.build(tmp_path, small_run.axis)
     small_run.write_shard(tmp_path / "input" / "00001.tar", 1, small_run.SECOND[:-1])
     assert cli.invoke(["write", "--root", str(tmp_path / "run")]) == 1
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith("ratecluster: failed: RuntimeError: write: sample 3 is None")
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert message.startswith("ratecluster: failed: RuntimeError: write: sample 3 is None")
 
 
 @pytest.mark.ray
@@ -348,8 +348,8 @@ def stuck(tiny_shards, tmp_path):
 def test_a_command_that_was_taken_over_stops(tmp_path, monkeypatch, pythons_ctrl_c):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
     root = str(tmp_path / "run")
-    said = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
-    with said, options.lock_root(root, progress.Config()):
+    message = pytest.raises(RuntimeError, match=r"was taken over by .* on far")
+    with message, options.lock_root(root, progress.Config()):
         elsewhere(root, 2)
         threading.Event().wait(60)
         pytest.fail("went on")
@@ -382,9 +382,9 @@ def test_of_two_drivers_the_second_is_refused_and_takes_over_from_a_dead_one(
     before = (root / "embeddings" / "00000.parquet").stat().st_mtime_ns
     for command in (STUCK, ("train", "--root", "{tmp}/run")):
         assert cli.invoke([part.replace("{tmp}", str(tmp_path)) for part in command]) == 2
-        said = capfd.readouterr().err
-        assert f"run is in use by {lock._process()['user']} on " in said
-        assert f"(process {first.pid}, embed.py --shards" in said and "another --root" in said
+        message = capfd.readouterr().err
+        assert f"run is in use by {lock._process()['user']} on " in message
+        assert f"(process {first.pid}, embed.py --shards" in message and "another --root" in message
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert cli.invoke(["status", "--root", str(root)]) == 0

@@ -266,10 +266,10 @@ def test_verify_reads_every_column(shards, tmp_path, encoders):
 
     assert not check().lines
     x = tables.to_matrix(table["embedding_2"]).copy()
-    for value, said in ((np.nan, "embedding_2 is not finite"), (0, "is not of unit length")):
+    for value, message in ((np.nan, "embedding_2 is not finite"), (0, "is not of unit length")):
         x[3] = value
         put("embedding_2", x)
-        assert said in "\n".join(check().lines)
+        assert message in "\n".join(check().lines)
     put("embedding_2", np.ones((TINY, 1)))
     assert "has not the columns it should:" in "\n".join(check().lines)
     tables.write(url, table.drop_columns(["embedding_2"]), **facts)

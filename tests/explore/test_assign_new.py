@@ -106,10 +106,10 @@ def test_the_new_root_is_sound_and_done(source, assigned, new_shards, capsys, ca
     found = verify.run(assigned)
     assert (found.lines, found.notes) == ([], [])
     assert cli.invoke(["status", "--root", assigned.root]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for stage in ("embed", "train", "select_k", "caption", "write"):
-        assert f"\n{stage:<8}  done" in said
-    assert f"nothing: it is of {source.root}" in " ".join(said.split())
+        assert f"\n{stage:<8}  done" in message
+    assert f"nothing: it is of {source.root}" in " ".join(message.split())
     sizes = assigned.clusters.manifest()["sizes"]
     assert sum(sizes) == 3 * TINY + COPIES == assigned.embeddings.manifest()["embedded"]
     assert tables.read(assigned.clusters_table)["size"].to_pylist() == sizes
@@ -147,8 +147,8 @@ def test_samples_farther_than_the_runs_own_are_listed(
     assert {row["sample_id"]: row["outlier_score"] for row in rows} == expected
     assert len(expected) >= 12  # of the run's own 120 a tenth
     assert all(row["reason"].startswith("unexplained: score ") for row in rows)
-    said = f"{len(rows)} of {3 * TINY + COPIES} samples"
-    assert said in (out := capsys.readouterr().out) and "90% of the run's samples (19" in out
+    message = f"{len(rows)} of {3 * TINY + COPIES} samples"
+    assert message in (out := capsys.readouterr().out) and "90% of the run's samples (19" in out
 
 
 def test_other_shards_are_assigned_anew(source, assigned, tmp_path, new_shards, caplog):

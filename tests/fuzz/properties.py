@@ -15,7 +15,7 @@ from pipeline.vision import images
 
 MAX_BYTES = 1 << 16
 MAX_PIXELS = 1 << 20
-ENDS = ("complete", "no end-of-archive marker", "damaged at byte ")
+ENDS = ("complete", "no end-of-archive marker", "damaged at byte ", "zeros from byte ")
 LABEL = {"status": "success", "cluster_caption": "a cat", "confidence": 0.5}
 
 

@@ -110,13 +110,13 @@ def failing_worker(rank, size, store, failing, out):
         coding_rate.compression = compression_failing_at(failing)
     cfg = train_settings.fit_settings(replace(CFG, workers=size), SAMPLES)
     state = loop.new_state(cfg, network_of(cfg))
-    said = ""
+    message = ""
     try:
         for _ in loop.fit(cfg, unit(SAMPLES, 0), state, workers):
             pass
     except RuntimeError as error:
-        said = str(error)
-    finish((said, state.tensors(), state.facts()), rank, out)
+        message = str(error)
+    finish((message, state.tensors(), state.facts()), rank, out)
 
 
 def spawn(function, size, folder, *arguments, monkeypatch):
@@ -153,8 +153,8 @@ def test_the_gradients_compared_are_not_nothing():
 def test_a_failure_of_one_worker_is_a_failure_of_all_and_rescued_once(tmp_path, monkeypatch):
     by_rank = spawn(failing_worker, 2, tmp_path, {4}, monkeypatch=monkeypatch)
     (_, left, facts), (_, right, others) = by_rank
-    for said, _, found in by_rank:
-        assert said == "" and found["rescued"] and found["step"] == CFG.steps
+    for message, _, found in by_rank:
+        assert message == "" and found["rescued"] and found["step"] == CFG.steps
         assert [row["step"] for row in found["history"]] == list(range(CFG.steps))
         assert found["learning_rates"] == [pytest.approx(CFG.learning_rate / 10)]
     assert [found["step"] for found in facts["looks"]] == [0, 10, 12]
@@ -165,9 +165,9 @@ def test_a_failure_of_one_worker_is_a_failure_of_all_and_rescued_once(tmp_path, 
 
 def test_the_second_failure_of_one_worker_ends_all(tmp_path, monkeypatch):
     by_rank = spawn(failing_worker, 2, tmp_path, {4, 6}, monkeypatch=monkeypatch)
-    for said, _, _ in by_rank:
-        assert said.startswith("train: step 1: the loss is not finite, condition number ")
-        assert "nan" not in said
+    for message, _, _ in by_rank:
+        assert message.startswith("train: step 1: the loss is not finite, condition number ")
+        assert "nan" not in message
 
 
 def test_gather_and_mean(tmp_path, monkeypatch):

@@ -96,8 +96,10 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
     shutil.copystat(tiny_shards / "00000.tar", folder / "00000.tar")
     (folder / "00001.tar").unlink()
     found = rows(*settings(folder, run))
-    said = "1 of 2 shards: 1 new, 0 changed, the first 00002; 1 removed, the first 00001: left out"
-    assert found["embed"]["rerun"] == said and found["embed"]["state"] == "out of date"
+    message = (
+        "1 of 2 shards: 1 new, 0 changed, the first 00002; 1 removed, the first 00001: left out"
+    )
+    assert found["embed"]["rerun"] == message and found["embed"]["state"] == "out of date"
     assert set(states(found).values()) == {"out of date"}
     paths = layout.RunPaths(str(run))
     cfg = embed_settings.Config(batch_size=16)

@@ -200,7 +200,7 @@ def test_a_missing_shard_leaves_boxes_and_one_warning(paths, caplog, tmp_path):
     shard = tmp_path / "input" / "00000.tar"
     shard.rename(tmp_path / "moved.tar")
     html = made(paths)
-    assert html.count("no longer readable") == 15  # of 30: it is said once for each
+    assert html.count("no longer readable") == 15  # of 30: once for each
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "15 of 30 images" in warnings[0]

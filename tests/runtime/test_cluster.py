@@ -1,4 +1,4 @@
-"""What Ray is told to do with actors that die."""
+"""Which options Ray gets for actors that die."""
 
 import os
 from pathlib import Path

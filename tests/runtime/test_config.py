@@ -1,4 +1,4 @@
-"""Configuration: what a TOML file and --set may say, and what is said about mistakes."""
+"""Configuration: what a TOML file and --set may say, and the messages about mistakes."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -89,7 +89,7 @@ def test_values_are_cast_to_the_type_of_the_setting(text, key, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("kind.size=1.0", "kind.size = 1.0: give a whole number"),
         ("kind.size=true", "kind.size = True: give a whole number"),
@@ -110,15 +110,15 @@ def test_values_are_cast_to_the_type_of_the_setting(text, key, value):
         ("=", "--set =: write it as section.key=value"),
     ],
 )
-def test_mistakes_in_overrides_are_named_in_one_line(text, said):
+def test_mistakes_in_overrides_are_named_in_one_line(text, message):
     with pytest.raises(UserError) as caught:
         load(text)
-    assert str(caught.value).startswith(said) or said in str(caught.value)
+    assert str(caught.value).startswith(message) or message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[kinds]\nsize = 1", r"unknown section \[kinds\]; did you mean kind\?"),
         ("[kind]\nsizes = 1", r"unknown setting kind\.sizes; did you mean size\?"),
@@ -127,8 +127,8 @@ def test_mistakes_in_overrides_are_named_in_one_line(text, said):
         ("[kind]\nsize = 1\nsize = 2", "not valid TOML"),
     ],
 )
-def test_mistakes_in_files_are_named(toml, text, said):
-    with pytest.raises(UserError, match=said):
+def test_mistakes_in_files_are_named(toml, text, message):
+    with pytest.raises(UserError, match=message):
         load(path=toml(text))
 
 
@@ -170,8 +170,8 @@ def test_facts_leave_operational_settings_out_and_are_json():
 
 def test_differences_name_what_changed_only():
     before = config.facts(Kind(size=1, words=("a",)))
-    said = config.differences("kind", before, Kind(size=2, words=("a",), actors=5))
-    assert said == "kind.size was 1, is 2"
+    message = config.differences("kind", before, Kind(size=2, words=("a",), actors=5))
+    assert message == "kind.size was 1, is 2"
     assert config.differences("kind", before, Kind(size=1, words=("a",))) == ""
 
 

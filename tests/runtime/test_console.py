@@ -43,7 +43,7 @@ PLAIN = [
 ]
 
 
-def said(*arguments: str, columns: int = 0, **environment: str) -> str:
+def message(*arguments: str, columns: int = 0, **environment: str) -> str:
     """What SCRIPT says on stderr: a terminal of so many columns, or a pipe."""
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLUMNS")}
     env |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environment}
@@ -87,7 +87,7 @@ def screen(text: str) -> list[str]:
 
 
 def test_on_a_terminal_a_bar_lives_and_every_stage_leaves_one_line():
-    text = said(columns=100)
+    text = message(columns=100)
     assert re.search(
         r"embed.*2/4 shards · 1,000 samples · .*samples/s · 2 rejected · 0:00 left", text
     )
@@ -101,7 +101,7 @@ def test_on_a_terminal_a_bar_lives_and_every_stage_leaves_one_line():
 
 
 def test_on_a_narrow_terminal_the_bar_stays_on_one_line():
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said(columns=40))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", message(columns=40))
     bars = [line for line in re.split(r"[\r\n]", text) if "shards" in line]
     assert bars and all(len(line) <= 40 for line in bars)
 
@@ -112,12 +112,12 @@ def test_on_a_narrow_terminal_the_bar_stays_on_one_line():
     ids=["pipe", "NO_COLOR", "dumb"],
 )
 def test_elsewhere_lines_are_plain(columns, environment):
-    assert said(columns=columns, **environment).splitlines() == PLAIN
+    assert message(columns=columns, **environment).splitlines() == PLAIN
 
 
 @pytest.mark.parametrize("columns", [0, 100])
 def test_quiet_leaves_errors(columns):
-    assert said("quiet", columns=columns) == "it broke\n"
+    assert message("quiet", columns=columns) == "it broke\n"
 
 
 # ---- results

@@ -55,20 +55,20 @@ def test_a_block_that_is_over_cannot_be_interrupted(pythons_ctrl_c):
 
 
 def test_outside_the_main_thread_it_fails_at_its_end():
-    said = []
+    events = []
 
     def work() -> None:
         try:
             with Interruption() as block:
                 block.interrupt("stalled")
-                said.append("went on")
+                events.append("went on")
         except RuntimeError as error:
-            said.append(str(error))
+            events.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert said == ["went on", "stalled"]
+    assert events == ["went on", "stalled"]
 
 
 def test_where_a_shell_has_sigint_ignored_it_fails_with_the_reason():

@@ -82,9 +82,11 @@ QUICK = progress.Config(stall_s=0.3)
 
 def test_nothing_that_moves_for_too_long_fails_and_names_what_is_waited_for():
     names = {f"{i:05d}": None for i in range(8)}
-    said = "embed: nothing finished for 0.3 s, waiting for 00001, 00002, 00003, 00004, 00005 and 2 "
+    message = (
+        "embed: nothing finished for 0.3 s, waiting for 00001, 00002, 00003, 00004, 00005 and 2 "
+    )
     with (
-        pytest.raises(RuntimeError, match=said),
+        pytest.raises(RuntimeError, match=message),
         progress.watched(QUICK),
         StageProgress("embed", 8, "shards") as bar,
     ):

@@ -1,4 +1,4 @@
-"""No secret of a URL or of the environment is written or said, by any part of a real run."""
+"""No secret of a URL or of the environment is written or printed by any part of a real run."""
 
 import http.server
 import os
@@ -183,7 +183,7 @@ def ray_files():
 
 
 def command(arguments: list[str], ray_files: Path, **variables: str) -> tuple[int, str]:
-    """Exit code, and all that it said, of the real command."""
+    """Exit code, and the output of the real command."""
     known = {"AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": SECRET, "PYTHONPATH": str(ROOT)}
     known |= {"RAY_TMPDIR": str(ray_files), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
@@ -210,27 +210,27 @@ def test_a_run_of_signed_urls_writes_and_says_no_secret(server, tmp_path, ray_fi
     arguments = run_arguments(Path("unused"), tmp_path / "run")
     arguments[arguments.index("--shards") + 1] = shards
     escaped = SECRET.replace("/", "%2F").replace("+", "%2B")
-    code, said = command(arguments, ray_files, SHARD_QUERY=f"se=2030&sig={escaped}")
-    assert code == 0, said
+    code, message = command(arguments, ray_files, SHARD_QUERY=f"se=2030&sig={escaped}")
+    assert code == 0, message
     assert (tmp_path / "run" / "labeled" / "00001.tar").stat().st_size > 0
     forms = (SECRET, escaped, escaped.partition("%")[2])
     assert holding(tmp_path, *forms) == [] == holding(ray_files, *forms)
-    assert not any(form in said for form in forms)
+    assert not any(form in message for form in forms)
     manifest = (tmp_path / "run" / "embeddings" / "manifest.json").read_text()
     assert f"{server}/00000.tar?$SHARD_QUERY" in manifest
 
     renewed = f"se=2040&sig={escaped}"
-    code, said = command(arguments, ray_files, SHARD_QUERY=renewed)
-    assert code == 0 and said.count("already done") == 7, said
+    code, message = command(arguments, ray_files, SHARD_QUERY=renewed)
+    assert code == 0 and message.count("already done") == 7, message
 
 
 @pytest.mark.slow
 def test_what_fails_says_no_secret(server, tmp_path, ray_files):
     """By a command whose Ray writes its own files."""
     arguments = ["embed", "--shards", f"{server}/00000.tar?$Q", "--root", str(tmp_path / "run")]
-    code, said = command(arguments, ray_files, Q=f"sig=Wr0ng/{SECRET}")
-    assert code == 2 and said.strip(), said
-    assert SECRET not in said
+    code, message = command(arguments, ray_files, Q=f"sig=Wr0ng/{SECRET}")
+    assert code == 2 and message.strip(), message
+    assert SECRET not in message
     assert holding(tmp_path, SECRET) == [] == holding(ray_files, SECRET)
 
 
@@ -251,9 +251,9 @@ def test_what_is_refused_says_no_secret(server, tmp_path, monkeypatch, capfd, sh
     shards = shards.replace("SERVER", server)
     words = ["embed", "--shards", shards] if shards else ["verify"]
     code = cli.invoke([*words, "--root", root.replace("ROOT", str(tmp_path / "run"))])
-    said = "".join(capfd.readouterr())
-    assert code == 2 and said.strip(), said
-    assert SECRET not in said
+    message = "".join(capfd.readouterr())
+    assert code == 2 and message.strip(), message
+    assert SECRET not in message
     assert holding(tmp_path, SECRET) == []
 
 

@@ -1,4 +1,4 @@
-"""Listing shards: every kind of pattern, on every store, and what is said about mistakes."""
+"""Listing shards: every kind of pattern, on every store, and the messages about mistakes."""
 
 import os
 
@@ -96,7 +96,7 @@ def test_folders_are_listed_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "message"),
     [
         ("/{00002..00009}.tar", r"6 of 8 shards .*brace pattern.*00004.tar.*00006.tar;"),
         ("/none/{0..3}.tar", r"4 of 4 shards"),
@@ -111,8 +111,8 @@ def test_folders_are_listed_once(tmp_path, monkeypatch):
         ("/none.txt", "list file .* cannot be read"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named_in_one_line(root, pattern, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_mistakes_are_named_in_one_line(root, pattern, message):
+    with pytest.raises(UserError, match=message) as caught:
         listing.list_shards(root + pattern)
     assert "\n" not in str(caught.value) and root in str(caught.value)
 

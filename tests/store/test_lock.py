@@ -150,17 +150,17 @@ def test_a_file_that_was_never_finished_is_taken_over(root, content):
 
 
 def test_one_who_was_taken_over_is_told_even_after_the_taker_has_ended(root):
-    told: list[str] = []
-    with held(root, told.append):
+    lost: list[str] = []
+    with held(root, lost.append):
         elsewhere(root, 2)
-        until(lambda: told)
-    assert "taken over by" in told[0] and "on far" in told[0]
+        until(lambda: lost)
+    assert "taken over by" in lost[0] and "on far" in lost[0]
     assert lock.read(root)[1]["owner"] == "other2"  # not ours to remove
 
     with held(root):  # takes over from the silent `other2`
         assert lock.read(root)[0] == 3
     assert files(root) == ["00000003.json"] and lock.read(root) == (3, {"released": True})
-    told.clear()
+    lost.clear()
     owner = lock.Owner(root, 2, {**elsewhere(root, 2)}, False, [])  # it wakes, and writes its file
     assert "taken over by a driver that has just ended" in owner.beat(None)
     with held(root):
@@ -169,16 +169,16 @@ def test_one_who_was_taken_over_is_told_even_after_the_taker_has_ended(root):
 
 
 def test_a_lock_that_is_removed_by_hand_stops_its_owner(root):
-    told: list[str] = []
-    with held(root, told.append):
+    lost: list[str] = []
+    with held(root, lost.append):
         until(lambda: lock.read(root)[0])
         # Again where a heartbeat that had looked before was written after.
-        until(lambda: told or storage.Folder(f"{root}/.lock").clear())
-    assert "was removed" in told[0]
+        until(lambda: lost or storage.Folder(f"{root}/.lock").clear())
+    assert "was removed" in lost[0]
 
 
 def test_heartbeats_go_on_when_the_store_is_back(root, monkeypatch, caplog):
-    write, told, down = lock.write_bytes, [], threading.Event()
+    write, lost, down = lock.write_bytes, [], threading.Event()
 
     def flaky(url: str, data: bytes) -> None:
         if down.is_set():
@@ -186,17 +186,17 @@ def test_heartbeats_go_on_when_the_store_is_back(root, monkeypatch, caplog):
         write(url, data)
 
     monkeypatch.setattr(lock, "write_bytes", flaky)
-    with held(root, told.append):
+    with held(root, lost.append):
         down.set()
         until(lambda: "cannot write a heartbeat, retrying: the store is down" in caplog.text)
         beat = lock.read(root)[1]["beat"]
         down.clear()
         until(lambda: lock.read(root)[1]["beat"] > beat + 1)
-    assert not told and caplog.text.count("cannot write a heartbeat") == 1
+    assert not lost and caplog.text.count("cannot write a heartbeat") == 1
 
 
 def test_an_answer_that_was_lost_is_no_refusal(s3, tmp_path, monkeypatch):
-    """The store made the file, the client heard nothing, tried again, and was told it is there."""
+    """The store made the file, the client got no answer, and tried again: now the file exists."""
     root = f"{s3}/{tmp_path.name}"
     fs, _ = storage.locate(root)
     pipe = fs.pipe_file
@@ -219,11 +219,11 @@ def test_a_store_without_create_if_absent_says_so(s3, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(fs, "pipe_file", refuse)
     monkeypatch.setattr(retry.time, "sleep", lambda s: None)
-    told: list[str] = []
-    with held(root, told.append):
+    lost: list[str] = []
+    with held(root, lost.append):
         assert "this store has no exclusive create" in caplog.text
         elsewhere(root, 1)  # the other one of the two
-        until(lambda: told)
+        until(lambda: lost)
 
 
 def test_the_file_is_json_that_a_person_can_read(tmp_path):

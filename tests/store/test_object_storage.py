@@ -135,10 +135,14 @@ def test_a_store_that_goes_on_refusing_is_named_with_the_remedy(slow_s3, folder,
     slow_s3.refuses = lambda kind, number: True
     with pytest.raises(ExhaustedError) as caught:
         storage.retry(lambda: USES[use](folder))  # as embed and write do around a shard
-    said = str(caught.value)
-    assert said.startswith(folder.url)  # an answer to HEAD has no text of its own
-    assert "reduce your request rate" in said or "Service Unavailable" in said
-    assert "tried 4 times" in said and "embed.decode_cpus" in said and said.count("s3://") == 1
+    message = str(caught.value)
+    assert message.startswith(folder.url)  # an answer to HEAD has no text of its own
+    assert "reduce your request rate" in message or "Service Unavailable" in message
+    assert (
+        "tried 4 times" in message
+        and "embed.decode_cpus" in message
+        and message.count("s3://") == 1
+    )
     assert slow_s3.asked.total() == 4 and impatient == [1, 2, 4]
 
 

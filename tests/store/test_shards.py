@@ -102,7 +102,8 @@ def test_hidden_files_in_folders_are_skipped():
 
 def test_the_caption_is_the_txt_else_that_of_the_json():
     assert sample_of(txt=b"a cat", json=b'{"caption": "a dog"}').caption() == "a cat"
-    assert sample_of(txt=b"", json=b'{"caption": "a dog"}').caption() == ""
+    assert sample_of(txt=b"", json=b'{"caption": "a dog"}').caption() == "a dog"
+    assert sample_of(txt=b" \n").caption() == " \n" and sample_of(txt=b"").caption() == ""
     assert sample_of(json=b'{"caption": "a \\ud83d dog"}').caption() == "a \ufffd dog"
     for text in (b'{"caption": 3}', b'{"caption": null}', b"{}", b"[]", b"{"):
         assert sample_of(json=text).caption() is None
@@ -190,7 +191,7 @@ def test_random_bytes_written_over_a_tar_never_raise():
             start = draw.randrange(len(bad))
             bad[start : start + 4] = draw.randbytes(4)
         samples, end = read(bytes(bad), 1 << 20)
-        assert end == "complete" or end.startswith(("damaged at byte ", "no end-of-archive"))
+        assert end.startswith(("complete", "damaged at byte ", "no end-of-archive", "zeros from"))
         assert len({s.id for s in samples}) == len(samples)
 
 
@@ -344,6 +345,43 @@ def test_caption_drops_what_cannot_be_stored():
 def test_bad_json_is_none(bad):
     sample = sample_of(jpg=b"", json=bad)
     assert sample.json_text() is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_texts_of_every_encoding_that_names_itself(encoding):
+    sample = sample_of(txt="ein Häuschen".encode(encoding), json='{"a": "ä"}'.encode(encoding))
+    assert sample.caption() == "ein Häuschen" and sample.values == {"a": "ä"}
+    assert sample.json_text() == '{"a": "ä"}' and sample.text_problem() is None
+
+
+@pytest.mark.parametrize("mark", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_byte_orders(mark):
+    sample = sample_of(txt="\ufeffHäuschen".encode(mark), json='\ufeff{"a": 1}'.encode(mark))
+    assert (sample.caption(), sample.values) == ("Häuschen", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"json": '{"a": "ä"}'.encode("latin-1")}, "json: not UTF-8"),
+        ({"json": b"[1, 2]"}, "json: not an object"),
+        ({"json": b'"text"'}, "json: not an object"),
+        ({"json": b'{"a": 1}\n{"a": 2}\n'}, "json: not valid"),
+        ({"json": b"{'a': 1}"}, "json: not valid"),
+        ({"json": b" \n"}, "json: empty"),
+        ({"json": b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}"}, shards.TOO_DEEP),
+        ({"json": b"[" * 100_000}, shards.TOO_DEEP),
+        ({"json": b" " * (1 << 20) + b"{}"}, "json: more than 1,048,576 bytes"),
+        ({"txt": "ä".encode("latin-1")}, "txt: not UTF-8"),
+        ({"txt": "ä".encode("utf-16-le")}, "txt: not UTF-8"),
+        ({"txt": b"x" * (1 << 20) + b"y"}, "txt: cut after 1,048,576 bytes"),
+        ({"txt": b"\xff", "json": b"{"}, "txt: not UTF-8; json: not valid"),
+        ({"txt": b"a cat", "json": b"{}"}, None),
+        ({"jpg": b""}, None),
+    ],
+)
+def test_texts_that_cannot_be_read_are_named(files, problem):
+    assert sample_of(**files).text_problem() == problem
 
 
 def test_json_text_is_the_text():

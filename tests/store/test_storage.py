@@ -113,8 +113,8 @@ def test_threads_do_not_spoil_each_other(root, tmp_path):
             return str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(work, range(8)))
-    assert said == [f"number {n}" if n % 2 else "done" for n in range(8)]
+        message = list(pool.map(work, range(8)))
+    assert message == [f"number {n}" if n % 2 else "done" for n in range(8)]
     assert everything(root) == ["0", "2", "4", "6"] and scratch(tmp_path) == []
     assert [storage.read_bytes(f"{root}/{n}") for n in (0, 2, 4, 6)] == [b"0", b"2", b"4", b"6"]
 

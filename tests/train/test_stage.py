@@ -270,16 +270,16 @@ def test_no_more_words_than_asked_keep_all_and_the_samples_used_are_limited(monk
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot read vocabulary"), ("# none\n\n", "has no words")]
+    ("text", "output"), [(None, "cannot read vocabulary"), ("# none\n\n", "has no words")]
 )
-def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_path, text, said):
+def test_a_vocabulary_that_is_missing_or_empty_is_refused_before_any_work(tmp_path, text, output):
     paths = layout.RunPaths(str(tmp_path / "run"))
     subspaces.write_parts(paths, [subspaces.union(4, 3, 25)[0]])
     words = tmp_path / "words.txt"
     if text is not None:
         words.write_text(text)
     cfg = replace(TOY, words=4, vocabulary=(str(words),))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         train.run(cfg, paths)
     assert not paths.network.names()
     assert train_settings.read_words(replace(cfg, words=0), "pico-clip") == []  # not read
@@ -545,8 +545,8 @@ def test_the_first_failure_goes_back_to_the_last_validation_with_a_smaller_step(
     assert not torch.equal(
         found.network.project.weight, finish(TOY, x, start(TOY, x)).network.project.weight
     )
-    (said,) = caplog.messages
-    assert said == (
+    (output,) = caplog.messages
+    assert output == (
         f"train: step {poison}: the loss is not finite, condition number nan; "
         f"resuming from step {resumed} with learning rate 0.002"
     )
@@ -555,8 +555,8 @@ def test_the_first_failure_goes_back_to_the_last_validation_with_a_smaller_step(
 @pytest.mark.parametrize("second", [3, 11])
 def test_the_second_failure_ends_training_with_the_remedy(second, caplog):
     state = start(TOY, toy())
-    said = rf"^train: step {second}: .*condition number.*train\.learning_rate .*train\.eta$"
-    with pytest.raises(RuntimeError, match=said):
+    output = rf"^train: step {second}: .*condition number.*train\.learning_rate .*train\.eta$"
+    with pytest.raises(RuntimeError, match=output):
         poisoned(TOY, toy(), state, [2, second])
     assert len(caplog.messages) == 1
 
@@ -588,9 +588,9 @@ def test_a_determinant_that_is_not_found_is_a_failure_with_its_condition_number(
     monkeypatch.setattr(coding_rate, "compression", compression)
     state = finish(TOY, toy(), start(TOY, toy()))
     assert state.rescued and len(state.history) == 12
-    (said,) = caplog.messages
-    number = float(said.split("condition number ")[1].split(";")[0])
-    assert said.startswith("train: step 4: the loss") and 1 < number < 1e6
+    (output,) = caplog.messages
+    number = float(output.split("condition number ")[1].split(";")[0])
+    assert output.startswith("train: step 4: the loss") and 1 < number < 1e6
 
 
 def test_gradients_that_are_not_finite_do_not_reach_the_weights(caplog):

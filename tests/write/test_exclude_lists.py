@@ -158,10 +158,10 @@ def test_excluded_samples_stay_rows_and_are_in_no_tar(tmp_path, paths, ray_sessi
     manifest = written(paths, listing(tmp_path / "bad.parquet", ids, reason=reasons))
     after = labels(paths)
     assert list(after) == list(before) and manifest["excluded"] == 4
-    told = ["duplicate: of a dog", "no", "listed in bad.parquet", "outlier"]
+    errors = ["duplicate: of a dog", "no", "listed in bad.parquet", "outlier"]
     for sample_id, row in before.items():
         if sample_id in ids:
-            row |= {"status": "excluded", "error_message": told[ids.index(sample_id)]}
+            row |= {"status": "excluded", "error_message": errors[ids.index(sample_id)]}
     assert repr(after) == repr(before)  # of which NaN are some
     for stem, left in (
         ("00000", ["d0/000", "d0/004"]),
@@ -238,13 +238,13 @@ def test_a_run_with_excluded_samples_is_sound_until_a_table_says_otherwise(
     assert (found.lines, found.notes) == ([], [])
     assert {i for i, row in labels(paths).items() if row["status"] == "excluded"} == set(ids)
     assert cli.invoke(["status", "--root", str(root)]) == 0  # with the settings it was made with
-    said = capsys.readouterr().out
-    assert "write     done" in said
+    message = capsys.readouterr().out
+    assert "write     done" in message
     manifest = paths.exclude.manifest()
     paths.exclude.finish("x", parts=manifest["parts"], digests=["other"])
     assert "exclude/manifest.json: is not of the lists" in "\n".join(verify.run(paths).lines)
     name = paths.exclude.file("00000.parquet")
     rows = tables.read(name)
     tables.write(name, rows.slice(1), **tables.facts(name))
-    said = "\n".join(verify.run(paths).lines)
-    assert "exclude/00000" in said and "status is 'excluded', not 'success'" in said
+    message = "\n".join(verify.run(paths).lines)
+    assert "exclude/00000" in message and "status is 'excluded', not 'success'" in message

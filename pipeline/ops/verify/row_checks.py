@@ -51,6 +51,7 @@ class RunFacts:
     levels: list[dict[int, str | None]]  # captions of the clusters of each level
     written: str | None  # fingerprint of the labels
     excluded: dict[str, int]  # stem -> rows of exclude/, where it has any
+    shards: bool  # whether the input is shards
     tars: bool  # whether there are labelled shards
     limit: int  # bytes of a sample that embed read
 
@@ -63,6 +64,7 @@ class Shard:
     facts: dict[str, Any]  # about the shard, from the manifest of the embeddings
     found: Violations = field(default_factory=Violations)
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    keys: set[str] | None = None  # of the samples, embedded or rejected
     labels: pa.Table | None = None
 
     @property
@@ -229,6 +231,7 @@ def _every_sample_once(shard: Shard, embedded: pa.Table, rejected: pa.Table) -> 
     both = pa.concat_tables([embedded.select(IDENTITY), rejected.select(IDENTITY)])
     twice = [key for key, n in Counter(both["sample_id"].to_pylist()).items() if n > 1]
     shard.add(name, "is there more than once", twice)
+    shard.keys = set(both["key"].to_pylist())
     if sorted(both["index"].to_pylist()) != list(range(wanted)):
         shard.add(name, f"do not hold the {wanted} samples of the tar once each, by index")
 

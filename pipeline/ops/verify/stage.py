@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_tensors
 
 from pipeline.artifacts import inputs, layout, schemas
 from pipeline.artifacts.stages import chain, chain_to
-from pipeline.ops.verify import level_checks, row_checks, tar_checks
+from pipeline.ops.verify import level_checks, row_checks, tar_checks, tar_walk
 from pipeline.ops.verify.row_checks import RunFacts, Shard
 from pipeline.ops.verify.run_check import RunCheck
 from pipeline.ops.verify.violations import Violations, open_part, read_part, vector_length
@@ -42,6 +42,8 @@ def run(paths: layout.RunPaths) -> Violations:
             raise UserError(f"{paths.root}: no run is there; give the --root of one")
         return check.found
     shards, facts = check.made["embeddings"]["shards"], _facts(check)
+    for problem, (count, first) in check.made["embeddings"].get("text_problems", {}).items():
+        check.found.note(f"texts of {count} samples were not read, such as {first}: {problem}")
     _folders(check, facts)
     sizes = np.zeros(facts.k, np.int64)
     with StageProgress("verify", len(shards), "shards") as progress:
@@ -60,23 +62,45 @@ def run(paths: layout.RunPaths) -> Violations:
 def check_shard(facts: dict[str, Any], run: RunFacts) -> tuple[Violations, np.ndarray]:
     """Check one shard: its violations, the sizes of its clusters."""
     shard = row_checks.check_rows(facts, run)
-    if run.tars and shard.labels is not None:
-        _tar(shard, shard.labels)
+    if run.shards and _is_there(shard):
+        _input(shard)
+        if run.tars and shard.labels is not None:
+            _tar(shard, shard.labels)
     return shard.found, shard.sizes
 
 
+def _is_there(shard: Shard) -> bool:
+    """Whether the input shard is unchanged and can be read; adds a note otherwise."""
+    was, not_compared = shard.facts["shard"], f"{shard.stem}: not compared with its input, which"
+    try:
+        if current(was["url"]) == (was["size"], was["version"]):
+            return True
+        shard.found.note(f"{not_compared} has changed since: {was['url']}")
+    except Exception as error:  # stores raise anything; it is no fault of the run
+        shard.found.note(f"{not_compared} cannot be read: {error}")
+    return False
+
+
+def _input(shard: Shard) -> None:
+    """Check that every file of the input shard is of a sample of the run, byte by byte."""
+    was, place = shard.facts["shard"], f"embeddings/ and rejects/{shard.stem}"
+    if shard.keys is None:  # reported by `check_rows`
+        return
+    try:
+        with storage.open_read(was["url"], was["size"]) as stream:
+            found = tar_walk.walk(stream)
+    except OSError as error:
+        shard.found.note(f"{shard.stem}: its input could not be read to its end: {error}")
+        return
+    for what in tar_walk.losses(found, shard.keys, shard.facts["end"]):
+        shard.found.add(place, what)
+
+
 def _tar(shard: Shard, labels: pa.Table) -> None:
-    """Compare the labelled tar with its input, if that is unchanged and can be read."""
+    """Compare the labelled tar with its input."""
     place, was = f"labeled/{shard.stem}", shard.facts["shard"]
     target = shard.run.paths.labeled.file(f"{shard.stem}.tar")
     if not storage.exists(target):  # reported by `_folders`
-        return
-    try:
-        if current(was["url"]) != (was["size"], was["version"]):
-            shard.found.note(f"{place}: not compared, its input has changed since: {was['url']}")
-            return
-    except Exception as error:  # stores raise anything; it is no fault of the run
-        shard.found.note(f"{place}: not compared, its input cannot be read: {error}")
         return
     rows = labels.select(["sample_id", "shard", *schemas.IN_JSON]).to_pylist()
     try:
@@ -153,6 +177,7 @@ def _facts(check: RunCheck) -> RunFacts:
         levels=level_checks.captions_of(check, groups),
         written=written.get("fingerprint"),
         excluded=excluded.get("parts", {}),
+        shards=inputs.has_shards(embedded),
         tars=bool(written.get("config", {}).get("shards")) and inputs.has_shards(embedded),
         limit=embedded["config"]["max_sample_bytes"],
     )

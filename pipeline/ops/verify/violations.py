@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.artifacts import schemas
 from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
 from pipeline.store import storage, tables
@@ -74,12 +75,16 @@ def read_part(
     """The rows without some columns if the schema is right; adds a violation otherwise."""
     if file is None:
         return None
-    if not file.schema_arrow.equals(schema):
+    lacks = [n for n in schema.names if n in schemas.LATER - set(file.schema_arrow.names)]
+    if not file.schema_arrow.equals(pa.schema(f for f in schema if f.name not in lacks)):
         odd = sorted({f.name for f in set(file.schema_arrow) ^ set(schema)})
         found.add(place, f"has not the columns it should: {', '.join(odd) or 'another order'}")
         return None
     try:
-        return file.read([name for name in schema.names if name not in leave_out])
+        table = file.read([name for name in schema.names if name not in leave_out])
+        for name in lacks:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), pa.string()))
+        return table
     except DAMAGE as error:
         found.add(place, f"cannot be read: {error}")
         return None

@@ -1,4 +1,4 @@
-"""Which files there are, what belongs to a .npy, and what is said about mistakes."""
+"""Which files there are, what belongs to a .npy, and the messages about mistakes."""
 
 import numpy as np
 import pyarrow as pa

@@ -37,9 +37,9 @@ def test_the_list_and_the_effect_are_those_of_the_definition(
     ]
     counts = [row["removed"] for row in effect]
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] > 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for row in effect:
-        assert f"{row['removed']:>12,} {row['removed'] / 90:>8.2%}" in said
+        assert f"{row['removed']:>12,} {row['removed'] / 90:>8.2%}" in message
 
 
 def test_another_threshold_computes_no_cosine(tmp_path, members, ray_session, monkeypatch):

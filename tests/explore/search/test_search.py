@@ -94,7 +94,7 @@ def test_a_sample_without_a_caption_has_an_empty_one(searchable):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "give either --image, --text or --sample"),
         (("--text", "a", "--image", "b"), "give either --image, --text or --sample"),
@@ -106,9 +106,9 @@ def test_a_sample_without_a_caption_has_an_empty_one(searchable):
         (("--text", "a", "--space", "pixels"), "--space"),
     ],
 )
-def test_mistakes_are_told(asked, arguments, said):
+def test_mistakes_are_told(asked, arguments, message):
     code, out, err = asked(*arguments)
-    assert (code, out) == (2, "") and said in err
+    assert (code, out) == (2, "") and message in err
 
 
 def test_a_bad_picture_is_told(asked, tmp_path):

@@ -154,7 +154,7 @@ BOMB = b"BM" + b"\0" * 12 + b"\x28\0\0\0" + b"\xff\xff\0\0" * 2 + b"\x01\0\x18\0
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "output"),
     [
         (b"", "empty"),
         (b"<script>alert(1)</script>", "not_an_image"),
@@ -162,10 +162,10 @@ BOMB = b"BM" + b"\0" * 12 + b"\x28\0\0\0" + b"\xff\xff\0\0" * 2 + b"\x01\0\x18\0
         (BOMB, "too_large: 65535x65535 pixels"),
     ],
 )
-def test_bad_pictures_are_told(request_, data, said):
+def test_bad_pictures_are_told(request_, data, output):
     body, kind = form(data)
     status, _, text = request_("POST", "/image", body, Content_Type=kind)
-    assert status == 400 and said in Page(text).text
+    assert status == 400 and output in Page(text).text
 
 
 @pytest.mark.parametrize(
@@ -268,10 +268,10 @@ def test_in_a_browser(address, searchable, tmp_path):
 
 def _use(page, address: str, query: Path, sample_id: str) -> None:
     """Search by text with the keyboard, by picture, look at a cluster with a hostile name."""
-    said, requests = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
+    output, requests = [], []
+    page.on("console", lambda message: output.append(message.text))
+    page.on("pageerror", lambda error: output.append(str(error)))
+    page.on("dialog", lambda dialog: output.append(dialog.message))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
     _photograph(page, "home")
@@ -291,7 +291,7 @@ def _use(page, address: str, query: Path, sample_id: str) -> None:
     page.goto(f"{address}cluster/0")
     assert page.locator("h1").inner_text() == fake_run.SCRIPT
     assert page.evaluate("document.scripts.length") == 0
-    assert said == []
+    assert output == []
     assert all(url.startswith((address, "data:")) for url in requests)
 
 

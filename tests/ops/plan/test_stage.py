@@ -111,7 +111,7 @@ def test_passes_run_on_no_more_cpus_than_there_are_tasks():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ((0, 1, 0, 0.0), "--nodes 0"),
         ((1, 0, 0, 0.0), "--cpus 0"),
@@ -120,8 +120,8 @@ def test_passes_run_on_no_more_cpus_than_there_are_tasks():
         ((1, 1, 0, 300.0), "--encode-rate 300"),
     ],
 )
-def test_a_cluster_that_cannot_be(values, said):
-    with pytest.raises(UserError, match=said):
+def test_a_cluster_that_cannot_be(values, message):
+    with pytest.raises(UserError, match=message):
         Target(*values)
 
 
@@ -202,11 +202,11 @@ def test_more_gpus_than_shards_are_named():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [(0, "0"), (0.0001234, "0.000123"), (0.5, "0.500"), (12.34, "12.3"), (123456.7, "123,457")],
 )
-def test_three_digits(value, said):
-    assert text.digits(value) == said
+def test_three_digits(value, message):
+    assert text.digits(value) == message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""verify: a sound run is sound; each way of spoiling one is found, named, and told by exit code."""
+"""verify: a sound run is sound; each kind of damage is found, named, and changes the exit code."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def paths(finished_run, tmp_path):
     return layout.RunPaths(str(tmp_path / "run"))
 
 
-def said(paths) -> str:
+def message(paths) -> str:
     found = verify.run(paths)
     assert bool(found.lines) == bool(found.count)
     return "\n".join(found.lines)
@@ -164,7 +164,7 @@ def relabelled(**values: object):
 
 E, R, A, L = ("embeddings", "rejects", "assignments", "labels")
 FIRST = "00000.parquet"
-SPOILT = {  # what is done -> what must be said
+SPOILT = {  # what is done -> the message
     "manifest no json": (
         file("network/manifest.json", lambda d: d[:-9]),
         "network/manifest.json cannot be read",
@@ -427,7 +427,7 @@ SPOILT = {  # what is done -> what must be said
 def test_each_violation_is_named(paths, kind):
     spoil, expected = SPOILT[kind]
     spoil(paths)
-    assert expected in said(paths)
+    assert expected in message(paths)
 
 
 def test_a_violation_is_exit_code_1_and_names_shard_and_key(paths, capsys):
@@ -616,6 +616,6 @@ def test_an_index_is_of_all_that_was_embedded(paths):
     paths.index("z").clear()
     upstream = paths.embeddings.manifest()["fingerprint"]
     paths.index("clip").finish("i", upstream=upstream, samples=1, files=["a.lists"])
-    text = said(paths)
+    text = message(paths)
     assert "index/clip/manifest.json: has 1 samples, 120 are embedded" in text
     assert "index/clip: a.lists: is missing" in text
