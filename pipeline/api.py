@@ -5,7 +5,7 @@ labels = open_run("my-run").labels().to_table(columns=["sample_id", "cluster_id"
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipeline.artifacts import outputs
 from pipeline.artifacts.layout import RunPaths
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError, user_message
-from pipeline.store import storage, tables
+from pipeline.store import compressed, storage, tables
 from pipeline.store.listing import current
 from pipeline.store.storage import Folder
 
@@ -101,7 +101,7 @@ class Run:
                 f"sample {sample_id!r}: its shard {shard['url']} was changed after it was "
                 "embedded; run `ratecluster run` again"
             )
-        data = storage.read_range(shard["url"], rows[0]["tar_offset"], rows[0]["tar_size"])
+        data = compressed.read_range(shard["url"], rows[0]["tar_offset"], rows[0]["tar_size"])
         return images.decode(data, self.manifests["embeddings"]["config"]["max_image_pixels"])
 
     def _shard(self, sample_id: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def open_run(root: str | os.PathLike[str]) -> Run:
 
 
 def run(
-    shards: str | os.PathLike[str] | None,
+    shards: str | os.PathLike[str] | Sequence[str] | None,
     root: str | os.PathLike[str],
     overwrite: bool = False,
     embeddings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
@@ -139,8 +139,8 @@ def run(
 ) -> Run:
     """Run all stages, as `ratecluster run` does, and open the result. Finished work is skipped.
 
-    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars; None with
-    `embeddings` alone. Settings are one dict per stage:
+    `shards` is a folder, a glob, a brace pattern or a list file of webdataset tars, or a sequence
+    of these; None with `embeddings` alone. Settings are one dict per stage:
     run("my-shards", "my-run", select_k={"k": 12}, embed={"batch_size": 32}).
     `embeddings` are files of given embeddings, as of --embeddings, or a dict of their `url` and the
     settings of that section: run(None, "my-run", embeddings={"url": "vectors", "columns": ["a"]}).
@@ -156,7 +156,10 @@ def run(
     try:
         with cluster.session():
             sections, listed = options.listed(
-                sections, os.fspath(shards) if shards else None, os.fspath(url) if url else None
+                sections,
+                [os.fspath(shards)] if isinstance(shards, str | os.PathLike) else shards,
+                os.fspath(url) if url else None,
+                paths.root,
             )
             stage_commands.run_all(sections, paths, listed, overwrite)
     except Exception as error:

@@ -237,12 +237,13 @@ def jsons() -> dict[str, tuple[bytes, bool]]:
         "names": b'{"": 1, "\\u0000": 2, "a\\u001b[31m": 3, "=cmd|x": 4, "__proto__": 5}',
         "names-otherwise": b'{"a\\u001b[31m": "text"}',
         "twice": b'{"a": 1, "a": "two"}',
+        "utf16": '{"a": 1}'.encode("utf-16"),
+        "mark": b'\xef\xbb\xbf{"a": 1}',
         "long-name": json.dumps({"n" * 100_000: 1}).encode(),
     }
     bad = {
         "list": b'[{"a": 1}]',
         "not-utf8": b'{"a": "\xff\xfe"}',
-        "utf16": '{"a": 1}'.encode("utf-16"),
         "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "digits": b'{"a": ' + b"9" * 100_000 + b"}",
         "nothing": b"",

@@ -88,6 +88,7 @@ def _shard(path: Path, stem: str) -> list[dict]:
                     "image_height": 80,
                     "caption": texts[sample.index],
                     "json": sample.json_text(),
+                    "text_problem": sample.text_problem(),
                     "cluster_id": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
                     "group": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
                     "confidence": 0.9,

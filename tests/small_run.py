@@ -14,8 +14,9 @@ import pyarrow as pa
 from pipeline.artifacts import layout, schemas
 from pipeline.store import columns, tables
 from pipeline.store.listing import list_shards
+from pipeline.store.samples import MissingImage, Sample
 from pipeline.store.shard_writer import ShardWriter
-from pipeline.store.shards import MissingImage, Sample, ShardReader
+from pipeline.store.shards import ShardReader
 from tests import level_tables
 
 THINGS = ("dog", "car", "pizza")
@@ -95,7 +96,7 @@ def _part(shard, paths: layout.RunPaths, vector: Callable[[str], np.ndarray]) ->
         }
         assigned[-1] |= {"top_shares": [0.75, 0.25, 0.0]}
     schema = schemas.embeddings_schema(len(vectors[0]))
-    texts = {f.name: pa.array([r[f.name] for r in rows], f.type) for f in list(schema)[:-1]}
+    texts = {f.name: pa.array([r.get(f.name) for r in rows], f.type) for f in list(schema)[:-1]}
     part = pa.table({**texts, "embedding": tables.from_matrix(np.stack(vectors))}, schema=schema)
     name = f"{shard.stem}.parquet"
     tables.write(paths.embeddings.file(name), part)

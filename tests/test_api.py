@@ -12,7 +12,7 @@ import pytest
 import pipeline
 from pipeline.runtime.errors import UserError
 from pipeline.store.shards import ShardReader
-from tests.conftest import TINY
+from tests.conftest import TINY, WORDS
 
 pytestmark = pytest.mark.ray
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "python.md"
@@ -105,8 +105,9 @@ def test_run_is_the_command(finished_run, tiny_shards, tmp_path):
     root = shutil.copytree(finished_run, tmp_path / "run")
     settings: dict[str, dict[str, object]] = {
         "embed": {"batch_size": 16},
-        "train": {"steps": 12, "batch_size": 64, "words": 64},
+        "train": {"steps": 12, "batch_size": 64, "vocabulary": str(WORDS)},
         "select_k": {"k": 3},
+        "caption": {"vocabulary": str(WORDS)},
     }
     found = pipeline.run(tiny_shards, root, **settings)
     assert found.clusters().num_rows == 3

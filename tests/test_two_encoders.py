@@ -9,7 +9,7 @@ from pipeline import open_run
 from pipeline.cli import main as cli
 from tests.conftest import TINY, run_arguments
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_a_second_encoder_is_added_to_a_finished_run(

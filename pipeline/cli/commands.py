@@ -112,7 +112,7 @@ def shards_command(
 def status_command(
     root: Root,
     shards: Annotated[
-        str | None,
+        list[str] | None,
         Option(metavar="SHARDS", help="shards of the run; shows which are new, changed or gone"),
     ] = None,
     embeddings: Annotated[
@@ -142,7 +142,7 @@ def status_command(
     sections, paths = Common(config_file, sets).begin(root)
     found = None
     if shards or embeddings:
-        sections, found = listed(sections, shards, embeddings)
+        sections, found = listed(sections, shards, embeddings, paths.root)
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)

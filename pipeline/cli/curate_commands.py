@@ -174,7 +174,7 @@ def assign_command(
 
     sections, paths = common.begin(root)
     source = layout.RunPaths(storage.absolute(run))
-    found = list_shards(shards)
+    found = list_shards(shards, paths.root)
     unexplained = outliers.Config(quantile=quantile)
     with lock_root(paths.root, sections["run"], found, reads=source.root):
         listed = assign_new.run(sections, source, found, paths, unexplained, overwrite)

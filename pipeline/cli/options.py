@@ -60,10 +60,11 @@ Root = Annotated[
 ]
 _SHARDS = Option(
     metavar="SHARDS",
-    help="the webdataset tars: a folder, a glob, a brace pattern or a list file (.txt)",
+    help="the webdataset shards (.tar, or .tar.gz, .tar.zst, .tar.bz2, .tar.xz): a folder, a glob, "
+    "a brace pattern or a list file (.txt); may be given several times",
 )
-Shards = Annotated[str, _SHARDS]
-SomeShards = Annotated[str | None, _SHARDS]
+Shards = Annotated[list[str], _SHARDS]
+SomeShards = Annotated[list[str] | None, _SHARDS]
 Embeddings = Annotated[
     str | None,
     Option(
@@ -113,15 +114,19 @@ CaptionsFrom = Annotated[
 
 
 def listed(
-    sections: Sections, shards: str | None, embeddings: str | None
+    sections: Sections,
+    shards: str | Sequence[str] | None,
+    embeddings: str | None,
+    root: str = "",
 ) -> tuple[Sections, list[Shard]]:
     """The input files of embed, and the settings, where `embed` has those that fit the files.
 
-    UserError without any, and where a shard has no file of embeddings.
+    UserError without any, and where a shard has no file of embeddings. Shards below the folder
+    `root` of the run are left out.
     """
     if not shards and not embeddings:
         raise UserError("there is no input: give --shards, --embeddings or both")
-    tars = list_shards(shards) if shards else []
+    tars = list_shards(shards, root) if shards else []
     if not embeddings:
         return sections, tars
     from pipeline.embed.given import sources  # imports pyarrow, which other commands do not need

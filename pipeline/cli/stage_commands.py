@@ -55,7 +55,7 @@ def embed_command(
           --set embed.model=ViT-L-14 --set embed.pretrained=openai
     Settings: embed, run
     """
-    _run_one(named("embed"), root, common, shards=list_shards(shards), overwrite=overwrite)
+    _run_one(named("embed"), root, common, shards=list_shards(shards, root), overwrite=overwrite)
 
 
 def caption_command(root: Root, captions_from: CaptionsFrom = None, *, common: Common) -> None:
@@ -142,7 +142,7 @@ def run_command(
     Settings: all
     """
     sections, paths = common.with_captions(captions_from).begin(root)
-    sections, files = listed(sections, shards, embeddings)
+    sections, files = listed(sections, shards, embeddings, paths.root)
     run_all(sections, paths, files, overwrite)
     facts = {"root": paths.root, **summary(paths), "report": paths.report.file("index.html")}
     texts = [summary_text(facts)]

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.runtime.reject_reasons import Reason
-from pipeline.store import columns, storage
+from pipeline.store import columns, compressed
 from pipeline.store.listing import Shard
-from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
+from pipeline.store.samples import Member, MissingImage, Sample
+from pipeline.store.shards import ShardReader
 from pipeline.vision import images
 
 AHEAD_BYTES = 1 << 28  # limit of the samples that wait, in addition to `Limits.ahead`
@@ -72,7 +73,7 @@ def batches(
         stacked = tuple(np.stack(each) for each in zip(*pixels, strict=True))
         return Batch(rows, stacked, rejects, end, decoder.busy_s - before_s)
 
-    with storage.open_read(shard.url, shard.size, shard.version) as stream:
+    with compressed.open_tar(shard.url, shard.size, shard.version) as stream:
         reader = ShardReader(stream, max_sample_bytes)
         for row, decoded in decoder.all(reader):
             if decoded is None:

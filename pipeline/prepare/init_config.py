@@ -10,7 +10,7 @@ characters.
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,9 +25,10 @@ from pipeline.runtime import templates
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redacted
 from pipeline.runtime.reject_reasons import printable
-from pipeline.store import columns, storage
+from pipeline.store import columns, compressed, storage
 from pipeline.store.listing import Shard, list_shards
-from pipeline.store.shards import MissingImage, Sample, ShardReader
+from pipeline.store.samples import MissingImage, Sample
+from pipeline.store.shards import ShardReader
 
 SHOWN = 40  # json columns in the file
 SMALL_SIDE = 192  # pixels; pico-clip, which sees 128, loses little of such images
@@ -86,7 +87,7 @@ def look(samples: Iterable[Sample]) -> dict[str, Any]:
     }
 
 
-def toml(seen: Seen, shards: str, out: str) -> str:
+def toml(seen: Seen, shards: Sequence[str], out: str) -> str:
     """The configuration; every value in it is redacted and printable."""
     environment = templates.environment(
         lambda value: printable(redacted(str(value))), autoescape=False
@@ -100,7 +101,7 @@ def toml(seen: Seen, shards: str, out: str) -> str:
     return template.render(
         **vars(seen)
         | {
-            "quoted": shlex.quote(shards),
+            "quoted": _quoted(shards),
             "out": shlex.quote(out),
             "estimate": seen.samples * seen.shards,
             "size": f"{seen.shard_bytes / 1e9:.3g} GB" if seen.shard_bytes else "of unknown size",
@@ -119,7 +120,12 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def run(shards: str, out: str) -> Seen:
+def _quoted(shards: Sequence[str]) -> str:
+    """The values of --shards as a shell takes them."""
+    return " --shards ".join(map(shlex.quote, shards))
+
+
+def run(shards: Sequence[str], out: str) -> Seen:
     """Write the configuration; UserError if the file exists or the first shard has no sample."""
     path = Path(out)
     if path.exists():
@@ -134,7 +140,7 @@ def run(shards: str, out: str) -> Seen:
 
 
 def _seen(found: list[Shard]) -> Seen:
-    with storage.open_read(found[0].url, found[0].size, found[0].version) as stream:
+    with compressed.open_tar(found[0].url, found[0].size, found[0].version) as stream:
         reader = ShardReader(stream, embed_settings.Config.max_sample_bytes)
         looked = look(reader)
     return Seen(
@@ -153,10 +159,10 @@ def facts(seen: Seen) -> dict[str, Any]:
     return vars(seen)
 
 
-def summary(seen: Seen, shards: str, out: str) -> str:
+def summary(seen: Seen, shards: Sequence[str], out: str) -> str:
     """The message to the user."""
     return (
         f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
-        f"ratecluster run --shards {printable(shlex.quote(shards))} --root my-run "
+        f"ratecluster run --shards {printable(_quoted(shards))} --root my-run "
         f"--config {shlex.quote(out)}"
     )

@@ -29,7 +29,7 @@ from pipeline.prepare.settings import Config
 from pipeline.runtime import console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
-from pipeline.store.shards import IMAGE_SUFFIXES
+from pipeline.store.samples import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 RECORD = pa.schema(

@@ -1,10 +1,12 @@
 """Lists the shards, or other files, that a pattern matches, on any store."""
 
+import logging
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
@@ -12,11 +14,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import HTTP
+from pipeline.store import compressed, storage
 from pipeline.store.retry import retry
 from pipeline.store.storage import locate, read_bytes, up_to_date
 
+log = logging.getLogger(__name__)
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-COMPRESSED = (".tar.gz", ".tgz")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar.lz4", ".tar.lzma")
+CHAINED = {"zip", "tar", "simplecache", "filecache", "blockcache", "cached", "dir", "reference"}
+SUBFOLDERS = 20  # of a folder that are looked at for a warning
 STATS_AT_ONCE = 16  # requests in flight where folders cannot be listed
 
 Details = dict[str, dict[str, Any]]  # URL -> details from the store; size None where unknown
@@ -56,29 +62,67 @@ class Kind:
     remedy: str  # for files of another kind
 
 
-TARS = Kind((".tar",), "shard", "--shards", "pack images into shards with `ratecluster shards`")
+TARS = Kind(
+    (".tar", *compressed.SUFFIXES),
+    "shard",
+    "--shards",
+    "pack images into shards with `ratecluster shards`",
+)
 
 
-def list_shards(pattern: str) -> list[Shard]:
-    """The shards of a pattern, sorted by URL; UserError if there are none or some are missing.
+def list_shards(patterns: str | Sequence[str], root: str = "") -> list[Shard]:
+    """The shards of all patterns, sorted by URL; UserError if there are none or some are missing.
 
-    A pattern is a brace pattern, a glob, a folder, one .tar, or a list file (.txt, .list, .lst)
-    with one path or pattern per line, relative to the folder of the list.
+    A pattern is a brace pattern, a glob, a folder, one shard, or a list file (.txt, .list, .lst)
+    with one path or pattern per line, relative to the folder of the list. What exists by the name
+    of a pattern is taken as it is. `a.tar::b.tar` are two patterns, as in webdataset. Files below
+    the folder `root` of the run are left out.
     """
-    return list_files(pattern, TARS)
+    return list_files(patterns, TARS, root)
 
 
-def list_files(pattern: str, wanted: Kind) -> list[Shard]:
-    """The files of one kind that a pattern as in `list_shards` matches; UserError as there."""
-    kind, entries = _meaning(pattern, wanted)
-    searched = {e for e in entries if kind == "a folder" or _is_glob(e)}
+def list_files(patterns: str | Sequence[str], wanted: Kind, root: str = "") -> list[Shard]:
+    """The files of one kind that patterns as in `list_shards` match; UserError as there."""
+    given = [patterns] if isinstance(patterns, str) else patterns
+    every = [part for pattern in given for part in _split(pattern, wanted)]
+    if not every or not all(part.strip() for part in every):
+        raise UserError(f"{wanted.option} is empty text; name a {wanted.what} or a folder")
+    found: Details = {}
+    for part in every:
+        found |= _matches(part, wanted)
+    if root and (own := [url for url in found if url.startswith(f"{_canonical(root)}/")]):
+        log.info("%d %ss below the run's folder are left out: %s", len(own), wanted.what, own[0])
+        found = {url: entry for url, entry in found.items() if url not in own}
+        if not found:
+            raise UserError(
+                f"all {wanted.what}s of {', '.join(every)} lie below --root {root}; choose another "
+                f"--root, or correct {wanted.option}"
+            )
+    urls = sorted(found)
+    stems = _stems(urls, wanted.suffixes)
+    return [_shard(stem, url, found[url]) for stem, url in zip(stems, urls, strict=True)]
+
+
+def _split(pattern: str, wanted: Kind) -> list[str]:
+    """The patterns in one that webdataset's `::` joins; fsspec's chained URLs stay whole."""
+    parts = pattern.split("::")
+    files = [p for p in parts if _is_wanted(p, wanted) or p.endswith(("}", "]", "*"))]
+    chained = any(part.split("://")[0] in CHAINED for part in parts)
+    return parts if len(files) == len(parts) and not chained else [pattern]
+
+
+def _matches(pattern: str, wanted: Kind) -> Details:
+    """The files of one pattern."""
+    kind, entries, searched = _meaning(pattern, wanted)
     found: Details = {}
     for entry in sorted(searched):
-        if not (files := _search(entry)):
+        if not (files := _search(entry, glob=kind != "a folder")):
             raise UserError(
                 f"no {wanted.what} matches {entry} (taken as {kind}); correct {wanted.option}"
             )
         found |= files
+    if kind == "a folder":
+        _warn_of_subfolders(pattern, wanted)
     named = [_canonical(entry) for entry in entries if entry not in searched]
     found = _ask(found | _look_up(named))
     if missing := sorted(set(named) - found.keys()):
@@ -86,28 +130,50 @@ def list_files(pattern: str, wanted: Kind) -> list[Shard]:
             f"{len(missing)} of {len(set(named))} {wanted.what}s of {pattern} (taken as {kind}) "
             f"are missing, the first: {', '.join(missing[:3])}; correct {wanted.option}"
         )
-    urls = sorted(url for url in found if _path(url).endswith(wanted.suffixes))
-    if wrong := sorted(set(named).difference(urls)) or ([] if urls else sorted(found)):
+    taken = {url: entry for url, entry in found.items() if _is_wanted(url, wanted)}
+    if wrong := sorted(set(named).difference(taken)) or ([] if taken else sorted(found)):
         why = f"{wrong[0]} is not a {' or '.join(wanted.suffixes)}; {wanted.remedy}"
-        if packed := [url for url in wrong if _path(url).endswith(COMPRESSED)]:
-            why = f"{packed[0]} is compressed, which is not supported; unpack it to .tar"
         raise UserError(f"{pattern} (taken as {kind}): {why}")
-    stems = _stems(urls, wanted.suffixes)
-    return [_shard(stem, url, found[url]) for stem, url in zip(stems, urls, strict=True)]
+    if others := [url for url in found if url not in taken and _path(url).endswith(ARCHIVES)]:
+        log.warning("%s: %d archives are left out: %s", pattern, len(others), others[0])
+    return taken
 
 
-def _meaning(pattern: str, wanted: Kind) -> tuple[str, list[str]]:
-    """The kind of a pattern, and its paths, globs or folder."""
-    if "{" in pattern:
-        return "a brace pattern", _expand(pattern)
-    if _is_glob(pattern):
-        return "a glob", [pattern]
+def _warn_of_subfolders(folder: str, wanted: Kind) -> None:
+    """Log that a folder has files of this kind in folders of its own, which are not searched."""
+    fs, path = locate(folder)
+    below = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
+    for name in sorted(below)[:SUBFOLDERS]:
+        files = [n for n in fs.ls(name, detail=False) if _is_wanted(n, wanted)]
+        if files:
+            log.warning(
+                "%s: its %d sub-folders are not searched, and %s has %d %ss; give %s/**/*%s",
+                *(folder, len(below), name, len(files), wanted.what, folder.rstrip("/")),
+                wanted.suffixes[0],
+            )
+            return
+
+
+def _is_wanted(url: str, wanted: Kind) -> bool:
+    return _path(url).lower().endswith(wanted.suffixes)
+
+
+def _meaning(pattern: str, wanted: Kind) -> tuple[str, list[str], set[str]]:
+    """The kind of a pattern, its paths, globs or folder, and those of them to be searched."""
+    special = "{" in pattern or _is_glob(pattern)
+    if special and not pattern.startswith(HTTP) and storage.exists(pattern):
+        special = False
+    if special and "{" in pattern:
+        entries = _expand(pattern)
+        return "a brace pattern", entries, set(filter(_is_glob, entries))
+    if special:
+        return "a glob", [pattern], {pattern}
     if _path(pattern).endswith((".txt", ".list", ".lst")):
-        lines = _lines(pattern, wanted)
-        return "a list file", [path for line in lines for path in _expand(line)]
-    if _path(pattern).endswith((*wanted.suffixes, *COMPRESSED)):
-        return f"one {wanted.what}", [pattern]
-    return "a folder", [pattern]
+        entries = [path for line in _lines(pattern, wanted) for path in _expand(line)]
+        return "a list file", entries, set(filter(_is_glob, entries))
+    if _is_wanted(pattern, wanted):
+        return f"one {wanted.what}", [pattern], set()
+    return "a folder", [pattern], {pattern}
 
 
 def _is_glob(pattern: str) -> bool:
@@ -165,13 +231,13 @@ def _path(url: str) -> str:
     return url.partition("?")[0] if url.startswith(HTTP) else url
 
 
-def _search(pattern: str) -> Details:
-    """The files of a folder or of a glob, without hidden ones."""
+def _search(pattern: str, glob: bool) -> Details:
+    """The files of a glob or of a folder, without hidden ones."""
     pattern = pattern.rstrip("/")
     fs, path = locate(pattern)
 
     def search() -> list[dict[str, Any]]:
-        if _is_glob(pattern):
+        if glob:
             return list(fs.glob(path, detail=True).values())
         return list(fs.ls(path, detail=True)) if fs.isdir(path) else []
 
@@ -207,7 +273,21 @@ def _files(fs: Any, search: Callable[[], list[dict[str, Any]]], url: str) -> lis
             entries = retry(search, url)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [entry for entry in entries if entry["type"] != "directory"]
+    return [_followed(fs, entry) for entry in entries if entry["type"] != "directory"]
+
+
+def _followed(fs: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry; of a link on a local disk with the size and time of what it leads to."""
+    if not isinstance(fs, LocalFileSystem) or not entry.get("islink"):
+        return entry
+    try:
+        target = Path(entry["name"]).stat()
+    except OSError as error:
+        raise UserError(
+            f"{entry['name']} is a link to {Path(entry['name']).readlink()}, which cannot be read "
+            f"({error.strerror}); restore the file or remove the link"
+        ) from None
+    return {**entry, "size": target.st_size, "mtime": target.st_mtime}
 
 
 def _ask(found: Details) -> Details:
@@ -216,7 +296,7 @@ def _ask(found: Details) -> Details:
     def details(url: str) -> dict[str, Any] | None:
         fs, path = locate(url)
         try:
-            return dict(retry(lambda: fs.info(path), url))
+            return _followed(fs, dict(retry(lambda: fs.info(path), url)))
         except FileNotFoundError:
             return None
 
@@ -233,8 +313,8 @@ def _shard(stem: str, url: str, entry: dict[str, Any]) -> Shard:
 
 def _stems(urls: list[str], suffixes: tuple[str, ...]) -> list[str]:
     """File names without suffix; where two are the same, paths below the deepest common folder."""
-    ends = {url: next(s for s in suffixes if _path(url).endswith(s)) for url in urls}
-    parts = [_path(url).removesuffix(ends[url]).split("/") for url in urls]
+    ends = {url: next(s for s in suffixes if _path(url).lower().endswith(s)) for url in urls}
+    parts = [_path(url)[: -len(ends[url])].split("/") for url in urls]
     stems = [part[-1] for part in parts]
     if len(set(stems)) < len(urls):
         places = list(zip(min(parts), max(parts), strict=False))  # of the first URL and the last

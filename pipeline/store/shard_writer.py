@@ -6,7 +6,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipeline.store.shards import ANY_BYTES, Member, Sample, is_unsafe, split_name
+from pipeline.store.samples import Member, Sample, is_unsafe, split_name
+from pipeline.store.shards import ANY_BYTES
 
 
 class ShardWriter:

@@ -4,6 +4,8 @@ import io
 import tarfile
 from typing import IO
 
+from pipeline.store.compressed import DamagedStream
+
 READ_BYTES = 1 << 20  # limit of one read of the stream
 EXTENDED_HEADER_BYTES = 1 << 20  # a longer one is damage
 
@@ -17,6 +19,7 @@ class TarStream(io.RawIOBase):
         self.last = b""  # result of the last read
         self._given_back = b""
         self.failure: Exception | None = None  # an error of the store, not of the archive
+        self.damage = ""  # why the compressed stream ended here
 
     def tell(self) -> int:
         return self.position
@@ -33,6 +36,8 @@ class TarStream(io.RawIOBase):
             while left > 0 and (piece := self.stream.read(min(left, READ_BYTES))):
                 pieces.append(piece)
                 left -= len(piece)
+        except DamagedStream as error:
+            self.damage = str(error)
         except Exception as error:
             self.failure = error
             raise

@@ -4,11 +4,12 @@ import base64
 import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.store import storage
+from pipeline.store import compressed
 from pipeline.vision import images
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ QUALITY = 78  # of WebP thumbnails, 0 to 100
 
 
 class Place(NamedTuple):
-    """The byte range of an image."""
+    """The byte range of an image in a shard."""
 
     url: str
     offset: int
@@ -35,25 +36,39 @@ class Reader:
     def images(self, places: list[Place]) -> list[bytes | None]:
         """Each as an image file; None where it cannot be read.
 
-        Images are read in the order of the shards. A shard that cannot be read is tried once.
+        Images are read in the order of the shards, those of a compressed shard in one pass. A shard
+        that cannot be read is tried once.
         """
         order = sorted(set(places))
+        passes: dict[str | Place, list[Place]] = {}
+        for place in order:
+            of_one = place.url if compressed.format_of(place.url) else place
+            passes.setdefault(of_one, []).append(place)
         with ThreadPoolExecutor(READERS) as pool:
-            found = dict(zip(order, pool.map(self._load, order), strict=True))
+            loaded = chain.from_iterable(pool.map(self._load, passes.values()))
+            found = dict(zip(chain.from_iterable(passes.values()), loaded, strict=True))
         self.asked += len(found)
         self.missing += sum(image is None for image in found.values())
         return [found[place] for place in places]
 
-    def _load(self, place: Place) -> bytes | None:
-        if place.url in self._gone:
-            return None
+    def _load(self, places: list[Place]) -> list[bytes | None]:
+        """The images at places of one shard."""
+        url, found = places[0].url, list[bytes | None]()
+        if url in self._gone:
+            return [None] * len(places)
         try:
-            return thumbnail(storage.read_range(*place), self.max_pixels, self.side, self.kind)
+            for data in compressed.read_ranges(url, [(p.offset, p.size) for p in places]):
+                found.append(self._thumbnail(data, places[len(found)]))
+        except Exception as error:  # any error of a store; the page is useful without the image
+            self._gone[url] = f"{type(error).__name__}: {error}"
+        return found + [None] * (len(places) - len(found))
+
+    def _thumbnail(self, data: bytes, place: Place) -> bytes | None:
+        try:
+            return thumbnail(data, self.max_pixels, self.side, self.kind)
         except images.BadImage as bad:
             self._gone[f"{place.url} at byte {place.offset}"] = bad.reason
-        except Exception as error:  # any error of a store; the page is useful without the image
-            self._gone[place.url] = f"{type(error).__name__}: {error}"
-        return None
+            return None
 
     def warn_missing(self) -> int:
         """Log one warning if images could not be read; returns their number."""

@@ -32,7 +32,7 @@ from pipeline.artifacts.stages import chain_to
 from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
-from pipeline.store import columns, storage, tables
+from pipeline.store import columns, compressed, storage, tables
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import ShardReader
 from pipeline.write import exclude_lists
@@ -128,7 +128,7 @@ def relabel(
     members are copied in pieces. RuntimeError if samples and labels do not match.
     """
     count = 0
-    stream = storage.open_read(shard["url"], shard["size"], shard["version"])
+    stream = compressed.open_tar(shard["url"], shard["size"], shard["version"])
     with stream as source, ShardWriter(target) as writer:
         for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"
@@ -144,8 +144,8 @@ def relabel(
                 if isinstance(data, bytes):
                     writer.add(name, data)
                 else:
-                    with storage.open_read(shard["url"]) as again:
-                        again.seek(data.offset)
+                    with compressed.open_tar(shard["url"]) as again:
+                        compressed.skip(again, data.offset)
                         writer.add_from(name, again, data.size)
     return count
 

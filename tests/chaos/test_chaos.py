@@ -1,4 +1,4 @@
-"""Nine faults, three of each of three kinds; `make chaos` does a hundred of all kinds."""
+"""Six faults, two of each of three kinds; `make chaos` does a hundred of all kinds."""
 
 import subprocess
 import sys
@@ -10,15 +10,15 @@ from tests.chaos.real_run import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-def test_nine_faults_lose_nothing(tmp_path):
+def test_six_faults_lose_nothing(tmp_path):
     command = [
         sys.executable,
         "-m",
         "tests.chaos",
         "--faults",
-        "9",
+        "6",
         "--of-a-run",
-        "3",
+        "2",
         "--seed",
         "7",
     ]

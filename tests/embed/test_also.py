@@ -256,7 +256,7 @@ def test_verify_reads_every_column(shards, tmp_path, encoders):
     def check() -> violations.Violations:
         run = row_checks.RunFacts(
             *(paths, config.fingerprint(TWO), manifest["encoders"], manifest["columns"]),
-            *(None, 0, [], None, [], None, {}, False, 1 << 26),
+            *(None, 0, [], None, [], None, {}, False, False, 1 << 26),
         )
         return row_checks.check_rows(manifest["shards"][0], run).found
 

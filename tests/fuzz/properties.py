@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from pipeline.runtime.reject_reasons import Reason
 from pipeline.store import columns
+from pipeline.store.samples import Member, MissingImage, Sample
 from pipeline.store.shard_writer import ShardWriter, labelled
-from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
+from pipeline.store.shards import ShardReader
 from pipeline.vision import images
 
 MAX_BYTES = 1 << 16

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import webdataset
 
+from pipeline.store.samples import Sample
 from pipeline.store.shard_writer import ShardWriter
-from pipeline.store.shards import Sample, ShardReader
+from pipeline.store.shards import ShardReader
 
 ODD = [  # names of one sample each, with the names of its members
     {"0.jpg": b"\xff\xd8", "0.json": b'{"a": 1}', "0.txt": b"a dog"},

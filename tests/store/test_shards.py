@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.store import shards
+from pipeline.store import samples, shards
+from pipeline.store.samples import Member, MissingImage, Sample
 from pipeline.store.shard_writer import labelled
-from pipeline.store.shards import Member, MissingImage, Sample, ShardReader
+from pipeline.store.shards import ShardReader
 from tests.store.tars import (
     ODD,
     SMALL,
@@ -369,8 +370,8 @@ def test_byte_orders(mark):
         ({"json": b'{"a": 1}\n{"a": 2}\n'}, "json: not valid"),
         ({"json": b"{'a': 1}"}, "json: not valid"),
         ({"json": b" \n"}, "json: empty"),
-        ({"json": b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}"}, shards.TOO_DEEP),
-        ({"json": b"[" * 100_000}, shards.TOO_DEEP),
+        ({"json": b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}"}, samples.TOO_DEEP),
+        ({"json": b"[" * 100_000}, samples.TOO_DEEP),
         ({"json": b" " * (1 << 20) + b"{}"}, "json: more than 1,048,576 bytes"),
         ({"txt": "ä".encode("latin-1")}, "txt: not UTF-8"),
         ({"txt": "ä".encode("utf-16-le")}, "txt: not UTF-8"),

@@ -430,6 +430,7 @@ def test_the_published_recipe_resumes_bit_for_bit(tmp_path, stop):
     assert_same(finish(CPP, x, again), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_published_recipe_as_a_stage(unfinished):
     manifest = train.run(CPP, unfinished)

@@ -11,7 +11,7 @@ import webdataset
 
 from pipeline.artifacts import layout, schemas
 from pipeline.store import tables
-from pipeline.store.shards import Sample
+from pipeline.store.samples import Sample
 from pipeline.write import settings as write_settings
 from pipeline.write import stage as write
 from tests import level_tables, small_run

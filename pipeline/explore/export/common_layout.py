@@ -24,7 +24,7 @@ from pipeline.runtime import config, console
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import storage, tables
-from pipeline.store.shards import IMAGE_SUFFIXES
+from pipeline.store.samples import IMAGE_SUFFIXES
 from pipeline.store.storage import Folder
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from pipeline.explore.export import common_layout
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.runtime.reject_reasons import printable
-from pipeline.store import storage
+from pipeline.store import compressed, storage
 from pipeline.store.storage import Folder
 from pipeline.vision import images
 
@@ -108,13 +108,10 @@ def copy_images(shard: dict[str, Any], rows: list[dict[str, Any]], folder: Folde
     """Commit the images of rows, which are in tar order, in one pass over the shard."""
     if not rows:
         return
-    with storage.open_read(shard["url"], shard["size"], shard["version"]) as stream:
-        position = 0
-        for row in rows:
-            while skipped := stream.read(min(row["tar_offset"] - position, PIECE)):
-                position += len(skipped)
-            data = stream.read(row["tar_size"])
-            position += len(data)
+    places = [(row["tar_offset"], row["tar_size"]) for row in rows]
+    stream = compressed.open_tar(shard["url"], shard["size"], shard["version"])
+    with stream:
+        for row, data in zip(rows, compressed.pieces(stream, places), strict=True):
             if len(data) < row["tar_size"] or images.format_class(data) is None:
                 raise RuntimeError(
                     f"export: {shard['url']} changed since it was embedded: at byte "

@@ -34,7 +34,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.select_k import settings as select_k_settings
 from pipeline.select_k.assign_parts import Assigner, assign_parts, load_network
 from pipeline.select_k.full_passes import statistics
-from pipeline.store import storage, tables
+from pipeline.store import compressed, tables
 from pipeline.store.listing import Shard
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.shards import ShardReader
@@ -73,7 +73,7 @@ def sample(shard: Shard, images: int, folder: str, max_sample_bytes: int) -> Sam
     """Copy the first images of a shard."""
     target = Path(folder, f"{shard.stem}.tar")
     began, own, count, end = CLOCK(), time.thread_time(), 0, 0
-    with storage.open_read(shard.url, shard.size) as stream:
+    with compressed.open_tar(shard.url, shard.size) as stream:
         with target.open("wb") as file, ShardWriter(file) as writer:
             samples = iter(ShardReader(stream, max_sample_bytes))
             for found in islice(samples, images):

@@ -25,7 +25,7 @@ from pipeline.ops.verify.violations import Violations, open_part, read_part, vec
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
-from pipeline.store import storage
+from pipeline.store import compressed, storage
 from pipeline.store.listing import current
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _input(shard: Shard) -> None:
     if shard.keys is None:  # reported by `check_rows`
         return
     try:
-        with storage.open_read(was["url"], was["size"]) as stream:
+        with compressed.open_tar(was["url"], was["size"]) as stream:
             found = tar_walk.walk(stream)
     except OSError as error:
         shard.found.note(f"{shard.stem}: its input could not be read to its end: {error}")

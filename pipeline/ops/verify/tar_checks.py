@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.artifacts import schemas
-from pipeline.store import storage
-from pipeline.store.shards import Member, Sample, ShardReader, is_unsafe, split_name, to_text
+from pipeline.store import compressed, storage
+from pipeline.store.samples import Member, Sample, is_unsafe, split_name, to_text
+from pipeline.store.shards import ShardReader
 
 PIECE_BYTES = 8 << 20
 LABEL_BYTES = 1 << 20  # more than a label adds to a json
@@ -29,7 +30,7 @@ def differences(
     `limit` is what the stages read of a sample. Errors of the store are raised.
     """
     source = shard["url"]
-    with storage.open_read(source, shard["size"]) as before, storage.open_read(target) as after:
+    with compressed.open_tar(source, shard["size"]) as before, storage.open_read(target) as after:
         reader, copy = ShardReader(before, limit), ShardReader(after, limit + LABEL_BYTES)
         copies = (member for sample in copy for member in sample.members)
         for number, sample in enumerate(reader):
@@ -105,8 +106,8 @@ def _same_bytes(source: str, one: Member, target: str, other: Member) -> bool:
         return one.data == other.data
     if one.size != other.size:
         return False
-    return all(
-        storage.read_range(source, one.offset + start, min(PIECE_BYTES, one.size - start))
-        == storage.read_range(target, other.offset + start, min(PIECE_BYTES, one.size - start))
-        for start in range(0, one.size, PIECE_BYTES)
-    )
+    with compressed.open_tar(source) as before, storage.open_read(target) as after:
+        compressed.skip(before, one.offset)
+        compressed.skip(after, other.offset)
+        sizes = [min(PIECE_BYTES, one.size - start) for start in range(0, one.size, PIECE_BYTES)]
+        return all(compressed.take(before, n) == compressed.take(after, n) for n in sizes)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from pipeline.store import compressed
+
 BLOCK = 512
 MOST_ZEROS = 22 * BLOCK  # two blocks of the marker, and the rest of a record of 20
 EXTENDED_BYTES = 1 << 20  # a longer name or pax header is damage
@@ -84,6 +86,8 @@ def walk(stream: IO[bytes]) -> Walk:
                 found.gaps.append((found.files[-1].offset, blocks.position))
     if unknown is not None:
         found.gaps.append((unknown, blocks.position))
+    if blocks.damaged:
+        found.gaps.append((blocks.position, blocks.position))
     if zeros is not None and blocks.position - zeros > MOST_ZEROS:
         found.gaps.append((zeros, blocks.position))
     return found
@@ -111,12 +115,14 @@ class _Blocks:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.position = stream, 0
+        self.damaged = False  # the compressed data end here
 
     def take(self, size: int) -> bytes:
         """`size` bytes, fewer only at the end."""
-        found = b""
-        while len(found) < size and (piece := self.stream.read(size - len(found))):
-            found += piece
+        try:
+            found = compressed.take(self.stream, size)
+        except compressed.DamagedStream:
+            found, self.damaged = b"", True
         self.position += len(found)
         return found
 

@@ -492,8 +492,8 @@ def test_an_input_that_is_gone_or_new_is_not_compared(paths, tmp_path, tiny_shar
         stream.write(b"more")
     found = verify.run(paths)
     assert found.count == 0
-    assert "labeled/00000: not compared, its input cannot be read" in found.notes[0]
-    assert "labeled/00001: not compared, its input has changed" in found.notes[1]
+    assert "00000: not compared with its input, which cannot be read" in found.notes[0]
+    assert "00001: not compared with its input, which has changed" in found.notes[1]
 
 
 def test_an_error_of_the_store_is_no_violation(paths, monkeypatch):
