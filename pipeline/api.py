@@ -18,7 +18,7 @@ from pipeline.artifacts.layout import RunPaths
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError, user_message
 from pipeline.store import compressed, storage, tables
-from pipeline.store.listing import current
+from pipeline.store.listing import current, version_now
 from pipeline.store.storage import Folder
 
 
@@ -93,7 +93,7 @@ class Run:
             why = rows[0]["error_message"] or "the run was made of embeddings alone"
             raise UserError(f"sample {sample_id!r} has no picture: {why}")
         try:
-            changed = current(shard["url"]) != (shard["size"], shard["version"])
+            changed = current(shard["url"]) != (shard["size"], version_now(shard))
         except FileNotFoundError:
             raise UserError(f"sample {sample_id!r}: its shard {shard['url']} is gone") from None
         if changed:

@@ -192,11 +192,11 @@ def _all_done(
     from pipeline.embed import survey
     from pipeline.ops import status
 
-    query = status.StatusQuery(sections, shards, as_made=False)
     try:
+        shards = survey.settled(shards, paths)
         if not survey.if_done(sections["embed"], shards, paths):
             return False
-        rows = status.collect(query, paths)
+        rows = status.collect(status.StatusQuery(sections, shards, as_made=False), paths)
     except DamagedError:  # the stage that reads the file decides what to do
         return False
     done = {row.stage for row in rows if (row.state, row.rerun) == ("done", "nothing")}

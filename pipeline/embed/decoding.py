@@ -73,7 +73,7 @@ def batches(
         stacked = tuple(np.stack(each) for each in zip(*pixels, strict=True))
         return Batch(rows, stacked, rejects, end, decoder.busy_s - before_s)
 
-    with compressed.open_tar(shard.url, shard.size, shard.version) as stream:
+    with compressed.open_tar(shard.url, shard.size, shard.now or shard.version) as stream:
         reader = ShardReader(stream, max_sample_bytes)
         for row, decoded in decoder.all(reader):
             if decoded is None:

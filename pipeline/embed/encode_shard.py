@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
 from pipeline.store import columns, tables
-from pipeline.store.listing import Shard
+from pipeline.store.listing import Shard, content
 from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def shard_facts(
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),
-        "shard": asdict(shard),
+        "shard": asdict(replace(shard, content=content(shard.url, shard.size))),
         "samples": samples,
         "embedded": len(out.rows),
         "rejected": len(out.rejects),

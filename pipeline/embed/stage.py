@@ -24,7 +24,7 @@ from ray.data import ActorPoolStrategy
 from pipeline.artifacts import layout, outputs
 from pipeline.embed.given import importing
 from pipeline.embed.settings import Config
-from pipeline.embed.survey import AnyConfig, fingerprint, if_done, plan
+from pipeline.embed.survey import AnyConfig, fingerprint, if_done, plan, settled
 from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
@@ -42,6 +42,7 @@ def run(
 
     With the settings of given embeddings, `shards` are their files; these are imported.
     """
+    shards = settled(shards, paths)
     if before := if_done(cfg, shards, paths):
         console.log_already_done(log, "embed", paths.embeddings.url)
         return before

@@ -1,7 +1,8 @@
 """Which shards still need to be embedded, and which finished parts do not match the settings."""
 
 import logging
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.artifacts import inputs, layout, outputs
@@ -10,10 +11,11 @@ from pipeline.embed.kept_columns import can_keep, identity
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
-from pipeline.store.listing import Shard
+from pipeline.store.listing import Shard, base, content, version_now
 
 log = logging.getLogger(__name__)
 AnyConfig = Config | GivenConfig
+DIGESTS_AT_ONCE = 16  # files read at once
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,51 @@ class Survey:
     namesakes: list[Shard]  # of `changed`: the part was made from a file at another place
     other: dict[str, dict[str, Any]]  # stem -> facts of the parts made with different settings
     removed: list[str]  # stems of parts whose shards are not among these
+
+
+def settled(shards: list[Shard], paths: layout.RunPaths) -> list[Shard]:
+    """The shards with the stems that their parts have, however many shards are named now.
+
+    A file that was moved or touched keeps the version of its part where its content is the same.
+    """
+    known = _known(paths)
+    listed = {shard.url for shard in shards}
+    by_url = {facts["url"]: facts for facts in known}
+    by_name = {(base(f["url"]), f["size"]): f for f in known if f["url"] not in listed}
+
+    def settle(shard: Shard) -> Shard:
+        facts = by_url.get(shard.url) or by_name.get((base(shard.url), shard.size))
+        if facts is None:
+            return shard
+        if (shard.size, shard.version) == (facts["size"], version_now(facts)):
+            kept = {name: facts.get(name, "") for name in ("version", "now", "content")}
+            return replace(shard, stem=facts["stem"], **kept)
+        same = shard.size == facts["size"] and facts.get("content")
+        if same and content(shard.url, shard.size) == facts["content"]:
+            now = shard.version
+            old = {name: facts[name] for name in ("stem", "version", "content")}
+            return replace(shard, **old, now="" if now == facts["version"] else now)
+        return replace(shard, stem=facts["stem"]) if facts["url"] == shard.url else shard
+
+    with ThreadPoolExecutor(DIGESTS_AT_ONCE) as pool:
+        found = list(pool.map(settle, shards))
+    before = {facts["stem"]: facts for facts in known}
+    if again := [s for s in found if s.now and s.now != before[s.stem].get("now")]:
+        log.info(
+            "embed: %d shards were moved or touched; their sizes and first and last MiB are as "
+            "before, so they are not embedded again; the first: %s",
+            *(len(again), again[0].url),
+        )
+    return found
+
+
+def _known(paths: layout.RunPaths) -> list[dict[str, Any]]:
+    """The shards of the finished parts, by the manifest; without one, by the parts."""
+    if manifest := paths.embeddings.peek():
+        return [facts["shard"] for facts in manifest["shards"]]
+    stems = [n.removesuffix(".parquet") for n in paths.embeddings.names() if n.endswith(".parquet")]
+    found = outputs.part_facts(paths.embeddings, stems).values()
+    return [facts["shard"] for facts in found if "shard" in facts]
 
 
 def survey(cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths) -> Survey:
@@ -102,7 +149,8 @@ def if_done(cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths) -> dict
     manifest = paths.embeddings.peek()
     if manifest is None or manifest["fingerprint"] != fingerprint(cfg, shards):
         return None
-    moved = [s["shard"]["url"] for s in manifest["shards"]] != [shard.url for shard in shards]
+    there = [(s["shard"]["url"], version_now(s["shard"])) for s in manifest["shards"]]
+    moved = there != [(shard.url, version_now(asdict(shard))) for shard in shards]
     parts = {f"{shard.stem}.parquet" for shard in shards}
     whole = parts <= paths.embeddings.names() and parts <= paths.rejects.names()
     return manifest if whole and not moved else None

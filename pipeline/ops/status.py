@@ -138,6 +138,7 @@ def embed_row(
         what, option = ("files", "--embeddings") if given else ("shards", "--shards")
         rerun = f"the {what} without a part; give {option} to see which" if parts else "all of it"
         return StageStatus("embed", state, rerun, len(parts) or None), None
+    shards = survey.settled(shards, paths)
     if whole := survey.if_done(cfg, shards, paths):
         counts = {name: whole.get(name) for name in ("samples", "rejected", "samples_per_s")}
         return StageStatus("embed", "done", "nothing", len(shards), len(shards), **counts), whole

@@ -33,6 +33,7 @@ from pipeline.mcr2 import assignment
 from pipeline.runtime import config, console, tasks
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import columns, compressed, storage, tables
+from pipeline.store.listing import version_now
 from pipeline.store.shard_writer import ShardWriter, labelled
 from pipeline.store.shards import ShardReader
 from pipeline.write import exclude_lists
@@ -128,7 +129,7 @@ def relabel(
     members are copied in pieces. RuntimeError if samples and labels do not match.
     """
     count = 0
-    stream = compressed.open_tar(shard["url"], shard["size"], shard["version"])
+    stream = compressed.open_tar(shard["url"], shard["size"], version_now(shard))
     with stream as source, ShardWriter(target) as writer:
         for sample, label in zip_longest(ShardReader(source, max_sample_bytes), labels):
             found = sample and f"{label['shard'] if label else '?'}/{sample.id}"

@@ -7,7 +7,7 @@ A file is Parquet with columns of vectors, or clip-retrieval's `img_emb/img_emb_
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -60,7 +60,10 @@ def pair(shards: list[Shard], files: list[Shard]) -> list[Shard]:
             "leave --shards out"
         )
     pairs = [(shard, by_stem[shard.stem]) for shard in shards]
-    return [Paired(s.stem, s.url, s.size, s.version, f.url, f.size, f.version) for s, f in pairs]
+    return [
+        Paired(**asdict(s), file_url=f.url, file_size=f.size, file_version=f.version)
+        for s, f in pairs
+    ]
 
 
 def file_of(shard: Shard) -> Shard:

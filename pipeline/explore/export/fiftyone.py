@@ -21,6 +21,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.runtime.reject_reasons import printable
 from pipeline.store import compressed, storage
+from pipeline.store.listing import version_now
 from pipeline.store.storage import Folder
 from pipeline.vision import images
 
@@ -109,7 +110,7 @@ def copy_images(shard: dict[str, Any], rows: list[dict[str, Any]], folder: Folde
     if not rows:
         return
     places = [(row["tar_offset"], row["tar_size"]) for row in rows]
-    stream = compressed.open_tar(shard["url"], shard["size"], shard["version"])
+    stream = compressed.open_tar(shard["url"], shard["size"], version_now(shard))
     with stream:
         for row, data in zip(rows, compressed.pieces(stream, places), strict=True):
             if len(data) < row["tar_size"] or images.format_class(data) is None:

@@ -161,7 +161,7 @@ def _embedded(shard: Shard) -> pa.Table | None:
     recorded = {fact: facts[fact] for fact in ("samples", "embedded", "rejected", "end")}
     _check_footer(shard, name, file, {**recorded, "stage": run.embedded})
     was = footer(file).get("shard", {})
-    same = {*facts["shard"]} - {"url", "file_url"}  # files may have moved
+    same = {*facts["shard"]} - {"url", "file_url", "now", "content"}  # files may have moved
     if any(was.get(fact) != facts["shard"][fact] for fact in same):
         shard.add(name, "its footer names another input shard than the manifest")
     _count(shard, name, table, facts["embedded"])

@@ -26,7 +26,7 @@ from pipeline.runtime import config, console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import compressed, storage
-from pipeline.store.listing import current
+from pipeline.store.listing import current, version_now
 
 log = logging.getLogger(__name__)
 OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
@@ -73,7 +73,7 @@ def _is_there(shard: Shard) -> bool:
     """Whether the input shard is unchanged and can be read; adds a note otherwise."""
     was, not_compared = shard.facts["shard"], f"{shard.stem}: not compared with its input, which"
     try:
-        if current(was["url"]) == (was["size"], was["version"]):
+        if current(was["url"]) == (was["size"], version_now(was)):
             return True
         shard.found.note(f"{not_compared} has changed since: {was['url']}")
     except Exception as error:  # stores raise anything; it is no fault of the run
