@@ -106,8 +106,10 @@ def _part(shard, paths: layout.RunPaths, vector: Callable[[str], np.ndarray]) ->
     table = pa.Table.from_pylist(assigned, schema=schemas.ASSIGNMENTS)
     tables.write(paths.assignments.file(name), table)
     counts = {"samples": len(samples), "embedded": len(rows), "rejected": len(rejects) - 1}
-    found = columns.survey(columns.kinds(sample.values) for sample in samples)[0]
-    return {"shard": vars(shard), **counts, "end": "complete", "columns": found}
+    found = columns.Survey()
+    for sample in samples:
+        found.add(columns.kinds(sample.values))
+    return {"shard": vars(shard), **counts, "end": "complete", "columns": found.kinds}
 
 
 def _clusters(paths: layout.RunPaths, facts: list[dict], vector: Callable) -> None:

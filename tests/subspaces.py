@@ -40,6 +40,7 @@ def write_part(paths: layout.RunPaths, stem: str, x: np.ndarray) -> list[str]:
         "image_height": [8] * n,
         "caption": [None] * n,
         "json": ["{}"] * n,
+        "text_problem": [None] * n,
     }
     schema = schemas.embeddings_schema(x.shape[1])
     arrays = [pa.array(list(columns[f.name]), f.type) for f in list(schema)[:-1]]

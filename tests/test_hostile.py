@@ -153,7 +153,10 @@ def test_texts_and_json_stay_what_they_are(place, facts):
         row, encoding = found[f"json-{name}"], "utf-16" if name == "utf16" else "utf-8-sig"
         assert row["json"] == (data.decode(encoding) if kept else None), name
         assert (row["text_problem"] is None) == kept, name
-    kinds = columns.survey(columns.kinds(columns.parse(row["json"])) for row in found.values())[0]
+    survey = columns.Survey()
+    for row in found.values():
+        survey.add(columns.kinds(columns.parse(row["json"])))
+    kinds = survey.facts()["columns"]
     assert max(map(len, kinds)) <= columns.MAX_NAME and "n" * 100_000 not in kinds
     assert len(set(schemas.label_names(kinds).values())) == len(kinds)
     schemas.labels_schema(kinds, 5)

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -36,6 +36,8 @@ class Limits:
     timeout_s: float  # of a sample
     threads: int
     ahead: int  # samples decoded in advance
+    image_suffixes: tuple[str, ...] = ()  # beside those of samples.IMAGE_SUFFIXES
+    caption_suffixes: tuple[str, ...] = ()  # beside those of samples.CAPTION_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,23 @@ class DecodeJob:
     """A sample that a thread decodes."""
 
     sample: Sample
-    begun: Future[float] = field(default_factory=Future)  # time.monotonic()
+    begun: Future[None] = field(default_factory=Future)
     done: Future[Decoded] = field(default_factory=Future)
+    started: float | None = None  # time.monotonic(); None before, and while it waits for memory
     timed_out: bool = False
-
     busy_s: float = 0.0  # CPU seconds, once it is done
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Its time does not count while it waits for memory."""
+        self.started = None
+        yield
+        self.started = time.monotonic()
+
+    def left_s(self, limit_s: float) -> float:
+        """Seconds of the limit that are left."""
+        started = self.started
+        return limit_s if started is None else started + limit_s - time.monotonic()
 
     @property
     def bytes(self) -> int:
@@ -112,13 +126,18 @@ class Decoder:
     limits: Limits
     busy_s: float = 0.0  # CPU seconds of the samples so far
 
-    def one(self, sample: Sample, timed_out: Callable[[], bool] = lambda: False) -> Decoded:
+    def one(
+        self,
+        sample: Sample,
+        timed_out: Callable[[], bool] = lambda: False,
+        waiting: images.Waiting = nullcontext,
+    ) -> Decoded:
         """The sample's row and its pixels; a row with a `reason` and no pixels if unreadable."""
         row, member = self.row(sample)
         if member is None:
             return row, None
         try:
-            image = images.decode(member.data, self.limits.max_pixels, timed_out)
+            image = images.decode(member.data, self.limits.max_pixels, timed_out, waiting)
         except images.BadImage as bad:
             return {**row, "member": member.name, "reason": bad.reason}, None
         row |= {"image_member": member.name, "tar_offset": member.offset, "tar_size": member.size}
@@ -135,20 +154,21 @@ class Decoder:
 
     def row(self, sample: Sample) -> tuple[Row, Member | None]:
         """The fields known before decoding, and the image; a `reason` and None if it has none."""
+        more = self.limits.caption_suffixes
         row: Row = {
             "sample_id": f"{self.stem}/{sample.id}",
             "shard": self.stem,
             "key": sample.key,
             "index": sample.index,
-            "caption": sample.caption(),
+            "caption": sample.caption(more),
             "json": sample.json_text(),
-            "text_problem": sample.text_problem(),
+            "text_problem": sample.text_problem(more),
             "kinds": columns.kinds(sample.values),  # of no table, but of the shard's facts
         }
         if sample.problem:
             return {**row, "reason": sample.problem}, None
         try:
-            return row, sample.image()
+            return row, sample.image(self.limits.image_suffixes)
         except MissingImage as missing:
             return {**row, "reason": str(missing)}, None
 
@@ -198,10 +218,14 @@ class DecodePool:
 
     def result(self, job: DecodeJob) -> Decoded:
         """The result of the oldest job. All before it have ended, so a thread is free for it."""
-        left = job.begun.result() + self.decoder.limits.timeout_s - time.monotonic()
-        if wait([job.done], max(left, 0)).done:
-            self.decoder.busy_s += job.busy_s
-            return job.done.result()
+        job.begun.result()
+        left = 1.0
+        while left > 0:
+            left = job.left_s(self.decoder.limits.timeout_s)
+            if wait([job.done], max(left, 0)).done:
+                self.decoder.busy_s += job.busy_s
+                return job.done.result()
+            left = job.left_s(self.decoder.limits.timeout_s)  # more, where it waited meanwhile
         job.timed_out = True
         self._start_thread()
         return self.decoder.too_slow(job.sample)
@@ -211,10 +235,11 @@ class DecodePool:
 
     def _work(self) -> None:
         while job := self.todo.get():
-            job.begun.set_result(time.monotonic())
+            job.started = time.monotonic()
+            job.begun.set_result(None)
             before = time.thread_time()
             try:
-                decoded = self.decoder.one(job.sample, lambda: job.timed_out)
+                decoded = self.decoder.one(job.sample, lambda: job.timed_out, job.waiting)
                 job.busy_s = time.thread_time() - before
                 job.done.set_result(decoded)
             except BaseException as error:  # raised again by `result`

@@ -150,7 +150,10 @@ def decode(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
     """The batches of a shard, decoded ahead in threads of this process."""
     threads = 1 if cfg.decode_cpus else os.cpu_count() or 1
     ahead = LOOKAHEAD_BATCHES * cfg.batch_size
-    limits = Limits(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead)
+    limits = Limits(
+        *(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead),
+        *(cfg.image_suffixes, cfg.caption_suffixes),
+    )
     yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
 
 
@@ -159,7 +162,9 @@ def shard_facts(
 ) -> dict[str, Any]:
     """Settings and counts of a finished shard; the same on every run."""
     samples = len(out.rows) + len(out.rejects)
-    kinds, clashes = columns.survey(row["kinds"] for row in (*out.rows, *out.rejects))
+    survey = columns.Survey()
+    for row in (*out.rows, *out.rejects):
+        survey.add(row["kinds"])
     return {
         "stage": config.fingerprint(cfg),
         "config": config.facts(cfg),
@@ -170,8 +175,7 @@ def shard_facts(
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
         "end": out.end,
         "text_problems": text_problems((*out.rows, *out.rejects)),
-        "columns": kinds,
-        "clashes": sorted(clashes),
+        **survey.facts(),
         "encoders": [
             {
                 "column": views.column(place),

@@ -34,6 +34,12 @@ class Config:
         "one per core",
         operational=True,
     )
+    image_suffixes: tuple[str, ...] = setting(
+        (), 'suffixes of images beside jpg, png and so on, such as ["img"]', added=True
+    )
+    caption_suffixes: tuple[str, ...] = setting(
+        (), 'suffixes of captions beside txt, such as ["cap", "outputs.txt"]', added=True
+    )
     max_image_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
     max_sample_bytes: int = setting(67_108_864, "bytes of a sample's files; larger are rejected")
     decode_timeout_s: float = setting(60.0, "seconds for decoding a sample; slower are rejected")

@@ -147,11 +147,15 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
     clashes: set[str] = set()
     reasons: Counter[str] = Counter()
     problems: dict[str, list[Any]] = {}
+    counts: Counter[str] = Counter()  # samples that have a column
     for facts in done:
         for problem, (count, first) in facts.get("text_problems", {}).items():
             problems.setdefault(problem, [0, first])[0] += count
         clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
+        counts.update(facts.get("column_counts", dict.fromkeys(facts["columns"], facts["samples"])))
         reasons.update(facts["reasons"])
+    kept = columns.most_frequent(kinds, counts)
+    rest = sum(f.get("columns_left_out", 0) for f in done) + len(kinds) - len(kept)
     per_shard = ("shard", "samples", "embedded", "rejected", "end")
     return {
         "config": config.facts(cfg),
@@ -161,8 +165,8 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
         "reasons": dict(reasons),
         "text_problems": problems,
         "damaged": sum(facts["end"] != "complete" for facts in done),
-        "columns": dict(sorted(kinds.items())[: columns.MAX_COLUMNS]),
-        "conflicting_columns": sorted(clashes),
+        "columns": {**kept, columns.REST: "rest"} if rest else kept,
+        "conflicting_columns": sorted(clashes & kept.keys()),
         "encoders": [
             {key: each[key] for key in ("column", "model", "pretrained", "dim")}
             for each in done[0]["encoders"]
@@ -211,6 +215,12 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
             "embed: texts of %d samples could not be read: %s; see `text_problem` in labels/",
             sum(count for count, _ in problems.values()),
             ", ".join(f"{what} ({n:,}, such as {first})" for what, (n, first) in problems.items()),
+        )
+    if columns.REST in manifest["columns"]:
+        log.warning(
+            "embed: the samples' json has more than %d fields; the most frequent are columns of "
+            "labels/, and the others are in its column %s",
+            *(columns.MAX_COLUMNS, columns.REST),
         )
     if clashes := manifest["conflicting_columns"]:
         log.warning(

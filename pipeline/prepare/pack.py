@@ -1,6 +1,6 @@
 """Command shards: a folder of images, packed as img2dataset would have packed it.
 
-reads   FOLDER/class/.../*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name
+reads   FOLDER/.../class/*.jpg   images of IMAGE_SUFFIXES, a caption in a .txt of the same name
 writes  {shard:05d}.tar          {key}.jpg (the file's own bytes), .txt, .json
         {shard:05d}.parquet      RECORD, the same facts as the json members
         {shard:05d}_stats.json   counts; written last, so a shard that has it is done
@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ from pipeline.prepare.settings import Config
 from pipeline.runtime import console, tasks
 from pipeline.runtime.errors import UserError
 from pipeline.store import storage
-from pipeline.store.samples import IMAGE_SUFFIXES
+from pipeline.store.samples import IMAGE_SUFFIXES, decoded
 
 log = logging.getLogger(__name__)
+CACHES = {"@eaDir", "#recycle", "#snapshot", "__MACOSX", "thumbnails", "Thumbnails", "lost+found"}
+LISTED = 10  # suffixes in a message
 RECORD = pa.schema(
     [(name, pa.string()) for name in ("key", "caption", "sha256", "status")]
     + [("error_message", pa.null()), ("width", pa.int64()), ("height", pa.int64())]
@@ -44,7 +47,7 @@ class Picture:
     """One image to be packed."""
 
     source: str  # its path below FOLDER
-    label: str | None  # the class folder; None directly below FOLDER
+    label: str | None  # the folder of the file; None directly below FOLDER
     path: Path
 
 
@@ -60,11 +63,12 @@ class ShardPlan:
         return f"{self.number:05d}"
 
 
-def folder_pictures(folder: str) -> tuple[list[Picture], int]:
-    """The images below a folder, sorted by path, and the number of other files.
+def folder_pictures(folder: str) -> tuple[list[Picture], Counter[str]]:
+    """The images below a folder, sorted by path, and the numbers of other files by suffix.
 
     Links to folders are not followed. Links to files are followed if their target is inside the
-    folder. Hidden files are ignored. Raises UserError without a folder or images.
+    folder. Hidden files, hidden folders and those of CACHES are left out. Raises UserError without
+    a folder or images.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -72,16 +76,30 @@ def folder_pictures(folder: str) -> tuple[list[Picture], int]:
             f"--from {folder}: no such folder; name a folder of images (for CIFAR: python -m "
             "benchmarks.cifar in a clone of the repository)"
         )
-    found, left_out = [], 0
-    for place, _, names in os.walk(root):
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()  # by suffix
+    for place, folders, names in os.walk(root):
+        hidden = [name for name in folders if name.startswith(".") or name in CACHES]
+        folders[:] = [name for name in folders if name not in hidden]
+        left_out.update(f"{name}/" for name in hidden)
         images = [name for name in names if _is_image(name) and _inside(Path(place, name), root)]
-        captions = {f"{Path(name).stem}.txt" for name in images}.intersection(names)
+        stems = {Path(name).stem for name in images}
+        captions = {n for n in names if Path(n).suffix.lower() == ".txt" and Path(n).stem in stems}
         found += [Path(place, name) for name in images]
-        left_out += len(names) - len(images) - len(captions)
+        others = [n for n in names if n not in captions and n not in set(images)]
+        left_out.update(Path(name).suffix.lower() or "no suffix" for name in others)
     if not found:
         kinds = ", ".join(IMAGE_SUFFIXES)
-        raise UserError(f"--from {folder}: no images ({kinds}) among {left_out} files")
+        raise UserError(
+            f"--from {folder}: no images ({kinds}) among {left_out.total()} files"
+            + (f": {_counted(left_out)}" if left_out else "")
+        )
     return [_file_picture(path, root) for path in sorted(found)], left_out
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """Numbers of files by suffix, the most frequent first."""
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in left_out.most_common(LISTED))
 
 
 def _is_image(name: str) -> bool:
@@ -95,7 +113,7 @@ def _inside(path: Path, root: Path) -> bool:
 def _file_picture(path: Path, root: Path) -> Picture:
     below = path.relative_to(root)
     parts = [os.fsencode(part).decode("utf-8", "backslashreplace") for part in below.parts]
-    return Picture("/".join(parts), parts[0] if len(parts) > 1 else None, path)
+    return Picture("/".join(parts), parts[-2] if len(parts) > 1 else None, path)
 
 
 def plan(pictures: Sequence[Picture], cfg: Config) -> list[ShardPlan]:
@@ -149,11 +167,11 @@ def sample(picture: Picture, key: str) -> tuple[dict[str, Any], dict[str, bytes]
 
 def _caption(image: Path, source: str) -> str | None:
     """The text of the .txt next to an image; None where it is absent or empty."""
-    path = image.with_suffix(".txt")
     root = image.parents[source.count("/")]
-    if not _inside(path, root):
-        return None
-    return path.read_bytes().decode("utf-8", "replace").replace("\0", "").strip() or None
+    for suffix in (".txt", ".TXT", ".Txt"):
+        if _inside(path := image.with_suffix(suffix), root):
+            return decoded(path.read_bytes(), "replace").replace("\0", "").strip() or None
+    return None
 
 
 def dimensions(data: bytes) -> tuple[int | None, int | None]:
@@ -199,9 +217,10 @@ def run(cfg: Config, source: str, out: str) -> dict[str, int]:
     shards = plan(pictures, cfg)
     there = find_done(shards, out)
     missing = [shard for shard in shards if shard.stem not in there]
-    log.info("shards: %d images of %s, %d other files left out", len(pictures), source, left_out)
+    others = f", left out: {_counted(left_out)}" if left_out else ""
+    log.info("shards: %d images of %s%s", len(pictures), source, others)
     packed = sum(tasks.results(pack_shard, missing, out))
     seconds = time.perf_counter() - started
     console.log_finished(log, "shards", seconds, f"{len(missing):,} of {len(shards):,} made", out)
     counts = {"shards": len(shards), "shards_made": len(missing), "samples": len(pictures)}
-    return {**counts, "samples_packed": packed, "files_left_out": left_out}
+    return {**counts, "samples_packed": packed, "files_left_out": left_out.total()}

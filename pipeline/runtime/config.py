@@ -23,13 +23,15 @@ Sections = dict[str, Any]  # stage name -> its Config
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def setting(default: Any, help: str, *, operational: bool = False) -> Any:
+def setting(default: Any, help: str, *, operational: bool = False, added: bool = False) -> Any:
     """A field of a stage's Config, with a help text that names its unit.
 
     `operational` settings change how the work is done but not the result, such as the number of
-    actors. They are not part of the fingerprint.
+    actors. They are not part of the fingerprint. Neither are `added` settings at their default,
+    which an earlier version did not have: what it made stays valid.
     """
-    return field(default=default, metadata={"help": help, "operational": operational})
+    metadata = {"help": help, "operational": operational, "added": added}
+    return field(default=default, metadata=metadata)
 
 
 def load(kinds: Mapping[str, type], path: str | None, overrides: Sequence[str] = ()) -> Sections:
@@ -69,21 +71,29 @@ def digest(settings: Mapping[str, Any], *upstream: object) -> str:
 
 def facts(cfg: Any) -> dict[str, Any]:
     """The settings that decide the result, as JSON values."""
-    operational = {f.name for f in fields(cfg) if f.metadata.get("operational")}
-    values = {key: value for key, value in asdict(cfg).items() if key not in operational}
+    left_out = {
+        f.name
+        for f in fields(cfg)
+        if f.metadata.get("operational")
+        or (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
+    }
+    values = {key: value for key, value in asdict(cfg).items() if key not in left_out}
     return typing.cast(dict[str, Any], json.loads(json.dumps(values)))
 
 
 def differences(section: str, before: Mapping[str, Any], cfg: Any) -> str:
     """The settings of a stage that differ from `before`, for a message."""
-    now = facts(cfg)
-    changed = [key for key in now if before.get(key) != now[key]]
-    return ", ".join(f"{section}.{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+    added = {f.name: f.default for f in fields(cfg) if f.metadata.get("added")}
+    defaults = json.loads(json.dumps(added))
+    was, now = {**defaults, **before}, {**defaults, **facts(cfg)}
+    changed = [key for key in now if was.get(key) != now[key]]
+    return ", ".join(f"{section}.{key} was {was.get(key)!r}, is {now[key]!r}" for key in changed)
 
 
 def as_made(cfg: Any, made_with: Mapping[str, Any]) -> Any:
     """`cfg` with the settings that a manifest records."""
-    known = {key: value for key, value in made_with.items() if key in facts(cfg)}
+    own = {f.name for f in fields(cfg) if not f.metadata.get("operational")}
+    known = {key: value for key, value in made_with.items() if key in own}
     return replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 

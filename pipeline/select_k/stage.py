@@ -61,21 +61,18 @@ def _decide(
     choice = choose_k.choose_k(z, leaves, stats, fit)
     if fit.k:
         choice = replace(choice, k=fit.k)
-    prototypes = _cut(z, choice.k, fit.seed, index)
+    prototypes = cut.cut(z, choice.k, fit.seed, index)
     decided.save(_as_arrays(choice, prototypes))
     return choice, prototypes
 
 
-def _cut(z: Tensor, k: int, seed: int, index: Tensor) -> Prototypes:
-    try:
-        return cut.cut(z, k, seed, index)
-    except ValueError:
-        if (found := len(z.unique(dim=0))) >= k:
-            raise
+def _check_k(k: int, z: Tensor) -> None:
+    """UserError where there are fewer different landmarks z (m, d) than clusters are asked for."""
+    if k and (found := len(z.unique(dim=0))) < k:
         raise UserError(
             f"select_k.k = {k}, but the landmarks have only {found} different features: give a "
             "smaller k"
-        ) from None
+        )
 
 
 def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
@@ -87,11 +84,12 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         partial_sums.remove_all(paths.clusters)
         return manifest
     made_of, stems = want.made_of, [s["shard"]["stem"] for s in embedded["shards"]]
-    paths.clusters.remove({*want.files[paths.clusters], "manifest.json"})
     sample = tables.read(paths.network.file("sample.parquet"), ["feature"])
     z = torch.from_numpy(tables.to_matrix(sample["feature"]).copy())
     fit = fit_settings(cfg, embedded["embedded"], *z.shape)
     network = load_network(paths)
+    _check_k(fit.k, z)  # before any earlier result is removed
+    paths.clusters.remove({*want.files[paths.clusters], "manifest.json"})
     parts = Parts(paths, stems, made_of)
     with one_thread(), StageProgress("select_k", 2 * len(stems), "parts") as progress:
         index = cut.neighbours(z)

@@ -6,8 +6,8 @@ Not `pyarrow.unify_schemas`: it makes floats of longs, and does not say which co
 """
 
 import json
-from collections.abc import Iterable
-from itertools import islice
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +20,10 @@ TYPES = {
     "str": pa.string(),
     "null": pa.string(),
     "json": pa.string(),
+    "rest": pa.string(),  # the fields that have no column of their own, as JSON text
 }
-MAX_COLUMNS = 1000  # of a run; random keys must not make a million columns
+MAX_COLUMNS = 1000  # of a run, the most frequent; random keys must not make a million columns
+REST = "other_fields"  # the column of kind `rest`
 MAX_NAME = 256  # characters; a longer name is no column, but stays in the json
 
 
@@ -30,16 +32,34 @@ def kinds(values: dict[str, Any] | None) -> dict[str, str]:
     return {name: _kind(raw) for name, raw in (values or {}).items() if len(name) <= MAX_NAME}
 
 
-def survey(samples: Iterable[dict[str, str]]) -> tuple[dict[str, str], set[str]]:
-    """Column -> kind over the `kinds` of many samples, the first MAX_COLUMNS by name; and those
-    among them whose types clash between samples.
-    """
-    found: dict[str, str] = {}
-    clashes: set[str] = set()
-    for sample in samples:
-        clashes |= merge(found, sample)
-    kept = dict(islice(sorted(found.items()), MAX_COLUMNS))
-    return kept, clashes & kept.keys()
+class Survey:
+    """The columns of many samples."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
+        self.clashes: set[str] = set()  # columns whose types differ between samples
+        self.counts: Counter[str] = Counter()  # samples that have the column
+
+    def add(self, sample: dict[str, str]) -> None:
+        """Count the `kinds` of a sample."""
+        self.clashes |= merge(self.kinds, sample)
+        self.counts.update(sample.keys())
+
+    def facts(self) -> dict[str, Any]:
+        """The kept columns as JSON values, by name, and how many columns were left out."""
+        kept = most_frequent(self.kinds, self.counts)
+        return {
+            "columns": kept,
+            "column_counts": {name: self.counts[name] for name in kept},
+            "columns_left_out": len(self.kinds) - len(kept),
+            "clashes": sorted(self.clashes & kept.keys()),
+        }
+
+
+def most_frequent(kinds: dict[str, str], counts: Mapping[str, int]) -> dict[str, str]:
+    """The MAX_COLUMNS columns that most samples have, sorted by name."""
+    ranked = sorted(kinds, key=lambda name: (-counts.get(name, 0), name))
+    return {name: kinds[name] for name in sorted(ranked[:MAX_COLUMNS])}
 
 
 def merge(found: dict[str, str], more: dict[str, str]) -> set[str]:
@@ -73,6 +93,15 @@ def storable_object(values: dict[str, Any], text: str) -> dict[str, Any]:
     if "\\u" in text:
         values = _storable(values)
     return {str(name).replace("\0", ""): value for name, value in values.items()}
+
+
+def values(originals: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The value of each column for one sample's json."""
+    found = {name: value(originals.get(name), kind) for name, kind in kinds.items()}
+    if REST in kinds:
+        rest = {name: raw for name, raw in originals.items() if name not in found or name == REST}
+        found[REST] = json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None
+    return found
 
 
 def value(raw: Any, kind: str) -> Any:

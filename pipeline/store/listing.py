@@ -133,13 +133,14 @@ def _matches(pattern: str, wanted: Kind) -> Details:
     kind, entries, searched = _meaning(pattern, wanted)
     found: Details = {}
     for entry in sorted(searched):
-        if not (files := _search(entry, glob=kind != "a folder")):
+        files, folders = _search(entry, glob=kind != "a folder")
+        if kind == "a folder" and files:
+            _warn_of_subfolders(entry, folders, wanted)
+        if not files:
             raise UserError(
                 f"no {wanted.what} matches {entry} (taken as {kind}); correct {wanted.option}"
             )
         found |= files
-    if kind == "a folder":
-        _warn_of_subfolders(pattern, wanted)
     named = [_canonical(entry) for entry in entries if entry not in searched]
     found = _ask(found | _look_up(named))
     if missing := sorted(set(named) - found.keys()):
@@ -156,10 +157,9 @@ def _matches(pattern: str, wanted: Kind) -> Details:
     return taken
 
 
-def _warn_of_subfolders(folder: str, wanted: Kind) -> None:
+def _warn_of_subfolders(folder: str, below: list[str], wanted: Kind) -> None:
     """Log that a folder has files of this kind in folders of its own, which are not searched."""
-    fs, path = locate(folder)
-    below = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
+    fs, _ = locate(folder)
     for name in sorted(below)[:SUBFOLDERS]:
         files = [n for n in fs.ls(name, detail=False) if _is_wanted(n, wanted)]
         if files:
@@ -248,8 +248,8 @@ def _path(url: str) -> str:
     return url.partition("?")[0] if url.startswith(HTTP) else url
 
 
-def _search(pattern: str, glob: bool) -> Details:
-    """The files of a glob or of a folder, without hidden ones."""
+def _search(pattern: str, glob: bool) -> tuple[Details, list[str]]:
+    """The files of a glob or of a folder, without hidden ones; and the paths of its folders."""
     pattern = pattern.rstrip("/")
     fs, path = locate(pattern)
 
@@ -259,8 +259,14 @@ def _search(pattern: str, glob: bool) -> Details:
         return list(fs.ls(path, detail=True)) if fs.isdir(path) else []
 
     prefix = _prefix(pattern)
-    found = {prefix + entry["name"]: entry for entry in _files(fs, search, pattern)}
-    return {url: e for url, e in found.items() if not posixpath.basename(url).startswith(".")}
+    found: Details = {}
+    folders = []
+    for entry in _entries(fs, search, pattern):
+        if entry["type"] == "directory":
+            folders.append(str(entry["name"]))
+        elif not posixpath.basename(entry["name"]).startswith("."):
+            found[prefix + entry["name"]] = entry
+    return found, folders
 
 
 def _look_up(urls: list[str]) -> Details:
@@ -273,24 +279,25 @@ def _look_up(urls: list[str]) -> Details:
             folders.setdefault((fs, fs._parent(path)), []).append(url)
     for (fs, folder), members in folders.items():
         try:
-            entries = _files(fs, partial(fs.ls, folder, detail=True), fs.unstrip_protocol(folder))
+            entries = _entries(fs, partial(fs.ls, folder, detail=True), fs.unstrip_protocol(folder))
         except PermissionError:  # a bucket may allow reading, but no listing
             found |= {url: {"size": None} for url in members}
             continue
-        there = {posixpath.basename(entry["name"]): entry for entry in entries}
+        files = [entry for entry in entries if entry["type"] != "directory"]
+        there = {posixpath.basename(entry["name"]): entry for entry in files}
         names = {url: posixpath.basename(url) for url in members}
         found |= {url: there[name] for url, name in names.items() if name in there}
     return found
 
 
-def _files(fs: Any, search: Callable[[], list[dict[str, Any]]], url: str) -> list[dict[str, Any]]:
-    """The files that `search` finds now; none without the folder."""
+def _entries(fs: Any, search: Callable[[], list[dict[str, Any]]], url: str) -> list[dict[str, Any]]:
+    """What `search` finds now; nothing without the folder."""
     try:
         with up_to_date(fs):
             entries = retry(search, url)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [_followed(fs, entry) for entry in entries if entry["type"] != "directory"]
+    return [_followed(fs, entry) for entry in entries]
 
 
 def _followed(fs: Any, entry: dict[str, Any]) -> dict[str, Any]:

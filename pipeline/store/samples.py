@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 from pipeline.runtime.reject_reasons import Reason
 from pipeline.store import columns
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("jp2", "j2k", "heic", "heif", "jxl"),
+)
+CAPTION_SUFFIXES = ("txt",)
 JSON_DEPTH = 64  # of lists and objects in one another
 TOO_DEEP = f"json: nested more than {JSON_DEPTH} times"
 MAX_TEXT_BYTES = 1 << 20  # a longer json is ignored, a longer caption is cut
@@ -53,26 +58,32 @@ class Sample:
     members: tuple[Member, ...]  # in the order of the tar
     problem: str | None  # why it may not be used, `duplicate_key` for example
 
-    def image(self) -> Member:
-        """The image: `7.jpg`, else the only one with a longer suffix, such as `7.seg.jpg`."""
+    def image(self, more: Collection[str] = ()) -> Member:
+        """The image: `7.jpg`, else the only one with a longer suffix, such as `7.seg.jpg`.
+
+        `more` are suffixes of images beside IMAGE_SUFFIXES.
+        """
+        suffixes = {*IMAGE_SUFFIXES, *more}
         for member in self.members:
-            if member.suffix in IMAGE_SUFFIXES:
+            if member.suffix in suffixes:
                 return member
-        dotted = [m for m in self.members if m.suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+        dotted = [m for m in self.members if m.suffix.rpartition(".")[2] in suffixes]
         if not dotted:
-            raise MissingImage(Reason.MISSING_IMAGE.because())
+            named = ", ".join(m.suffix for m in self.members[:5])
+            raise MissingImage(Reason.MISSING_IMAGE.because(f"only {named}"))
         if len(dotted) > 1:
             named = ", ".join(m.suffix for m in dotted[:3])
             raise MissingImage(Reason.AMBIGUOUS_IMAGE.because(named))
         return dotted[0]
 
-    def caption(self) -> str | None:
+    def caption(self, more: Collection[str] = ()) -> str | None:
         """The text of the txt; where it is blank, the `caption` of the json, if that is text.
 
-        In a txt, bytes that are not UTF-8 become U+FFFD, and NUL is dropped.
+        In a txt, bytes that are not UTF-8 become U+FFFD, and NUL is dropped. `more` are suffixes
+        of captions beside CAPTION_SUFFIXES.
         """
-        member = self._first("txt")
-        own = None if member is None else _decoded(member.data[:MAX_TEXT_BYTES], "replace")
+        member = self._text(more)
+        own = None if member is None else decoded(member.data[:MAX_TEXT_BYTES], "replace")
         if own and own.strip():
             return own.replace("\0", "")
         text = (self.values or {}).get("caption")
@@ -87,14 +98,14 @@ class Sample:
         """The text of the json member, without a byte order mark; None where `values` is."""
         return self._json[0] if self.values is not None else None
 
-    def text_problem(self) -> str | None:
+    def text_problem(self, more: Collection[str] = ()) -> str | None:
         """What cannot be read of the txt and the json, such as `json: not UTF-8`; else None."""
-        txt, found = self._first("txt"), []
+        txt, found = self._text(more), []
         if txt is not None and txt.size > MAX_TEXT_BYTES:
             found.append(f"txt: cut after {MAX_TEXT_BYTES:,} bytes")
         elif txt is not None:
             try:
-                _decoded(txt.data)
+                decoded(txt.data)
             except UnicodeDecodeError:
                 found.append("txt: not UTF-8")
         return "; ".join([*found, *filter(None, [self._json[2]])]) or None
@@ -108,7 +119,7 @@ class Sample:
         if member.size > MAX_TEXT_BYTES:
             return "", None, f"json: more than {MAX_TEXT_BYTES:,} bytes"
         try:
-            text = _decoded(member.data)
+            text = decoded(member.data)
             value = json.loads(text)
         except UnicodeDecodeError:
             return "", None, "json: not UTF-8"
@@ -122,11 +133,15 @@ class Sample:
             return "", None, TOO_DEEP
         return text, columns.storable_object(value, text), ""
 
+    def _text(self, more: Collection[str]) -> Member | None:
+        found = (self._first(suffix) for suffix in (*CAPTION_SUFFIXES, *more))
+        return next((member for member in found if member), None)
+
     def _first(self, suffix: str) -> Member | None:
         return next((m for m in self.members if m.suffix == suffix and m.whole), None)
 
 
-def _decoded(data: bytes, errors: str = "strict") -> str:
+def decoded(data: bytes, errors: str = "strict") -> str:
     """The text of UTF-8, or of what a byte order mark names; without the mark."""
     marks = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     names = ("utf-32", "utf-32", "utf-16", "utf-16")

@@ -1,19 +1,29 @@
 """Decodes the bytes of an image file to an upright RGB image, or raises `BadImage`.
 
-The first bytes, not the name, decide between six formats. PIL's file classes are called directly,
-not through `Image.open`, whose limit against decompression bombs is a global that is not safe to
-change while other threads decode. The limit here is `max_pixels`, checked after the header and
-before any pixel. (PIL also rejects a WebP, a TIFF tile or a GIF frame above 179 million pixels.)
+The first bytes, not the name, decide between the formats. HEIC and JPEG XL need the packages
+pillow-heif and pillow-jxl-plugin (`pip install "ratecluster[heic]"`).
+
+PIL's file classes are called directly, not through `Image.open`, whose limit against decompression
+bombs is a global that is not safe to change while other threads decode. The limit here is
+`max_pixels`, checked after the header and before any pixel. (PIL also rejects a WebP, a TIFF tile
+or a GIF frame above 179 million pixels.) All threads of a process together decode no more than
+DECODE_BYTES at once.
 """
 
 import io
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -25,7 +35,17 @@ from pipeline.runtime.reject_reasons import Reason
 # gigabytes.
 MAX_ASPECT = 100
 
+DECODE_BYTES = 1 << 30  # of a process at once
+WAIT_S = 60.0  # for memory that other threads hold
+PIXEL_BYTES = 16  # at most, while a pixel is decoded and becomes RGB
+Waiting = Callable[[], AbstractContextManager[None]]
+
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
+
+_JPEG_2000_MAGICS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_JPEG_XL_MAGICS = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+GREY_WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 
 _UPRIGHT = {  # EXIF orientation → what undoes it; 1 is upright already
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,15 +80,19 @@ class _Bytes(io.BytesIO):
 
 
 def decode(
-    data: bytes, max_pixels: int, timed_out: Callable[[], bool] = lambda: False
+    data: bytes,
+    max_pixels: int,
+    timed_out: Callable[[], bool] = lambda: False,
+    waiting: Waiting = nullcontext,
 ) -> Image.Image:
-    """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, upright, in mode RGB.
+    """The first frame of an image file of the formats of `format_class`, upright, in mode RGB.
 
-    Transparent pixels become white, 16 bits become 8. Raises only `BadImage`, whatever the bytes,
-    and MemoryError. Thread-safe. Once `timed_out`, it ends at PIL's next read of 64 KB.
+    Transparent pixels become white, 16 bits become 8 (`_to_eight_bits`). Raises only `BadImage`,
+    whatever the bytes, and MemoryError. Thread-safe. Once `timed_out`, it ends at PIL's next read
+    of 64 KB. `waiting` is entered while it waits for memory that other threads use.
     """
     try:
-        return _decode(_Bytes(data, timed_out), max_pixels)
+        return _decode(_Bytes(data, timed_out), max_pixels, waiting)
     except (BadImage, MemoryError):  # too little memory is no fault of the image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -78,7 +102,44 @@ def decode(
         raise BadImage(code, f"{type(error).__name__}: {_one_line(error)}") from error
 
 
-def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
+class Memory:
+    """A number of bytes that threads share; they get them in the order in which they ask."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.free = size
+        self._queue: deque[object] = deque()  # threads that wait
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def held(self, size: int, waiting: Waiting) -> Iterator[None]:
+        """Hold `size` bytes, or all where that is more; `waiting` is entered until they are free.
+
+        After WAIT_S it goes on without: a thread that hangs in a decoder gives nothing back.
+        """
+        size, me = min(size, self.size), object()
+        with self._changed:
+            self._queue.append(me)
+            if not self._is_next(me, size):
+                with waiting():
+                    self._changed.wait_for(lambda: self._is_next(me, size), WAIT_S)
+            self._queue.remove(me)
+            self.free -= size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += size
+                self._changed.notify_all()
+
+    def _is_next(self, thread: object, size: int) -> bool:
+        return self._queue[0] is thread and self.free >= size
+
+
+MEMORY = Memory(DECODE_BYTES)
+
+
+def _decode(file: io.BytesIO, max_pixels: int, waiting: Waiting) -> Image.Image:
     data = file.getvalue()
     if not data:
         raise BadImage(Reason.EMPTY)
@@ -87,9 +148,10 @@ def _decode(file: io.BytesIO, max_pixels: int) -> Image.Image:
         raise BadImage(Reason.NOT_AN_IMAGE)
     with reader(file) as image:
         _check_size(image.size, max_pixels)
-        image.load()
-        _check_size(image.size, max_pixels)  # a TIFF is turned upright, a GIF may grow, on loading
-        return _to_rgb(_upright(image))
+        with MEMORY.held(image.width * image.height * PIXEL_BYTES, waiting):
+            image.load()
+            _check_size(image.size, max_pixels)  # a TIFF is turned upright, a GIF may grow
+            return _to_rgb(_upright(image))
 
 
 def format_class(data: bytes) -> type[ImageFile] | None:
@@ -106,7 +168,26 @@ def format_class(data: bytes) -> type[ImageFile] | None:
         return BmpImageFile
     if data.startswith(_TIFF_MAGICS):
         return TiffImageFile
-    return None
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return AvifImageFile
+    if data.startswith(_JPEG_2000_MAGICS):
+        return Jpeg2KImageFile
+    return _of_a_plugin(data)
+
+
+def _of_a_plugin(data: bytes) -> type[ImageFile] | None:
+    """The class of a package for HEIC or JPEG XL; None for other formats."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        name, module, kind = "pillow-heif", "pillow_heif.as_plugin", "HeifImageFile"
+    elif data.startswith(_JPEG_XL_MAGICS):
+        name, module, kind = "pillow-jxl-plugin", "pillow_jxl.JpegXLImagePlugin", "JXLImageFile"
+    else:
+        return None
+    try:
+        found: type[ImageFile] = getattr(import_module(module), kind)
+    except ImportError:
+        raise BadImage(Reason.NOT_AN_IMAGE, f"it needs the package {name}") from None
+    return found
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -147,10 +228,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> Image.Image:
     """Grey values (h, w) of 16 or 32 bits or floats → mode L.
 
-    White is 65,535 for integers; for floats the least of 1, 255 and 65,535 that no value exceeds,
-    else the largest value. Negative and non-finite values are black.
+    White is the least of GREY_WHITES that no value exceeds: cameras and scanners store 10 to 14
+    bits as they are in 16, which would be nearly black. Of floats, it is the least of 1, 255 and
+    65,535, else the largest value. Negative and non-finite values are black.
     """
-    whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else GREY_WHITES
     grey = np.where(np.isfinite(values), values, 0).astype(np.float32)  # in place from here on
     top = float(np.clip(grey, 0, None, out=grey).max())
     white = next((w for w in whites if top <= w), top)

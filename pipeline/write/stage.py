@@ -103,9 +103,8 @@ def label_rows(stem: str, job: WriteJob) -> pa.Table:
     for row in rows:
         if row["sample_id"] in excluded:
             row |= {"status": "excluded", "error_message": excluded[row["sample_id"]]}
-        originals = columns.parse(row["json"])
-        for name, own in names.items():
-            row[own] = columns.value(originals.get(name), job.kinds[name])
+        for name, value in columns.values(columns.parse(row["json"]), job.kinds).items():
+            row[names[name]] = value
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -70,7 +70,7 @@ def test_every_image_is_packed_once_with_its_own_bytes(folder, tmp_path):
         facts[record["source"]] = record
     assert len(facts) == 12
     assert {facts[s]["label"] for s in facts if s.startswith("cats/")} == {"cats"}
-    assert facts["dogs/big/3.PNG"]["label"] == "dogs"
+    assert facts["dogs/big/3.PNG"]["label"] == "big"
     assert facts["odd one.webp"]["label"] is None
     assert (facts["cats/2.jpg"]["width"], facts["cats/2.jpg"]["height"]) == (8, 6)
     assert facts["dogs/broken.jpeg"]["width"] is facts["dogs/broken.jpeg"]["height"] is None
@@ -124,7 +124,25 @@ def test_the_shuffle_mixes_classes(tmp_path):
 
 def test_files_left_out_are_counted(folder):
     pictures, left_out = pack.folder_pictures(str(folder))
-    assert (len(pictures), left_out) == (12, 3)  # notes.txt, data.csv, ._0.jpg
+    assert len(pictures) == 12
+    assert left_out == {".txt": 1, ".csv": 1, ".jpg": 1}  # notes.txt, data.csv, ._0.jpg
+
+
+def test_folders_of_photo_managers_are_left_out(folder):
+    for name in (".thumbnails", "@eaDir", "cats/@eaDir", "__MACOSX"):
+        save(folder / name / "0.jpg", 1)
+    pictures, left_out = pack.folder_pictures(str(folder))
+    assert len(pictures) == 12
+    assert left_out["@eaDir/"] == 2 and left_out[".thumbnails/"] == left_out["__MACOSX/"] == 1
+
+
+def test_jpegs_by_other_names_and_captions_in_capitals(tmp_path):
+    for name in ("a.jfif", "b.jpe", "c.JPEG"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name, "JPEG")
+    (tmp_path / "c.TXT").write_text("\ufeffa caption", encoding="utf-8")
+    pictures, left_out = pack.folder_pictures(str(tmp_path))
+    assert [p.source for p in pictures] == ["a.jfif", "b.jpe", "c.JPEG"] and not left_out
+    assert pack.sample(pictures[2], "0")[0]["caption"] == "a caption"
 
 
 def test_links_that_leave_the_folder_are_not_followed(folder, tmp_path):

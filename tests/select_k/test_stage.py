@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
@@ -203,6 +204,20 @@ def same_bytes(paths, others):
 def test_a_k_beyond_the_landmarks_is_refused_before_any_work(fresh):
     with pytest.raises(UserError, match=r"select_k.k = 301 is more than the 300 samples"):
         select_k.run(replace(CFG, k=301), fresh)
+
+
+def test_a_refused_k_removes_nothing(selected, fresh):
+    """Neither one beyond the landmarks, nor one beyond the different ones among them."""
+    for name in ("clusters", "assignments"):
+        shutil.copytree(selected[0].folder(name).url, fresh.folder(name).url, dirs_exist_ok=True)
+    with pytest.raises(UserError, match="301 is more than the 300 samples"):
+        select_k.run(replace(CFG, k=301), fresh)
+    file = fresh.network.file("sample.parquet")
+    sample = tables.read(file)
+    tables.write(file, pa.concat_tables([sample.slice(0, 1)] * sample.num_rows))
+    with pytest.raises(UserError, match="the landmarks have only 1 different features"):
+        select_k.run(replace(CFG, k=3), fresh)
+    same_bytes(selected[0], fresh)
 
 
 @pytest.mark.ray

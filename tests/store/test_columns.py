@@ -13,7 +13,10 @@ KINDS = ["bool", "int", "float", "str", "null", "json"]
 
 
 def survey(texts):
-    return columns.survey(columns.kinds(columns.parse(text)) for text in texts)
+    found = columns.Survey()
+    for text in texts:
+        found.add(columns.kinds(columns.parse(text)))
+    return found.facts()["columns"], set(found.facts()["clashes"])
 
 
 def kinds(texts):
@@ -139,3 +142,22 @@ def test_a_shard_of_random_keys_does_not_make_a_million_columns():
     texts = [json.dumps({f"{i:06d}": 1 for i in range(n, n + 900)}) for n in (0, 900, 1800)]
     found = kinds(texts)
     assert list(found) == [f"{i:06d}" for i in range(columns.MAX_COLUMNS)]
+
+
+def test_the_most_frequent_columns_are_kept_and_the_others_are_one_column():
+    own = [{f"{n}-{i:03d}": i for i in range(900)} for n in (0, 1)]
+    texts = [json.dumps({"url": "u", **each}) for each in own]
+    found = columns.Survey()
+    for text in texts:
+        found.add(columns.kinds(columns.parse(text)))
+    facts = found.facts()
+    assert len(facts["columns"]) == columns.MAX_COLUMNS and facts["columns"]["url"] == "str"
+    assert facts["column_counts"]["url"] == 2 and facts["columns_left_out"] == 801
+    named = {**facts["columns"], columns.REST: "rest"}
+    for text in texts:
+        values = columns.values(columns.parse(text), named)
+        rest = json.loads(values.pop(columns.REST) or "{}")
+        kept = {name: value for name, value in values.items() if value is not None}
+        assert kept | rest == json.loads(text) and not kept.keys() & rest.keys()
+    taken = columns.parse(json.dumps({columns.REST: 1, "url": "x"}))
+    assert columns.values(taken, named)[columns.REST] == '{"other_fields": 1}'

@@ -1,10 +1,14 @@
 """Bytes → RGB: every format and mode, orientation, depth; and nothing but BadImage for the rest."""
 
+import importlib
 import io
 import random
 import struct
+import sys
+import threading
 import warnings
 import zlib
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -124,6 +128,47 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
         assert np.array_equal(decoded(data)[0, :, 0], expected)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_greys_of_fewer_bits_are_as_bright_as_those_of_eight(bits):
+    shades = np.linspace(0, 2**bits - 1, 64).astype(np.uint16)[None]
+    decoded = images.decode(png(64, 1, 16, 0, b"\0" + shades.astype(">u2").tobytes()), 1000)
+    grey = np.asarray(decoded)[0, :, 0].astype(int)
+    assert np.abs(grey - np.linspace(0, 255, 64)).max() <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugin"),
+    [
+        ("AVIF", None),
+        ("JPEG2000", None),
+        ("HEIF", "pillow_heif.as_plugin"),
+        ("JXL", "pillow_jxl.JpegXLImagePlugin"),
+    ],
+)
+def test_newer_formats_and_those_of_plugins(kind, plugin, monkeypatch):
+    if plugin:
+        module = importlib.import_module(plugin)
+        if kind == "HEIF":
+            importlib.import_module("pillow_heif").register_heif_opener()
+    picture = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=95) if kind != "JPEG2000" else picture.save(buffer, kind)
+    data = buffer.getvalue()
+    decoded = images.decode(data, 64 * 48)
+    assert decoded.size == (64, 48) and decoded.mode == "RGB"
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(picture)).mean() < 4
+    with pytest.raises(images.BadImage, match="too_large"):
+        images.decode(data, 64 * 48 - 1)
+    for cut in range(0, len(data), 37):
+        with suppress(images.BadImage):
+            assert images.decode(data[:cut], 10_000).size == (64, 48)
+    if plugin:
+        monkeypatch.setitem(sys.modules, plugin, None)  # as where the package is not installed
+        with pytest.raises(images.BadImage, match="not_an_image: it needs the package pillow-"):
+            images.decode(data, 64 * 48)
+        assert module
+
+
 def test_wide_integers_and_floats():
     floats = [([0, 0.5, 1], [0, 128, 255]), ([0, 100, 255], [0, 100, 255])]
     floats += [([0, 257, 65535], [0, 1, 255]), ([-5, np.nan, 1e9], [0, 0, 255])]
@@ -234,3 +279,44 @@ def test_the_limit_is_ours_and_not_a_global_of_pil(monkeypatch):
 def test_lines_are_refused():
     assert reason(saved(Image.new("RGB", (1, 101)), "PNG")) == "too_elongated: 1x101 pixels"
     images.decode(saved(Image.new("RGB", (1, 100)), "PNG"), LIMIT)
+
+
+def test_threads_share_the_memory_and_none_waits_for_ever():
+    memory, held, most = images.Memory(100), [], []
+    lock = threading.Lock()
+
+    def work(size: int) -> None:
+        for _ in range(20):
+            with memory.held(size, nullcontext):
+                with lock:
+                    held.append(min(size, 100))
+                    most.append(sum(held))
+                with lock:
+                    held.remove(min(size, 100))
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (10, 30, 60, 100, 500)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert memory.free == 100 and max(most) <= 100
+
+
+def test_waiting_is_entered_only_where_there_is_none():
+    memory, events = images.Memory(100), []
+
+    @contextmanager
+    def waiting():
+        events.append("waits")
+        free.set()
+        yield
+        events.append("goes on")
+
+    free = threading.Event()
+    with memory.held(60, waiting):
+        thread = threading.Thread(target=lambda: memory.held(60, waiting).__enter__())
+        thread.start()
+        assert free.wait(10) and events == ["waits"]
+    thread.join(10)
+    assert events == ["waits", "goes on"]

@@ -59,7 +59,13 @@ def test_every_sample_has_a_label_in_the_order_of_the_tar(paths):
     assert [row["key"] for row in rows] == keys
     assert [row["sample_id"] for row in rows] == [f"00000/{key}" for key in keys]
     assert [row["status"] for row in rows] == ["success"] * 2 + ["rejected"] + ["success"] * 2
-    assert [row["error_message"] for row in rows] == [None, None, "missing_image", None, None]
+    assert [row["error_message"] for row in rows] == [
+        None,
+        None,
+        "missing_image: only txt",
+        None,
+        None,
+    ]
     assert [row["cluster_id"] for row in rows] == [0, 1, None, 0, 2]
     assert [row["cluster_caption"] for row in rows] == ["dog", "car", None, "dog", "pizza"]
     assert rows[1]["confidence"] == 0.75 and rows[1]["top_clusters"] == [0, 1, 2]

@@ -87,8 +87,7 @@ class Part:
         self.unmatched = 0  # rows that are of no sample
         self.first_unmatched = ""  # id of one of these
         self.reasons: Counter[str] = Counter()
-        self.kinds: dict[str, str] = {}
-        self.clashes: set[str] = set()
+        self.survey = columns.Survey()
 
     def add(self, block: pa.Table) -> None:
         """Add the next rows of the file."""
@@ -117,7 +116,7 @@ class Part:
         """Reject the samples of the shard that have no row; note its damage."""
         rest = sorted(self.samples.rest(), key=lambda row: row["index"])
         for row in rest:
-            self._count_kinds(row)
+            self.survey.add(row.get("kinds", {}))
         self._reject(rest)
         if self.samples.end != "complete":
             damage = {"shard": self.samples.stem, "reason": Reason.SHARD.because(self.samples.end)}
@@ -150,13 +149,8 @@ class Part:
             values = values | columns.parse(row.get("json"))
             row["json"] = json.dumps(values, ensure_ascii=False)
             row["kinds"] = columns.kinds(values)
-        self._count_kinds(row)
+        self.survey.add(row.get("kinds", {}))
         return row
-
-    def _count_kinds(self, row: Row) -> None:
-        found = row.get("kinds", {})
-        if not found.items() <= self.kinds.items():
-            self.clashes |= columns.merge(self.kinds, found)
 
     def _reject(self, rows: list[Row]) -> None:
         self.rejects.add(pa.Table.from_pylist(rows, schema=schemas.REJECTS))
@@ -165,7 +159,6 @@ class Part:
 
     def facts(self, shard: Shard, kinds: list[pa.DataType], cfg: Config) -> dict[str, Any]:
         """Settings and counts of the file, as `encode_shard.shard_facts` gives those of a shard."""
-        kept = dict(sorted(self.kinds.items())[: columns.MAX_COLUMNS])
         facts = {
             "stage": config.fingerprint(cfg),
             "config": config.facts(cfg),
@@ -175,8 +168,7 @@ class Part:
             "rejected": self.rejected,
             "reasons": dict(self.reasons),
             "end": self.samples.end,
-            "columns": kept,
-            "clashes": sorted(self.clashes & kept.keys()),
+            **self.survey.facts(),
             "encoders": [
                 {
                     "column": views.column(place),

@@ -314,9 +314,8 @@ def expected(
     for row in sorted(rows, key=lambda row: int(row["index"])):
         if (reason := why.get(row["sample_id"])) is not None:
             row |= {"status": "excluded", "error_message": reason}
-        json_of = columns.parse(row["json"])
-        for name, kind in run.columns.items():
-            row[own[name]] = columns.value(json_of.get(name), kind)
+        for name, value in columns.values(columns.parse(row["json"]), run.columns).items():
+            row[own[name]] = value
         yield row
 
 
