@@ -4,6 +4,7 @@ Exit code 0: finished. 1: failed or interrupted. 2: a mistake of the user.
 """
 
 import atexit
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,9 @@ commands.add(app)
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or pipe that is not UTF-8 gets "?"
+            stream.reconfigure(errors="replace")
     console.begin()
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=kind)

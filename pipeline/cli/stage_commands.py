@@ -18,7 +18,7 @@ from pipeline.cli.options import (
 )
 from pipeline.runtime import console
 from pipeline.runtime.config import Sections
-from pipeline.runtime.reject_reasons import printable
+from pipeline.runtime.reject_reasons import printable, top_reasons
 from pipeline.store.listing import Shard, list_shards
 from pipeline.store.storage import MANIFEST, DamagedError
 
@@ -218,6 +218,7 @@ def summary(paths: layout.RunPaths) -> dict[str, Any]:
     captions = tables.read(paths.captions.file("captions.parquet")).to_pylist()
     best = {row["cluster_id"]: row for row in captions if row["rank"] == 0}
     counts = {name: embedded[name] for name in ("samples", "embedded", "rejected", "damaged")}
+    why = top_reasons(embedded["reasons"], embedded.get("examples", {}))
     chosen = {name: clusters[name] for name in ("k", "k_best", "k_low", "k_high")}
     rows = [
         {"cluster_id": number, "size": size}
@@ -225,7 +226,7 @@ def summary(paths: layout.RunPaths) -> dict[str, Any]:
         for number, size in enumerate(clusters["sizes"])
     ]
     files = {"shards": len(embedded["shards"]), "given": inputs.are_given(embedded["config"])}
-    return {**files, **counts, **chosen, "clusters": rows}
+    return {**files, **counts, "rejected_because": why, **chosen, "clusters": rows}
 
 
 def summary_text(facts: dict[str, Any]) -> str:
@@ -235,6 +236,7 @@ def summary_text(facts: dict[str, Any]) -> str:
         f"{'files' if facts['given'] else 'shards'}: "
         f"{facts['embedded']:,} labelled, {facts['rejected']:,} rejected"
         + (f", {facts['damaged']:,} shards damaged" if facts["damaged"] else ""),
+        *(f"  rejected: {reason}" for reason in facts["rejected_because"]),
         f"{facts['k']} clusters (fewest bits at {facts['k_best']}, band "
         f"{facts['k_low']} to {facts['k_high']}); the largest:",
     ]

@@ -173,6 +173,7 @@ def shard_facts(
         "embedded": len(out.rows),
         "rejected": len(out.rejects),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
+        "examples": examples(out.rejects),
         "end": out.end,
         "text_problems": text_problems((*out.rows, *out.rejects)),
         **survey.facts(),
@@ -187,6 +188,14 @@ def shard_facts(
             for place, name in enumerate(cfg.encoders)
         ],
     }
+
+
+def examples(rejects: Iterable[Row]) -> dict[str, list[str]]:
+    """Code of a reason -> the first rejected sample by sample_id, and its whole reason."""
+    found: dict[str, list[str]] = {}
+    for row in sorted(rejects, key=lambda row: row["sample_id"]):
+        found.setdefault(row["reason"].partition(":")[0], [row["sample_id"], row["reason"]])
+    return found
 
 
 def text_problems(rows: Iterable[Row]) -> dict[str, list[Any]]:

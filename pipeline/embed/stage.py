@@ -28,10 +28,13 @@ from pipeline.embed.survey import AnyConfig, fingerprint, if_done, plan, settled
 from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
+from pipeline.runtime.reject_reasons import ranked, top_reasons
 from pipeline.store import columns
 from pipeline.store.listing import Shard
+from pipeline.store.shards import DAMAGED
 
 log = logging.getLogger(__name__)
+SURE = 100  # samples of a shard above which too many rejects end the stage at once
 STARVING = 0.2  # share of an encoder's time without images, above which a warning is logged
 
 
@@ -64,6 +67,8 @@ def run(
             if spent := facts.pop("took", None):  # of encoders
                 took.append(spent)
             done.append(facts)
+            if facts["samples"] >= SURE:
+                _check_rejects(facts["shard"]["url"], facts, cfg)
     if failures:
         raise RuntimeError(
             f"embed: {len(failures)} of {len(todo)} {unit} failed; run again to retry them. "
@@ -79,7 +84,10 @@ def run(
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
     load = {"samples_per_s": speed, **balance(took)}
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
-    counts = (f"{manifest['samples']:,} samples", f"{manifest['rejected']:,} rejected")
+    rejected = f"{manifest['rejected']:,} rejected"
+    if reasons := ranked(manifest["reasons"]):
+        rejected += f" ({', '.join(f'{count:,} {code}' for code, count in reasons)})"
+    counts = (f"{manifest['samples']:,} samples", rejected)
     console.log_finished(log, "embed", progress.seconds, *counts, f"{speed:,.0f} samples/s")
     if isinstance(cfg, Config):
         _report_balance(load, cfg, manifest["precisions"])
@@ -147,6 +155,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
     clashes: set[str] = set()
     reasons: Counter[str] = Counter()
     problems: dict[str, list[Any]] = {}
+    examples: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()  # samples that have a column
     for facts in done:
         for problem, (count, first) in facts.get("text_problems", {}).items():
@@ -154,6 +163,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
         clashes |= columns.merge(kinds, facts["columns"]) | set(facts["clashes"])
         counts.update(facts.get("column_counts", dict.fromkeys(facts["columns"], facts["samples"])))
         reasons.update(facts["reasons"])
+        examples = facts.get("examples", {}) | examples
     kept = columns.most_frequent(kinds, counts)
     rest = sum(f.get("columns_left_out", 0) for f in done) + len(kinds) - len(kept)
     per_shard = ("shard", "samples", "embedded", "rejected", "end")
@@ -163,6 +173,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
         "embedded": sum(facts["embedded"] for facts in done),
         "rejected": sum(facts["rejected"] for facts in done),
         "reasons": dict(reasons),
+        "examples": examples,
         "text_problems": problems,
         "damaged": sum(facts["end"] != "complete" for facts in done),
         "columns": {**kept, columns.REST: "rest"} if rest else kept,
@@ -200,6 +211,8 @@ def _report_balance(load: dict[str, float], cfg: Config, precisions: list[str]) 
 
 def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
     """Log damaged shards, unread texts, clashing json columns and mixed precisions, once each."""
+    for reason in top_reasons(manifest["reasons"], manifest["examples"]):
+        log.info("embed: rejected: %s", reason)
     for facts in done:
         if facts["end"] != "complete":
             log.warning("embed: %s: %s", facts["shard"]["url"], facts["end"])
@@ -232,6 +245,17 @@ def _report_problems(done: list[dict[str, Any]], manifest: dict[str, Any]) -> No
         )
 
 
+def _check_rejects(name: str, facts: dict[str, Any], cfg: AnyConfig) -> None:
+    """Raise RuntimeError where too many samples of a shard, or of the run, were rejected."""
+    if facts["rejected"] > cfg.max_reject_fraction * facts["samples"]:
+        why = ". ".join(top_reasons(facts["reasons"], facts.get("examples", {})))
+        raise RuntimeError(
+            f"embed: {facts['rejected']:,} of {facts['samples']:,} samples of {name} were "
+            f"rejected, more than {cfg.section}.max_reject_fraction = {cfg.max_reject_fraction}: "
+            f"{why}. See rejects/"
+        )
+
+
 def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], cfg: AnyConfig) -> None:
     """Raise RuntimeError where rows do not add up, nothing is readable or too much is rejected."""
     limit, setting = cfg.max_reject_fraction, f"{cfg.section}.max_reject_fraction"
@@ -239,12 +263,8 @@ def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], cfg: Any
         name = facts["shard"]["url"] if "shard" in facts else "the run"
         if facts["embedded"] + facts["rejected"] != facts["samples"]:
             raise RuntimeError(f"embed: {name}: rows do not add up: {facts}")
-        if facts["rejected"] > limit * facts["samples"]:
-            raise RuntimeError(
-                f"embed: {facts['rejected']} of {facts['samples']} samples of {name} were rejected "
-                f"({facts['reasons']}), more than {setting} = {limit}; see rejects/"
-            )
-    lost = [f for f in done if not f["samples"] and f["end"].startswith("damaged")]
+    _check_rejects("the run", manifest, cfg)
+    lost = [f for f in done if not f["samples"] and DAMAGED in f["end"]]
     if len(lost) > limit * len(done):
         raise RuntimeError(
             f"embed: {len(lost)} of {len(done)} shards cannot be read at all, more than "

@@ -27,6 +27,7 @@ from pipeline.report import figures, galleries, run_data
 from pipeline.report.run_data import Facts, RunData, collect
 from pipeline.report.settings import Config, expected
 from pipeline.runtime import config, console, templates
+from pipeline.runtime.reject_reasons import REMEDIES
 from pipeline.store import storage, tables
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def context(cfg: Config, run: RunData, paths: layout.RunPaths) -> tuple[Facts, F
         "strips": bool(strips),
         "tiles": sum(cfg.counts.values()),
         "rejected": run_data.rejected(run, paths),
+        "remedies": REMEDIES,
         "damaged": [s for s in run.embedded["shards"] if s["end"] != "complete"],
         "listed": run_data.REJECTS,
         "stages": run_data.stages(run, paths),

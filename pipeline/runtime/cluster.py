@@ -2,6 +2,8 @@
 
 import logging
 import os
+import secrets
+import socket
 import sys
 import tempfile
 import warnings
@@ -15,6 +17,10 @@ from pipeline.runtime.errors import UserError
 OBJECT_STORE_BYTES = 1_000_000_000  # of a local Ray
 SPARE_CPUS = 2  # logical, beyond the cores: Ray hangs silently where actors take every CPU
 NAMED = 3  # nodes in a message
+ANSWER_S = 5.0  # for a cluster to take a connection
+MOST_TEMPORARY = 40  # characters of a temporary folder: Ray adds 65, and a socket's path has 107
+SHORT_TEMPORARY = "/tmp"
+RAYS_NOISE = "Set ray log level from environment"
 
 _shared: list[tuple[Path, bool]] = []  # local paths that every node must see; written to or not
 
@@ -30,16 +36,14 @@ def join() -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {}
-        if address == "local":
-            own = {
-                "num_cpus": (os.cpu_count() or 1) + SPARE_CPUS,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-            }
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its harmless errors alarm
+        own = _local() if address == "local" else {}
+        _check_answers(address)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        try:
+            with _without(RAYS_NOISE), _elsewhere():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except ConnectionError as error:
+            raise UserError(_no_answer(address, str(error))) from None
         _check_shared()
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn`")  # "ray" in pyproject.toml
     for noisy in ("ray", "ray.data"):
@@ -47,6 +51,83 @@ def join() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _local() -> dict[str, Any]:
+    """Arguments of a local Ray; sets what it reads from the environment."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its harmless errors alarm
+    if not _has_writable_home():  # where Ray would make a token
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    found: dict[str, Any] = {
+        "num_cpus": (os.cpu_count() or 1) + SPARE_CPUS,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
+    own = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(own) > MOST_TEMPORARY:  # the paths of its sockets would be too long
+        found["_temp_dir"] = f"{SHORT_TEMPORARY}/ray-{os.getuid()}"
+    return found
+
+
+def _has_writable_home() -> bool:
+    """Whether Ray's folder in the home can be made and written."""
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # read-only; no home
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _check_answers(address: str) -> None:
+    """UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise UserError(_no_answer(address, str(error))) from None
+
+
+def _no_answer(address: str, why: str) -> str:
+    return (
+        f"RAY_ADDRESS = {address}: no Ray answers there ({' '.join(why.split())[:200]}); start "
+        "that cluster, give another --address, or unset RAY_ADDRESS for a local Ray"
+    )
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Leave the working folder, which Ray adds to the modules of its workers.
+
+    A `pipeline/` or a `PIL.py` there would take the place of ours. Where the folder is among the
+    modules of this process too, as for `python -m`, it stays.
+    """
+    here = Path.cwd()
+    if any(Path(place or ".").resolve() == here for place in sys.path):
+        yield
+        return
+    os.chdir(Path(os.__file__).parent)  # of Python's own modules, where workers look anyway
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+@contextmanager
+def _without(noise: str) -> Iterator[None]:
+    """Keep lines that hold `noise` from standard error; Ray's C++ writes there by itself."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept, os.fdopen(os.dup(2), "wb") as before:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(before.fileno(), 2)
+            kept.seek(0)
+            before.write(b"".join(line for line in kept if noise.encode() not in line))
 
 
 def actor_limits() -> dict[str, int]:

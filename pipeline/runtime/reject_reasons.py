@@ -1,5 +1,6 @@
 """Why a sample is a row of rejects/, and text from data in printable form."""
 
+from collections.abc import Mapping
 from enum import Enum
 
 
@@ -36,6 +37,36 @@ class Reason(str, Enum):
     def because(self, detail: object = "") -> str:
         """The text for a row: the code, and the detail in printable characters."""
         return f"{self.value}: {printable(str(detail))}" if str(detail) else self.value
+
+
+REMEDIES = {  # of the reasons that a user can do something about
+    "missing_image": "name the suffix of the images in embed.image_suffixes",
+    "ambiguous_image": "leave one image per key",
+    "duplicate_key": "pack the files of a key next to each other: tar --sort=name",
+    "truncated": "download these images again",
+    "too_large": "raise embed.max_image_pixels",
+    "decode_timeout": "raise embed.decode_timeout_s",
+    "sample_too_large": "raise embed.max_sample_bytes",
+    "not_an_image": "see docs/rejected.md for the formats",
+}
+TOP = 3  # reasons in a message
+
+
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The TOP most frequent codes, with their numbers."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP]
+
+
+def top_reasons(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> list[str]:
+    """The most frequent reasons, each with its number, an example and the remedy."""
+    found = []
+    for code, count in ranked(counts):
+        sample, reason = examples.get(code, ("", ""))
+        detail = reason.partition(": ")[2]
+        such = f", such as {sample}" + (f" ({detail})" if detail else "") if sample else ""
+        remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
+        found.append(printable(f"{count:,} {code}{such}{remedy}"))
+    return found
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -341,9 +342,31 @@ def test_too_many_rejects_fail_the_stage_and_the_counts_are_named(
     tiny_shards, tmp_path, ray_session
 ):
     cfg = replace(CFG, max_reject_fraction=0.01)
-    with pytest.raises(RuntimeError, match=r"3 of 63 samples .*max_reject_fraction = 0.01"):
+    with pytest.raises(RuntimeError, match=r"3 of 123 samples .*max_reject_fraction = 0.01"):
         embed.run(cfg, layout.RunPaths(str(tmp_path)), list_shards(str(tiny_shards)))
     assert not (tmp_path / "embeddings" / "manifest.json").exists()
+
+
+@pytest.mark.ray
+def test_a_small_bad_shard_fails_nothing_and_a_large_one_ends_the_stage_at_once(
+    tiny_shards, tmp_path, ray_session, caplog
+):
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    with (shards / "00002.tar").open("wb") as file, ShardWriter(file) as writer:
+        writer.add("a.jpg", b"no picture")
+    with caplog.at_level("INFO"):
+        made = embed.run(CFG, layout.RunPaths(str(tmp_path / "run")), list_shards(str(shards)))
+    assert made["rejected"] == 4 and made["examples"]["not_an_image"][0] == "00001/bad-text"
+    assert "4 rejected (2 not_an_image, 1 missing_image, 1 truncated)" in caplog.text
+    assert (
+        "rejected: 1 missing_image, such as 00001/bad-none (only txt); name the suffix of the "
+        "images in embed.image_suffixes"
+    ) in caplog.text
+    with (shards / "00002.tar").open("wb") as file, ShardWriter(file) as writer:
+        for i in range(100):
+            writer.add(f"{i}.img", b"x")
+    with pytest.raises(RuntimeError, match=r"100 of 100 samples of .*00002\.tar were rejected"):
+        embed.run(CFG, layout.RunPaths(str(tmp_path / "other")), list_shards(str(shards)))
 
 
 def test_parts_of_other_settings_are_refused_by_name(tiny_shards, tmp_path, encoder):
