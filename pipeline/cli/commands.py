@@ -25,6 +25,7 @@ from pipeline.cli.options import (
     listed,
 )
 from pipeline.runtime import cluster, config, console
+from pipeline.runtime.errors import UserError
 from pipeline.store import storage
 from pipeline.store.listing import list_shards
 
@@ -143,6 +144,8 @@ def status_command(
     found = None
     if shards or embeddings:
         sections, found = listed(sections, shards, embeddings, paths.root)
+    elif not paths.top.names():
+        raise UserError(f"{paths.root}: no run is there; give the --root of one, or --shards")
     query = status.StatusQuery(sections, found, as_made=not (config_file or sets))
     owner = status.owner_of(paths.root)
     rows = status.with_heartbeat(status.collect(query, paths), owner)

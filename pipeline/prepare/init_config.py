@@ -129,7 +129,7 @@ def run(shards: Sequence[str], out: str) -> Seen:
     """Write the configuration; UserError if the file exists or the first shard has no sample."""
     path = Path(out)
     if path.exists():
-        raise UserError(f"--out {out} exists already: choose another file, or delete it")
+        raise UserError(f"{out} exists already; delete it, or choose another file with --out FILE")
     found = list_shards(shards)
     seen = _seen(found)
     if not seen.samples:
@@ -162,7 +162,8 @@ def facts(seen: Seen) -> dict[str, Any]:
 def summary(seen: Seen, shards: Sequence[str], out: str) -> str:
     """The message to the user."""
     return (
-        f"{out}: for {seen.shards:,} shards of about {seen.samples:,} samples; read it, then\n"
+        f"wrote {out} for {seen.shards:,} {'shard' if seen.shards == 1 else 'shards'} of about "
+        f"{seen.samples:,} samples. Check it, then run:\n"
         f"ratecluster run --shards {printable(_quoted(shards))} --root my-run "
         f"--config {shlex.quote(out)}"
     )

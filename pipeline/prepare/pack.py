@@ -72,10 +72,7 @@ def folder_pictures(folder: str) -> tuple[list[Picture], Counter[str]]:
     """
     root = Path(folder).resolve()
     if not root.is_dir():
-        raise UserError(
-            f"--from {folder}: no such folder; name a folder of images (for CIFAR: python -m "
-            "benchmarks.cifar in a clone of the repository)"
-        )
+        raise UserError(f"--from {folder}: no such folder; name a folder of images")
     found: list[Path] = []
     left_out: Counter[str] = Counter()  # by suffix
     for place, folders, names in os.walk(root):

@@ -208,8 +208,9 @@ def validations(run: RunData) -> Chart:
     found, kept = run.trained["looks"], run.trained["kept_step"]
     return {
         "title": "Validation",
-        "text": f"The network of step {kept:,}: there the cluster of a sample says most about the "
-        "clusters of its neighbours.",
+        "text": (f"The network of step {kept:,} is kept. " if kept else "No network is kept. ")
+        + "A network is kept where the cluster of a sample says at least 2 % more about the "
+        "clusters of its neighbours than before training, in nearly all resamples.",
         "alt": f"Neighbour information at {len(found)} steps",
         "table": {
             "head": ["Step", "Neighbour information, nats"],

@@ -83,7 +83,7 @@ TARS = Kind(
     (".tar", *compressed.SUFFIXES),
     "shard",
     "--shards",
-    "pack images into shards with `ratecluster shards`",
+    "pack images into shards with `ratecluster shards --from FOLDER --out FOLDER`",
 )
 
 
@@ -137,9 +137,9 @@ def _matches(pattern: str, wanted: Kind) -> Details:
         if kind == "a folder" and files:
             _warn_of_subfolders(entry, folders, wanted)
         if not files:
-            raise UserError(
-                f"no {wanted.what} matches {entry} (taken as {kind}); correct {wanted.option}"
-            )
+            correct = f"correct {wanted.option}"
+            remedy = correct if wanted.remedy == correct else f"{correct}, or {wanted.remedy}"
+            raise UserError(f"no {wanted.what} matches {entry} (taken as {kind}); {remedy}")
         found |= files
     named = [_canonical(entry) for entry in entries if entry not in searched]
     found = _ask(found | _look_up(named))

@@ -100,7 +100,9 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         log.info("train: %s: agreement %.2f, %s", view["name"], view["agreement"], used)
     console.log_finished(
         *(log, "train", progress.seconds, f"{history.num_rows:,} steps"),
-        f"kept the network of step {kept['step']:,}" if kept["step"] else "kept the input views",
+        f"kept the network of step {kept['step']:,}"
+        if kept["step"]
+        else "kept the input views: training did not help enough",
         f"neighbour information {kept['information']:.3f} ({looks[0]['information']:.3f} at first)",
     )
     return paths.network.manifest()

@@ -181,7 +181,8 @@ def load(
             else:
                 net, preprocess, tokenizer = _open_clip(model, pretrained, precision)
     except Exception as error:  # of open_clip, huggingface_hub, safetensors, pickle: no common base
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 300 else f"{reason[:300]}…"
         raise UserError(
             f"cannot load {model!r} with weights {pretrained!r}: {type(error).__name__}: {reason}; "
             "check that they belong together, and the network where they must be downloaded"

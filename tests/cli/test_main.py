@@ -95,7 +95,7 @@ def test_mistakes_are_named_before_anything_is_made(refuse, arguments, message):
 @pytest.mark.parametrize("command", ["embed", "run"])
 def test_shards_that_are_not_there(refuse, command, shards, message):
     line = refuse(command, "--shards", shards, "--root", "{tmp}/run")
-    assert re.search(message, line) and line.endswith("correct --shards")
+    assert re.search(message, line) and "correct --shards" in line
 
 
 def test_a_root_that_cannot_be_written(refuse, tmp_path):

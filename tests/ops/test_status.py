@@ -19,7 +19,7 @@ from pipeline.runtime import config
 from pipeline.store import lock, storage
 from pipeline.store.listing import list_shards
 from pipeline.store.partial_sums import PartialResult
-from tests.conftest import run_arguments
+from tests.conftest import BUNDLED, run_arguments
 
 STAGES = ["embed", "train", "select_k", "caption", "write", "evaluate", "report"]
 
@@ -178,7 +178,9 @@ def test_who_is_at_work_is_seen(run, rows, capfd):
 
 
 def test_a_root_with_nothing_in_it(tmp_path, capfd):
-    assert cli.invoke(["status", "--root", str(tmp_path / "none")]) == 0
+    assert cli.invoke(["status", "--root", str(tmp_path / "none")]) == 2
+    assert "none: no run is there; give the --root of one" in capfd.readouterr().err
+    assert cli.invoke(["status", "--root", str(tmp_path / "none"), "--shards", str(BUNDLED)]) == 0
     out = capfd.readouterr().out
-    assert out.count("not begun") == 5 and "lock   free" in out
+    assert out.count("not begun") == 6 and "lock   free" in out
     assert not (tmp_path / "none").exists()

@@ -111,7 +111,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path, shards, capfd):
     out = tmp_path / "mine.toml"
     out.write_text("mine")
     assert cli.invoke(["init", "--shards", str(shards), "--out", str(out)]) == 2
-    assert "exists already: choose another file" in capfd.readouterr().err
+    assert "exists already; delete it, or choose another file" in capfd.readouterr().err
     assert out.read_text() == "mine"
 
 
