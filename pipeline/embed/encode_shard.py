@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import layout, schemas, views
 from pipeline.embed.decoding import Batch, Limits, Pixels, Prepare, PrepareEach, Row, batches
-from pipeline.embed.kept_columns import NOT_FINITE, Kept, Name, find
+from pipeline.embed.kept_columns import MADE_WITH, NOT_FINITE, Kept, Name, find
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
@@ -28,7 +28,7 @@ from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
 LOOKAHEAD_BATCHES = 2  # of a shard, decoded before the model takes them
-Column = tuple[np.ndarray, dict[str, Any]]  # (rows, D) float16; the device and precision
+Column = tuple[np.ndarray, dict[str, Any]]  # (rows, D) float16; the values of MADE_WITH
 Source = Callable[[Shard, Prepare, Config], Iterator[Batch]]
 
 
@@ -76,7 +76,7 @@ class ShardRows:
         empty = [np.zeros((0, encoder.dim), np.float16) for encoder in self.encoders.values()]
         matrices = [np.concatenate(each) for each in zip(empty, *self.encoded, strict=True)]
         return {
-            name: (matrix, {"device": encoder.device, "precision": encoder.precision})
+            name: (matrix, {fact: getattr(encoder, fact) for fact in MADE_WITH})
             for (name, encoder), matrix in zip(self.encoders.items(), matrices, strict=True)
         }
 
@@ -183,7 +183,7 @@ def shard_facts(
                 "model": name[0],
                 "pretrained": name[1],
                 "dim": found[name][0].shape[1],
-                **found[name][1],  # device and precision
+                **found[name][1],
             }
             for place, name in enumerate(cfg.encoders)
         ],

@@ -18,6 +18,7 @@ from pipeline.runtime.reject_reasons import Reason
 from pipeline.store import storage, tables
 from pipeline.store.listing import Shard
 
+MADE_WITH = ("device", "precision", "weights")  # facts of an encoder that settings do not fix
 NOT_FINITE = Reason.EMBEDDING_NOT_FINITE.value
 Name = tuple[str, str]  # model and pretrained of an encoder
 
@@ -66,7 +67,7 @@ def find(shard: Shard, cfg: Config, paths: layout.RunPaths) -> Kept | None:
         {
             (each["model"], each["pretrained"]): (
                 tables.to_matrix(part[each["column"]]),
-                {key: each[key] for key in ("device", "precision")},
+                {key: each[key] for key in MADE_WITH if key in each},
             )
             for each in facts["encoders"]
         },

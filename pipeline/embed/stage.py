@@ -67,6 +67,8 @@ def run(
             if spent := facts.pop("took", None):  # of encoders
                 took.append(spent)
             done.append(facts)
+            if progress.units == 1:
+                _check_weights(done)
             if facts["samples"] >= SURE:
                 _check_rejects(facts["shard"]["url"], facts, cfg)
     if failures:
@@ -183,6 +185,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
             for each in done[0]["encoders"]
         ],
         "precisions": sorted({_precision(facts["encoders"]) for facts in done}),
+        "versions": outputs.versions(),  # of now: parts that were there may be of others
         "shards": [{key: facts[key] for key in per_shard} for facts in done],
         "seconds": round(seconds, 2),
     }
@@ -256,6 +259,22 @@ def _check_rejects(name: str, facts: dict[str, Any], cfg: AnyConfig) -> None:
         )
 
 
+def _check_weights(done: list[dict[str, Any]]) -> None:
+    """Raise RuntimeError where one encoder had different weights for different parts."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for facts in done:
+        for each in facts["encoders"]:
+            if weights := each.get("weights"):  # parts of earlier versions do not tell
+                stem = str(facts["shard"]["stem"])
+                other = first.setdefault((each["column"], each["precision"]), (weights, stem))
+                if other[0] != weights:
+                    raise RuntimeError(
+                        f"embed: {other[1]} and {stem} were made with different weights of "
+                        f"{each['model']} {each['pretrained']}: the checkpoint was replaced. "
+                        "Restore it and delete the parts made since, or choose another --root"
+                    )
+
+
 def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], cfg: AnyConfig) -> None:
     """Raise RuntimeError where rows do not add up, nothing is readable or too much is rejected."""
     limit, setting = cfg.max_reject_fraction, f"{cfg.section}.max_reject_fraction"
@@ -264,6 +283,7 @@ def _check_counts(done: list[dict[str, Any]], manifest: dict[str, Any], cfg: Any
         if facts["embedded"] + facts["rejected"] != facts["samples"]:
             raise RuntimeError(f"embed: {name}: rows do not add up: {facts}")
     _check_rejects("the run", manifest, cfg)
+    _check_weights(done)
     lost = [f for f in done if not f["samples"] and DAMAGED in f["end"]]
     if len(lost) > limit * len(done):
         raise RuntimeError(

@@ -18,6 +18,12 @@ IMAGE_SUFFIXES = (
 CAPTION_SUFFIXES = ("txt",)
 JSON_DEPTH = 64  # of lists and objects in one another
 TOO_DEEP = f"json: nested more than {JSON_DEPTH} times"
+MARKS = [  # of the encodings that name themselves; the longer ones first
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+]
 MAX_TEXT_BYTES = 1 << 20  # a longer json is ignored, a longer caption is cut
 
 
@@ -103,7 +109,7 @@ class Sample:
         txt, found = self._text(more), []
         if txt is not None and txt.size > MAX_TEXT_BYTES:
             found.append(f"txt: cut after {MAX_TEXT_BYTES:,} bytes")
-        elif txt is not None:
+        elif txt is not None and not txt.data.isascii():
             try:
                 decoded(txt.data)
             except UnicodeDecodeError:
@@ -143,9 +149,9 @@ class Sample:
 
 def decoded(data: bytes, errors: str = "strict") -> str:
     """The text of UTF-8, or of what a byte order mark names; without the mark."""
-    marks = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    names = ("utf-32", "utf-32", "utf-16", "utf-16")
-    encoding = next((n for m, n in zip(marks, names, strict=True) if data.startswith(m)), "utf-8")
+    encoding = "utf-8"
+    if data[:1] in (b"\xff", b"\xfe", b"\0"):
+        encoding = next((name for mark, name in MARKS if data.startswith(mark)), encoding)
     return data.decode(encoding, errors).removeprefix("\ufeff")
 
 

@@ -128,10 +128,10 @@ class ShardReader:
 
     def _finish(self, draft: _Draft, index: int) -> Sample:
         """The sample. Its tar is not sorted where an earlier one of its key has other files."""
-        before = self._suffixes.setdefault(draft.key, set())
-        if before and before.isdisjoint(draft.suffixes) and draft.problem == DUPLICATE_KEY:
+        before = self._suffixes.setdefault(draft.key, draft.suffixes)
+        if draft.problem == DUPLICATE_KEY and before.isdisjoint(draft.suffixes):
             draft.problem = Reason.DUPLICATE_KEY.because(APART)
-        before |= draft.suffixes
+            before |= draft.suffixes
         return draft.sample(index)
 
     def _next(self) -> tarfile.TarInfo | None:

@@ -6,6 +6,7 @@ models of timm have no words. Weights are read as tensors only: no code in a che
 n images or texts, h × w the encoder's image size, dim the length of a vector.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Encoder:
         self.model_name = model_name
         self.device = device
         self.precision = precision
+        self.weights = _digest(model)
         net: Any = model.eval()
         if precision == "fp32":  # half precision would round the scales into the weights
             batch_norm.fold(net.visual if tokenizer else net)
@@ -265,3 +267,12 @@ def _split(
     rest = steps[at + 1 :]
     assert len(rest) == 1 and isinstance(rest[0], transforms.Normalize), f"unknown steps {rest}"
     return transforms.Compose(steps[:at]), rest[0]
+
+
+def _digest(net: torch.nn.Module) -> str:
+    """Digest of all weights of a model, in the precision in which they were loaded."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(net.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

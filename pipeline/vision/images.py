@@ -116,24 +116,27 @@ class Memory:
 
         After WAIT_S it goes on without: a thread that hangs in a decoder gives nothing back.
         """
-        size, me = min(size, self.size), object()
+        size = min(size, self.size)
         with self._changed:
-            self._queue.append(me)
-            if not self._is_next(me, size):
+            if self._queue or self.free < size:
                 with waiting():
-                    self._changed.wait_for(lambda: self._is_next(me, size), WAIT_S)
-            self._queue.remove(me)
+                    self._wait(size)
             self.free -= size
-            self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self.free += size
-                self._changed.notify_all()
+                if self._queue:
+                    self._changed.notify_all()
 
-    def _is_next(self, thread: object, size: int) -> bool:
-        return self._queue[0] is thread and self.free >= size
+    def _wait(self, size: int) -> None:
+        """Wait until all that asked before have had their turn, and `size` bytes are free."""
+        me = object()
+        self._queue.append(me)
+        self._changed.wait_for(lambda: self._queue[0] is me and self.free >= size, WAIT_S)
+        self._queue.remove(me)
+        self._changed.notify_all()
 
 
 MEMORY = Memory(DECODE_BYTES)

@@ -306,10 +306,15 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
 
 
 def _remove_others(paths: layout.RunPaths, done: set[str]) -> None:
-    """Remove labels and shards of another fingerprint, so that they are never mixed."""
-    keep = {f"{stem}.parquet" for stem in done} | {f"{stem}.tar" for stem in done}
-    for folder in (paths.labels, paths.labeled):
-        folder.remove(folder.names() - keep)
+    """Remove labels and shards of another fingerprint, so that they are never mixed.
+
+    Files that no run has written stay.
+    """
+    stems = [n.removesuffix(".parquet") for n in paths.labels.names() if n.endswith(".parquet")]
+    ours = {stem for stem, f in outputs.part_facts(paths.labels, stems).items() if "made_of" in f}
+    paths.labels.remove({"manifest.json"} | {f"{stem}.parquet" for stem in ours - done})
+    embedded = {facts["shard"]["stem"] for facts in paths.embeddings.manifest()["shards"]}
+    paths.labeled.remove({f"{stem}.tar" for stem in (ours | embedded) - done})
 
 
 def _check_counts(embedded: dict[str, Any], paths: layout.RunPaths, made_of: str) -> int:

@@ -34,7 +34,7 @@ class Counted:
     def __init__(self, encoder: clip.Encoder) -> None:
         self.encoder, self.images, self.spoilt = encoder, 0, set()
         self.dim, self.device, self.precision = encoder.dim, encoder.device, encoder.precision
-        self.prepare = encoder.prepare
+        self.prepare, self.weights = encoder.prepare, encoder.weights
 
     def encode_images(self, pixels):
         rows = self.encoder.encode_images(pixels)
@@ -92,6 +92,8 @@ def test_every_encoder_has_a_column_and_images_are_decoded_once(
     assert table.schema.equals(schemas.embeddings_schema(256, 256), check_metadata=False)
     facts = tables.facts(paths.embeddings.file("00000.parquet"))
     same = {"pretrained": "", "dim": 256, "device": "cpu", "precision": "fp32"}
+    for each, encoder in zip(facts["encoders"], encoders, strict=True):
+        assert each.pop("weights") == encoder.weights
     assert facts["encoders"] == [
         {"column": "embedding", "model": "pico-clip", **same},
         {"column": "embedding_2", "model": "pico-resnet", **same},

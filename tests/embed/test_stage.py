@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline.artifacts import layout, schemas
 from pipeline.embed import encode_shard, survey, worker
@@ -136,6 +137,7 @@ def test_a_shard_that_the_store_cuts_short_is_no_shorter_shard(
 def test_an_embedding_that_is_not_finite_is_rejected(tiny_shards, tmp_path, encoder):
     class Broken:
         dim, device, precision, prepare = encoder.dim, "cpu", "fp32", staticmethod(encoder.prepare)
+        weights = "0"
 
         def encode_images(self, pixels):
             encoded = encoder.encode_images(pixels)
@@ -345,6 +347,29 @@ def test_too_many_rejects_fail_the_stage_and_the_counts_are_named(
     with pytest.raises(RuntimeError, match=r"3 of 123 samples .*max_reject_fraction = 0.01"):
         embed.run(cfg, layout.RunPaths(str(tmp_path)), list_shards(str(tiny_shards)))
     assert not (tmp_path / "embeddings" / "manifest.json").exists()
+
+
+@pytest.mark.ray
+def test_parts_of_a_replaced_checkpoint_never_meet(tiny_shards, tmp_path, ray_session):
+    """The settings name the same file, which holds other weights now."""
+    import open_clip
+
+    from pipeline.vision.clip import source
+
+    shards, path = list_shards(str(tiny_shards)), tmp_path / "w.safetensors"
+    net = open_clip.create_model("pico-clip", **source("pico-clip", ""))
+    save_file(net.state_dict(), path)
+    cfg = replace(CFG, pretrained=str(path))
+    paths = layout.RunPaths(str(tmp_path / "run"))
+    made = embed.run(cfg, paths, shards[:1])
+    digest = tables.facts(paths.embeddings.file("00000.parquet"))["encoders"][0]["weights"]
+    assert len(digest) == 32 and made["embedded"] == TINY
+    with torch.no_grad():
+        next(net.visual.parameters()).mul_(1.01)
+    save_file(net.state_dict(), path)
+    with pytest.raises(RuntimeError, match="00000 and 00001 were made with different weights of"):
+        embed.run(cfg, paths, shards)
+    assert paths.embeddings.peek() is None
 
 
 @pytest.mark.ray

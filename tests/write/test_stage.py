@@ -5,6 +5,7 @@ import json
 import math
 import os
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -242,6 +243,22 @@ def test_other_captions_make_everything_again(root, paths, finished):
     write.run(write_settings.Config(), paths)
     rows = pq.read_table(root / "labels" / "00000.parquet").to_pylist()
     assert [row["cluster_caption"] for row in rows] == ["hound", "car", None, "hound", "pizza"]
+    assert outputs(root)["00000.tar"] != finished["00000.tar"]
+
+
+@pytest.mark.ray
+def test_files_of_a_user_stay(root, paths, finished):
+    own = [
+        root / "labels" / "notes.txt",
+        root / "labels" / "mine.parquet",
+        root / "labeled" / "x.tar",
+    ]
+    for path in own[:1] + own[2:]:
+        path.write_text("mine")
+    pq.write_table(pa.table({"a": [1]}), own[1])
+    paths.captions.finish("w2", upstream="c1", captions=["hound", "car", "pizza"])
+    write.run(write_settings.Config(), paths)
+    assert all(path.exists() for path in own)
     assert outputs(root)["00000.tar"] != finished["00000.tar"]
 
 

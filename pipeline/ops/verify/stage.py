@@ -27,6 +27,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.store import compressed, storage
 from pipeline.store.listing import current, version_now
+from pipeline.store.storage import PARTIAL
 
 log = logging.getLogger(__name__)
 OPENED = ("embeddings", "rejects", "clusters", "assignments", "captions", "labels", "exclude")
@@ -208,7 +209,10 @@ def _folders(check: RunCheck, facts: RunFacts) -> None:
             for part in more:
                 found.note(f"{name}: {part} belongs to no shard of the run")
         else:
-            found.add(name, "belongs to no shard of the run", more)
+            own = [n for n in more if n.endswith((".parquet", ".tar", ".json")) or PARTIAL in n]
+            found.add(name, "belongs to no shard of the run", own)
+            for other in sorted(set(more) - set(own)):
+                found.note(f"{name}: {other} is no file of the run")
         if name not in OPENED:  # reading them finds those that are missing
             found.add(name, "is missing", sorted(files - there))
     found.add("", "is half a file", sorted(n for n in paths.top.names() if ".partial-" in n))

@@ -496,6 +496,12 @@ def test_an_input_that_is_gone_or_new_is_not_compared(paths, tmp_path, tiny_shar
     assert "00001: not compared with its input, which has changed" in found.notes[1]
 
 
+def test_a_users_own_file_is_a_note(paths):
+    new("labels/notes.txt")(paths)
+    found = verify.run(paths)
+    assert found.count == 0 and found.notes == ["labels: notes.txt is no file of the run"]
+
+
 def test_an_error_of_the_store_is_no_violation(paths, monkeypatch):
     """It is raised: what could not be read may well be sound."""
 
