@@ -9,7 +9,7 @@ writes  clusters/      curve, tree, levels, prototypes and exemplars (.parquet);
 2. A pass over all parts sums the statistics of each leaf. Merging the leaves by coding length gives
    the bits of every k; k itself is chosen on the landmarks (`choose_k.choose_k`).
 3. The landmarks are cut into k clusters (`cut.cut`), and these into small groups (`levels.split`).
-   A second pass assigns all samples.
+   A second pass assigns all samples. The clusters are numbered by their sizes (`renumber`).
 4. The tree of the clusters and their groups is cut at some more levels (`levels.find`).
 
 clusters/unfinished-* keeps what an interrupted run has decided and summed, until the stage is done.
@@ -35,6 +35,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import StageProgress
 from pipeline.select_k.assign_parts import Assigner, load_network
 from pipeline.select_k.full_passes import Parts, all_statistics, assign_all
+from pipeline.select_k.renumber import Numbers, renumber
 from pipeline.select_k.settings import Config, expected, fit_settings
 from pipeline.store import partial_sums, tables
 from pipeline.store.partial_sums import Arrays, PartialResult
@@ -98,6 +99,12 @@ def run(cfg: Config, paths: layout.RunPaths) -> dict[str, Any]:
         groups = levels.split(landmarks, fit.leaves, fit.seed)
         assigner = Assigner(network, prototypes, groups, made_of)
         assigned = assign_all(parts, assigner, progress)
+    with one_thread():
+        numbers = Numbers.by_size(assigned, groups)
+        if not numbers.same:
+            renumber(parts, numbers)
+            prototypes, groups = numbers.prototypes(prototypes), numbers.groups(groups)
+            landmarks, assigned = numbers.landmarks(landmarks), numbers.assigned(assigned)
         count, total, gram = assigned.clusters
         merges = tree.grow(count, total, gram, fit.eps_sq)
         found = levels.find(landmarks, groups, merges, assigned.groups, fit.eps_sq)
