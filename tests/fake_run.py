@@ -89,6 +89,7 @@ def _shard(path: Path, stem: str) -> list[dict]:
                     "caption": texts[sample.index],
                     "json": sample.json_text(),
                     "text_problem": sample.text_problem(),
+                    "cls": None,
                     "cluster_id": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
                     "group": 2 if f"{stem}/{sample.id}" == WRONG else sample.index % 3,
                     "confidence": 0.9,
@@ -102,7 +103,7 @@ def _shard(path: Path, stem: str) -> list[dict]:
 
 
 def _json(stem: str, i: int) -> str:
-    facts = {"url": f"https://example.org/{i}", "odd": [i]}
+    facts = {"url": f"https://example.org/{i}", "odd": {"a": 1}}
     if f"{stem}/key{i}" != UNLABELLED:
         facts["label"] = list(COLOURS)[i % 3]
     return json.dumps(facts)

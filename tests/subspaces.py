@@ -41,6 +41,7 @@ def write_part(paths: layout.RunPaths, stem: str, x: np.ndarray) -> list[str]:
         "caption": [None] * n,
         "json": ["{}"] * n,
         "text_problem": [None] * n,
+        "cls": [None] * n,
     }
     schema = schemas.embeddings_schema(x.shape[1])
     arrays = [pa.array(list(columns[f.name]), f.type) for f in list(schema)[:-1]]

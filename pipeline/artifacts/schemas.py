@@ -24,8 +24,9 @@ TEXTS = [
     ("caption", pa.string()),  # the sample's own: its .txt, else the `caption` of its json
     ("json", pa.string()),  # the sample's own text, unchanged
     ("text_problem", pa.string()),  # what cannot be read of its txt and json; null if nothing
+    ("cls", pa.string()),  # the class in its .cls, as webdataset's examples have it
 ]
-LATER = {"text_problem"}  # columns that parts of earlier versions lack
+LATER = {"text_problem", "cls"}  # columns that parts of earlier versions lack
 REJECTS = pa.schema(
     [
         *IDENTITY,
@@ -139,7 +140,7 @@ LABEL = [  # the columns of a label after IDENTITY and before those of the json
     ("status", pa.string()),  # success | rejected | excluded
     ("error_message", pa.string()),  # why it was rejected or excluded
     ("caption", pa.string()),
-    TEXTS[-1],
+    TEXTS[2],
     *SOURCE,
     ("cluster_id", pa.int32()),
     ("cluster_caption", pa.string()),

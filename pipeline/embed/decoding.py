@@ -163,6 +163,7 @@ class Decoder:
             "caption": sample.caption(more),
             "json": sample.json_text(),
             "text_problem": sample.text_problem(more),
+            "cls": sample.class_text(),
             "kinds": columns.kinds(sample.values),  # of no table, but of the shard's facts
         }
         if sample.problem:

@@ -175,6 +175,7 @@ def shard_facts(
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in out.rejects)),
         "examples": examples(out.rejects),
         "end": out.end,
+        "classes": sum(row.get("cls") is not None for row in out.rows),
         "text_problems": text_problems((*out.rows, *out.rejects)),
         **survey.facts(),
         "encoders": [

@@ -176,6 +176,7 @@ def summary(done: list[dict[str, Any]], cfg: AnyConfig, seconds: float) -> dict[
         "rejected": sum(facts["rejected"] for facts in done),
         "reasons": dict(reasons),
         "examples": examples,
+        "classes": sum(facts.get("classes", 0) for facts in done),  # samples with a .cls
         "text_problems": problems,
         "damaged": sum(facts["end"] != "complete" for facts in done),
         "columns": {**kept, columns.REST: "rest"} if rest else kept,

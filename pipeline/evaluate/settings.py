@@ -14,19 +14,23 @@ class Config:
     """What the clusters are compared with."""
 
     label: str = setting(
-        "", "json field with the true class; '': `run` does not evaluate, `evaluate` reads label"
+        "",
+        "json field with the true class, or cls for the .cls files; '': `run` does not evaluate, "
+        "`evaluate` reads label, else cls",
     )
     baseline: bool = setting(True, "also score k-means on the same embeddings")
 
 
 FILE = "evaluation.json"
+CLS = "cls"  # the files with classes, as a field
 SHOWN_FIELDS = 20  # listed in a message
 
 
 def find_label(cfg: Config, paths: layout.RunPaths) -> str:
-    """The json field with the true class; UserError if no embedded sample has it."""
-    embedded, field = paths.embeddings.manifest(), cfg.label or "label"
-    if field not in embedded["columns"]:
+    """The json field with the true class, or CLS; UserError if no embedded sample has it."""
+    embedded = paths.embeddings.manifest()
+    field = cfg.label or ("label" if "label" in embedded["columns"] else CLS)
+    if field not in embedded["columns"] and not (field == CLS and embedded.get("classes")):
         raise _no_label(field, embedded)
     return field
 

@@ -25,7 +25,7 @@ from pipeline.artifacts import layout, outputs
 from pipeline.artifacts.joins import read_joined
 from pipeline.evaluate import confusion, metrics
 from pipeline.evaluate.score_tables import text as text  # the command prints it
-from pipeline.evaluate.settings import Config, _no_label, expected, find_label
+from pipeline.evaluate.settings import CLS, Config, _no_label, expected, find_label
 from pipeline.runtime import config, console
 from pipeline.store import columns, storage, tables
 
@@ -50,8 +50,13 @@ class Labelled:
 
 
 def label(text: str | None, field: str) -> str | None:
-    """The true class in a sample's json; None if there is none. Lists, objects, NaN are ignored."""
+    """The true class in a sample's json; None if there is none.
+
+    Of a list the first is taken. Objects and NaN are ignored.
+    """
     value = columns.parse(text).get(field)
+    if isinstance(value, list):
+        value = value[0] if value else None
     if isinstance(value, float):  # from tools that write floats where some values are missing
         value = int(value) if value.is_integer() else None if math.isnan(value) else value
     return str(value) if isinstance(value, (str, int, float)) else None
@@ -60,8 +65,12 @@ def label(text: str | None, field: str) -> str | None:
 def read_part(stem: str, field: str, with_embeddings: bool, paths: layout.RunPaths) -> Labelled:
     """The labelled samples of one shard."""
     more = ["embedding"] if with_embeddings else []
-    rows = read_joined(stem, paths, ["json", *more], ["cluster_id", "confidence"])
-    truth = np.array([label(text, field) for text in rows["json"].to_pylist()], dtype=object)
+    rows = read_joined(stem, paths, ["json", "cls", *more], ["cluster_id", "confidence"])
+    found = [label(text, field) for text in rows["json"].to_pylist()]
+    if field == CLS and CLS in rows.column_names:
+        own = rows[CLS].to_pylist()
+        found = [value or of_file for value, of_file in zip(found, own, strict=True)]
+    truth = np.array(found, dtype=object)
     keep = np.array([value is not None for value in truth], dtype=bool)
     x = tables.to_matrix(rows["embedding"]) if with_embeddings else np.zeros((len(keep), 0))
     clusters, sure = (rows[name].to_numpy()[keep] for name in ("cluster_id", "confidence"))

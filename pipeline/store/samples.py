@@ -104,6 +104,13 @@ class Sample:
         """The text of the json member, without a byte order mark; None where `values` is."""
         return self._json[0] if self.values is not None else None
 
+    def class_text(self) -> str | None:
+        """The text of the cls member, without white space around it; None without one."""
+        member = self._first("cls")
+        if member is None or member.size > MAX_TEXT_BYTES:
+            return None
+        return decoded(member.data, "replace").replace("\0", "").strip() or None
+
     def text_problem(self, more: Collection[str] = ()) -> str | None:
         """What cannot be read of the txt and the json, such as `json: not UTF-8`; else None."""
         txt, found = self._text(more), []

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.evaluate import score_tables
@@ -90,6 +91,22 @@ def test_a_field_without_classes_names_the_fields(paths, field):
         evaluate.run(evaluate_settings.Config(label=field), paths)
 
 
+def test_classes_of_cls_files(paths):
+    expected = evaluate.run(evaluate_settings.Config(), paths)
+    for stem in (facts["shard"]["stem"] for facts in paths.embeddings.manifest()["shards"]):
+        url = paths.embeddings.file(f"{stem}.parquet")
+        part = tables.read(url)
+        own = [evaluate.label(text, "label") for text in part["json"].to_pylist()]
+        place = part.schema.get_field_index("cls")
+        tables.write(url, part.set_column(place, "cls", pa.array(own, pa.string())))
+    fake_run.refinish(paths.embeddings, classes=29)
+    found = evaluate.run(evaluate_settings.Config(label="cls"), paths)
+    assert (found["label"], found["samples"], found["rows"]) == ("cls", 29, expected["rows"])
+    columns = paths.embeddings.manifest()["columns"]
+    fake_run.refinish(paths.embeddings, columns={n: k for n, k in columns.items() if n != "label"})
+    assert evaluate.run(evaluate_settings.Config(), paths)["label"] == "cls"
+
+
 def test_unassigned_run_is_refused(paths):
     paths.clusters.clear()
     with pytest.raises(UserError, match="run `ratecluster select-k` first"):
@@ -114,7 +131,9 @@ def test_parts_of_different_samples_are_refused(paths):
         ('{"c": true}', "True"),
         ('{"c": NaN}', None),
         ('{"c": null}', None),
-        ('{"c": ["a"]}', None),
+        ('{"c": ["a", "b"]}', "a"),
+        ('{"c": []}', None),
+        ('{"c": {"a": 1}}', None),
         ("{}", None),
         (None, None),
     ],
