@@ -31,6 +31,7 @@ class RunPaths:
 
     embeddings = _Below("embeddings", "embed: a part per shard")
     rejects = _Below("rejects", "embed: the unreadable samples, a part per shard")
+    attempts = _Below(".attempts", "embed: the shards that workers have begun; until it is done")
     network = _Below("network", "train")
     clusters = _Below("clusters", "select_k: the clusters")
     assignments = _Below("assignments", "select_k: the cluster of each sample, a part per shard")

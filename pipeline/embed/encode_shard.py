@@ -17,13 +17,24 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import layout, schemas, views
-from pipeline.embed.decoding import Batch, Limits, Pixels, Prepare, PrepareEach, Row, batches
+from pipeline.embed.decoding import (
+    Batch,
+    Decoder,
+    Limits,
+    Pixels,
+    Prepare,
+    PrepareEach,
+    Row,
+    batches,
+)
 from pipeline.embed.kept_columns import MADE_WITH, NOT_FINITE, Kept, Name, find
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.reject_reasons import Reason
-from pipeline.store import columns, tables
-from pipeline.store.listing import Shard, content
+from pipeline.store import columns, compressed, tables
+from pipeline.store.listing import Shard
+from pipeline.store.shards import ShardReader
+from pipeline.store.storage import content
 from pipeline.vision import clip
 
 log = logging.getLogger(__name__)
@@ -146,15 +157,42 @@ def embed_shard(
     return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
 
 
+def quarantine(
+    shard: Shard,
+    encoders: Sequence[clip.Encoder],
+    thread: ThreadPoolExecutor,
+    cfg: Config,
+    paths: layout.RunPaths,
+    why: str,
+) -> dict[str, Any]:
+    """Commit every sample of the shard as a reject, without decoding any; returns its facts."""
+    named = dict(zip(cfg.encoders, encoders, strict=True))
+    out = ShardRows(named, thread)
+    decoder = Decoder(shard.stem, PrepareEach(()), _limits(cfg))
+    with compressed.open_tar(shard.url, shard.size, shard.now or shard.version) as stream:
+        reader = ShardReader(stream, cfg.max_sample_bytes)
+        for sample in reader:
+            row, member = decoder.row(sample)
+            reason = row.get("reason") or Reason.QUARANTINED.because(why)
+            out.rejects.append({**row, "member": member and member.name, "reason": reason})
+    out.end, found = reader.end, out.columns()
+    facts = shard_facts(shard, out, found, cfg)
+    _commit(shard.stem, out, [found[name][0] for name in named], facts, paths)
+    return facts
+
+
 def decode(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
     """The batches of a shard, decoded ahead in threads of this process."""
+    yield from batches(shard, prepare, _limits(cfg), cfg.batch_size, cfg.max_sample_bytes)
+
+
+def _limits(cfg: Config) -> Limits:
     threads = 1 if cfg.decode_cpus else os.cpu_count() or 1
     ahead = LOOKAHEAD_BATCHES * cfg.batch_size
-    limits = Limits(
+    return Limits(
         *(cfg.max_image_pixels, cfg.decode_timeout_s, threads, ahead),
         *(cfg.image_suffixes, cfg.caption_suffixes),
     )
-    yield from batches(shard, prepare, limits, cfg.batch_size, cfg.max_sample_bytes)
 
 
 def shard_facts(

@@ -43,6 +43,11 @@ class Config:
     max_image_pixels: int = setting(178_956_970, "pixels of an image; larger ones are rejected")
     max_sample_bytes: int = setting(67_108_864, "bytes of a sample's files; larger are rejected")
     decode_timeout_s: float = setting(60.0, "seconds for decoding a sample; slower are rejected")
+    retry_quarantined: bool = setting(
+        False,
+        "embed shards again that have ended their workers in an earlier run",
+        operational=True,
+    )
     max_reject_fraction: float = setting(
         0.5,
         "largest share of rejected samples in a shard or the run, 0 to 1; more fails embed",

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -28,12 +29,13 @@ from pipeline.embed.survey import AnyConfig, fingerprint, if_done, plan, settled
 from pipeline.embed.worker import Embedder
 from pipeline.runtime import cluster, config, console
 from pipeline.runtime.progress import StageProgress, waiting_for
-from pipeline.runtime.reject_reasons import ranked, top_reasons
+from pipeline.runtime.reject_reasons import Reason, ranked, top_reasons
 from pipeline.store import columns
 from pipeline.store.listing import Shard
 from pipeline.store.shards import DAMAGED
 
 log = logging.getLogger(__name__)
+QUARANTINED = Reason.QUARANTINED.value
 SURE = 100  # samples of a shard above which too many rejects end the stage at once
 STARVING = 0.2  # share of an encoder's time without images, above which a warning is logged
 
@@ -46,7 +48,7 @@ def run(
     With the settings of given embeddings, `shards` are their files; these are imported.
     """
     shards = settled(shards, paths)
-    if before := if_done(cfg, shards, paths):
+    if not _retries(cfg, paths) and (before := if_done(cfg, shards, paths)):
         console.log_already_done(log, "embed", paths.embeddings.url)
         return before
     make = partial(embed_shards, cfg) if isinstance(cfg, Config) else importing.prepare(cfg, shards)
@@ -69,7 +71,7 @@ def run(
             done.append(facts)
             if progress.units == 1:
                 _check_weights(done)
-            if facts["samples"] >= SURE:
+            if facts["samples"] >= SURE and QUARANTINED not in facts["reasons"]:
                 _check_rejects(facts["shard"]["url"], facts, cfg)
     if failures:
         raise RuntimeError(
@@ -83,6 +85,7 @@ def run(
     if odd := [s for s in shards if known.get(s.stem, {}).get("stage") != config.fingerprint(cfg)]:
         raise RuntimeError(f"embed: the part of {odd[0].url} was changed meanwhile: run again")
     paths.rejects.sweep()
+    paths.attempts.clear()
     speed = progress.samples_per_s  # of this run, which may have done some of the shards alone
     load = {"samples_per_s": speed, **balance(took)}
     paths.embeddings.finish(fingerprint(cfg, shards), **manifest, **load)
@@ -94,6 +97,17 @@ def run(
     if isinstance(cfg, Config):
         _report_balance(load, cfg, manifest["precisions"])
     return paths.embeddings.manifest()
+
+
+def _retries(cfg: AnyConfig, paths: layout.RunPaths) -> bool:
+    """Whether quarantined shards are to be tried again; removes their parts."""
+    if not isinstance(cfg, Config) or not cfg.retry_quarantined:
+        return False
+    names = [n.removesuffix(".parquet") for n in paths.embeddings.names() if n.endswith(".parquet")]
+    known = outputs.part_facts(paths.embeddings, names)
+    again = {stem for stem, facts in known.items() if QUARANTINED in facts.get("reasons", {})}
+    paths.embeddings.remove({f"{stem}.parquet" for stem in again})
+    return bool(again)
 
 
 def embed_shards(
@@ -115,7 +129,7 @@ def embed_shards(
     items = [{"shard": json.dumps(asdict(shard))} for shard in todo]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Embedder,  # type: ignore[arg-type]
-        fn_constructor_args=(cfg, paths, threads),
+        fn_constructor_args=(cfg, paths, threads, uuid4().hex),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         ray_remote_args_fn=cluster.actor_limits,

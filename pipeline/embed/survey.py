@@ -11,7 +11,8 @@ from pipeline.embed.kept_columns import can_keep, identity
 from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
-from pipeline.store.listing import Shard, base, content, version_now
+from pipeline.store.listing import Shard, version_now
+from pipeline.store.storage import content
 
 log = logging.getLogger(__name__)
 AnyConfig = Config | GivenConfig
@@ -39,10 +40,10 @@ def settled(shards: list[Shard], paths: layout.RunPaths) -> list[Shard]:
     known = _known(paths)
     listed = {shard.url for shard in shards}
     by_url = {facts["url"]: facts for facts in known}
-    by_name = {(base(f["url"]), f["size"]): f for f in known if f["url"] not in listed}
+    by_name = {(_name(f["url"]), f["size"]): f for f in known if f["url"] not in listed}
 
     def settle(shard: Shard) -> Shard:
-        facts = by_url.get(shard.url) or by_name.get((base(shard.url), shard.size))
+        facts = by_url.get(shard.url) or by_name.get((_name(shard.url), shard.size))
         if facts is None:
             return shard
         if (shard.size, shard.version) == (facts["size"], version_now(facts)):
@@ -65,6 +66,11 @@ def settled(shards: list[Shard], paths: layout.RunPaths) -> list[Shard]:
             *(len(again), again[0].url),
         )
     return found
+
+
+def _name(url: str) -> str:
+    """The file name of a URL."""
+    return url.partition("?")[0].rpartition("/")[2]
 
 
 def _known(paths: layout.RunPaths) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from enum import Enum
 class Reason(str, Enum):
     """The codes that `reason` and `error_message` begin with; details follow after a colon.
 
-    All but DECODE_TIMEOUT depend only on the bytes of the shard and the settings.
+    All but DECODE_TIMEOUT and QUARANTINED depend only on the bytes of the shard and the settings.
     """
 
     DUPLICATE_KEY = "duplicate_key"  # an earlier sample of the shard or file has this key
@@ -28,6 +28,7 @@ class Reason(str, Enum):
     CORRUPT = "corrupt"  # the image cannot be decoded
     DECODE_TIMEOUT = "decode_timeout"  # took longer than embed.decode_timeout_s
     EMBEDDING_NOT_FINITE = "embedding_not_finite"  # NaN or infinity, of the encoder or given
+    QUARANTINED = "quarantined"  # its shard has ended several workers, and was not decoded
     MISSING_ID = "missing_id"  # of given embeddings: the row has no id
     MISSING_EMBEDDING = "missing_embedding"  # none was given: no row of that id, or null
     WRONG_DIMENSION = "wrong_dimension"  # the given vector is longer or shorter than the others
@@ -47,6 +48,7 @@ REMEDIES = {  # of the reasons that a user can do something about
     "too_large": "raise embed.max_image_pixels",
     "decode_timeout": "raise embed.decode_timeout_s",
     "sample_too_large": "raise embed.max_sample_bytes",
+    "quarantined": "give workers more memory, then set embed.retry_quarantined=true",
     "not_an_image": "see docs/rejected.md for the formats",
 }
 TOP = 3  # reasons in a message

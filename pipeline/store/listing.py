@@ -1,6 +1,5 @@
 """Lists the shards, or other files, that a pattern matches, on any store."""
 
-import hashlib
 import logging
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar.lz4", ".tar.lzma")
 CHAINED = {"zip", "tar", "simplecache", "filecache", "blockcache", "cached", "dir", "reference"}
-END_BYTES = 1 << 20  # at each end of a file, of `content`
 SUBFOLDERS = 20  # of a folder that are looked at for a warning
 STATS_AT_ONCE = 16  # requests in flight where folders cannot be listed
 
@@ -54,14 +52,6 @@ class Paired(Shard):
 def version_now(facts: Mapping[str, Any]) -> str:
     """The version that the file of a shard has now, by its facts."""
     return str(facts.get("now") or facts["version"])
-
-
-def content(url: str, size: int) -> str:
-    """Digest of a file's size, and of its first and last MiB."""
-    ends = [storage.read_range(url, 0, END_BYTES)]
-    if size > END_BYTES:
-        ends.append(storage.read_range(url, max(END_BYTES, size - END_BYTES), END_BYTES))
-    return hashlib.blake2b(b"".join([str(size).encode(), b" ", *ends]), digest_size=16).hexdigest()
 
 
 def shard_of(facts: Mapping[str, Any]) -> Shard:
@@ -348,11 +338,6 @@ def _stems(urls: list[str], suffixes: tuple[str, ...]) -> list[str]:
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(f"two files would both be called {twice}; rename one of them")
     return stems
-
-
-def base(url: str) -> str:
-    """The file name of a URL."""
-    return posixpath.basename(_path(url))
 
 
 def current(url: str) -> tuple[int, str]:

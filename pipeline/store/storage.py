@@ -3,6 +3,7 @@
 Files are committed atomically. A folder is complete when it has a manifest, which is written last.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from pipeline.store.read_ahead import Ahead, Sized
 from pipeline.store.retry import retry
 
 MANIFEST = "manifest.json"
+END_BYTES = 1 << 20  # at each end of a file, of `content`
 PARTIAL = ".partial-"  # in the names of temporary files, next to their targets
 
 
@@ -114,6 +116,14 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 def read_tail(url: str, size: int) -> bytes:
     """The last `size` bytes of the file, or all of a shorter one."""
     return read_bytes(url, -size)[-size:]  # some stores return the whole file
+
+
+def content(url: str, size: int) -> str:
+    """Digest of a file's size, and of its first and last MiB."""
+    ends = [read_range(url, 0, END_BYTES)]
+    if size > END_BYTES:
+        ends.append(read_range(url, max(END_BYTES, size - END_BYTES), END_BYTES))
+    return hashlib.blake2b(b"".join([str(size).encode(), b" ", *ends]), digest_size=16).hexdigest()
 
 
 def open_read(url: str, size: int = 0, version: str = "") -> IO[bytes]:

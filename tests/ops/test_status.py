@@ -111,7 +111,7 @@ def test_shards_that_are_new_changed_or_gone(rows, run, tiny_shards, tmp_path, c
         in caplog.text
     )
     assert (run / "embeddings" / "00001.parquet").exists()
-    newer = [replace(list_shards(str(tiny_shards))[0], version="later")]
+    newer = [replace(list_shards(str(tiny_shards))[0], version="later", size=1)]
     asked = status.StatusQuery(config.load(options.KINDS, None), newer, as_made=True)
     assert "1 of 1 shards: 0 new, 1 changed" in status.collect(asked, paths)[0].rerun
 

@@ -122,7 +122,7 @@ def _start() -> float:
 def _embed(cfg: Any, shards: list[Shard], paths: layout.RunPaths) -> Facts:
     """One encoder over the sampled shards, as an actor of the run does it; commits a manifest."""
     began, cores, cfg = CLOCK(), os.cpu_count() or 1, replace(cfg, decode_cpus=0)  # without Ray
-    embedder = Embedder(cfg, paths, cores)
+    embedder = Embedder(cfg, paths, cores, command="plan")
     loaded, cpu_s = CLOCK(), time.process_time()
     with ThreadPoolExecutor(cfg.readers) as pool:
         rows = list(pool.map(embedder, [{"shard": json.dumps(asdict(s))} for s in shards]))
