@@ -57,7 +57,7 @@ def settled(shards: list[Shard], paths: layout.RunPaths) -> list[Shard]:
         return replace(shard, stem=facts["stem"]) if facts["url"] == shard.url else shard
 
     with ThreadPoolExecutor(DIGESTS_AT_ONCE) as pool:
-        found = list(pool.map(settle, shards))
+        found = _apart(list(pool.map(settle, shards)), shards)
     before = {facts["stem"]: facts for facts in known}
     if again := [s for s in found if s.now and s.now != before[s.stem].get("now")]:
         log.info(
@@ -66,6 +66,23 @@ def settled(shards: list[Shard], paths: layout.RunPaths) -> list[Shard]:
             *(len(again), again[0].url),
         )
     return found
+
+
+def _apart(found: list[Shard], listed: list[Shard]) -> list[Shard]:
+    """`found`, where of several copies of one shard only the first has its stem.
+
+    UserError where stems are still the same.
+    """
+    stems: set[str] = set()
+    kept = []
+    for shard, own in zip(found, listed, strict=True):
+        kept.append(own if shard.stem in stems else shard)
+        if kept[-1].stem in stems:
+            raise UserError(
+                f"{kept[-1].url}: the run has another shard {kept[-1].stem}; rename this one"
+            )
+        stems.add(kept[-1].stem)
+    return kept
 
 
 def _name(url: str) -> str:

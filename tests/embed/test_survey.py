@@ -119,6 +119,15 @@ def test_a_second_folder_with_the_same_names_leaves_the_first_alone(
     assert times(paths) == before
 
 
+def test_two_copies_of_a_folder_that_is_gone(paths, folder, tmp_path):
+    """The first takes the place of the old folder, the second is new."""
+    for name in ("x", "y"):
+        shutil.copytree(folder, tmp_path / name)
+    shutil.rmtree(folder)
+    stems, left = todo(paths, tmp_path / "x", tmp_path / "y")
+    assert stems == [*STEMS, "y__00000", "y__00001"] and left == stems[2:]
+
+
 def test_another_folder_in_place_of_the_first_is_refused(paths, tmp_path, tiny_shards):
     other = shutil.copytree(tiny_shards, tmp_path / "c")
     for path in other.iterdir():
