@@ -414,7 +414,9 @@ def test_the_whole_run_by_the_command_line(place, tmp_path):
     message = (done.stdout + done.stderr).decode()
     assert done.returncode == 0, message
     assert all(line.isprintable() for line in message.split("\n")), message
-    assert r"types stay JSON text: a\x1b[31m, caption" in message and "2 shards damaged" in message
+    assert (
+        r"types stay JSON text: a, a\x1b[31m, caption" in message and "2 shards damaged" in message
+    )
     assert [path.name for path in home.iterdir()] == ["root"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "source"]
     assert sorted(path.name for path in place.iterdir() if path.name != "run") == ["shards"]

@@ -21,7 +21,7 @@ class Reason(str, Enum):
     MISSING_IMAGE = "missing_image"  # none of its files is an image
     AMBIGUOUS_IMAGE = "ambiguous_image"  # several images, none of which is `key.suffix`
     EMPTY = "empty"  # the image file has no bytes
-    NOT_AN_IMAGE = "not_an_image"  # its first bytes fit none of the six formats
+    NOT_AN_IMAGE = "not_an_image"  # its first bytes fit none of the formats that are read
     TOO_LARGE = "too_large"  # more than embed.max_image_pixels
     TOO_ELONGATED = "too_elongated"  # one side is more than 100 times the other
     TRUNCATED = "truncated"  # the image ends early
