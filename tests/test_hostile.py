@@ -21,6 +21,7 @@ from playwright.sync_api import Page
 from pipeline.artifacts import layout, schemas
 from pipeline.embed import decoding, encode_shard, worker
 from pipeline.embed import settings as embed_settings
+from pipeline.embed.attempts import Attempts, Turns
 from pipeline.embed.decoding import Decoder, Limits
 from pipeline.report import stage as report
 from pipeline.runtime.errors import UserError
@@ -121,7 +122,8 @@ def test_every_reason_is_one_of_the_set_and_can_be_printed(place, facts):
         assert (fact["end"] != "complete") == any(row["sample_id"] is None for row in rejects)
         seen.update(row["reason"].partition(":")[0] for row in rejects)
     assert set(seen) <= CODES
-    machine = {Reason.DECODE_TIMEOUT, Reason.EMBEDDING_NOT_FINITE}  # no shard alone makes these
+    # no shard alone makes these
+    machine = {Reason.DECODE_TIMEOUT, Reason.EMBEDDING_NOT_FINITE, Reason.QUARANTINED}
     given = {
         Reason.MISSING_EMBEDDING,
         Reason.MISSING_ID,
@@ -369,6 +371,7 @@ def test_a_shard_that_may_not_be_read_is_named_and_the_others_are_done(place, no
     actor = object.__new__(worker.Embedder)
     actor.cfg, actor.paths = CFG, layout.RunPaths(str(folder / "run"))
     actor.encoders, actor.name = [encoder], "one"
+    actor.attempts, actor.turns = Attempts(actor.paths.attempts, "one"), Turns()
     with ThreadPoolExecutor(1) as actor.thread:
         found = {shard.stem: actor({"shard": json.dumps(asdict(shard))}) for shard in shards}
     assert json.loads(found["whole"]["facts"])["embedded"] == 3
