@@ -219,17 +219,15 @@ class DecodePool:
 
     def result(self, job: DecodeJob) -> Decoded:
         """The result of the oldest job. All before it have ended, so a thread is free for it."""
+        limit_s = self.decoder.limits.timeout_s
         job.begun.result()
-        left = 1.0
-        while left > 0:
-            left = job.left_s(self.decoder.limits.timeout_s)
-            if wait([job.done], max(left, 0)).done:
-                self.decoder.busy_s += job.busy_s
-                return job.done.result()
-            left = job.left_s(self.decoder.limits.timeout_s)  # more, where it waited meanwhile
-        job.timed_out = True
-        self._start_thread()
-        return self.decoder.too_slow(job.sample)
+        while not wait([job.done], max(job.left_s(limit_s), 0)).done:
+            if job.left_s(limit_s) <= 0:  # else it has waited for memory meanwhile
+                job.timed_out = True
+                self._start_thread()
+                return self.decoder.too_slow(job.sample)
+        self.decoder.busy_s += job.busy_s
+        return job.done.result()
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._work, name="decode", daemon=True).start()

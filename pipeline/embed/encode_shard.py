@@ -151,8 +151,7 @@ def embed_shard(
         )
         kept, out = None, encode(named)
     found = out.columns_with(kept) if kept else out.columns()
-    facts = shard_facts(shard, out, found, cfg)
-    _commit(shard.stem, out, [found[name][0] for name in named], facts, paths)
+    facts = _finish(shard, out, found, cfg, paths)
     spent = {"encode_s": out.encode_s, "decode_s": out.decode_s}
     return {**facts, "took": {**spent, "began": began, "ended": time.time()}}
 
@@ -166,8 +165,7 @@ def quarantine(
     why: str,
 ) -> dict[str, Any]:
     """Commit every sample of the shard as a reject, without decoding any; returns its facts."""
-    named = dict(zip(cfg.encoders, encoders, strict=True))
-    out = ShardRows(named, thread)
+    out = ShardRows(dict(zip(cfg.encoders, encoders, strict=True)), thread)
     decoder = Decoder(shard.stem, PrepareEach(()), _limits(cfg))
     with compressed.open_tar(shard.url, shard.size, shard.now or shard.version) as stream:
         reader = ShardReader(stream, cfg.max_sample_bytes)
@@ -175,10 +173,8 @@ def quarantine(
             row, member = decoder.row(sample)
             reason = row.get("reason") or Reason.QUARANTINED.because(why)
             out.rejects.append({**row, "member": member and member.name, "reason": reason})
-    out.end, found = reader.end, out.columns()
-    facts = shard_facts(shard, out, found, cfg)
-    _commit(shard.stem, out, [found[name][0] for name in named], facts, paths)
-    return facts
+    out.end = reader.end
+    return _finish(shard, out, out.columns(), cfg, paths)
 
 
 def decode(shard: Shard, prepare: Prepare, cfg: Config) -> Iterator[Batch]:
@@ -246,13 +242,16 @@ def text_problems(rows: Iterable[Row]) -> dict[str, list[Any]]:
     return found
 
 
-def _commit(
-    stem: str,
+def _finish(
+    shard: Shard,
     out: ShardRows,
-    vectors: Sequence[np.ndarray],
-    facts: dict[str, Any],
+    found: Mapping[Name, Column],
+    cfg: Config,
     paths: layout.RunPaths,
-) -> None:
+) -> dict[str, Any]:
+    """Commit the rejects, then the part; returns the facts of the shard."""
+    stem, facts = shard.stem, shard_facts(shard, out, found, cfg)
+    vectors = [found[name][0] for name in cfg.encoders]
     rejects = sorted(out.rejects, key=lambda row: row["index"])
     if facts["end"] != "complete":  # damage is a row without a key
         rejects.append({"shard": stem, "reason": Reason.SHARD.because(facts["end"])})
@@ -261,6 +260,7 @@ def _commit(
     schema = schemas.embeddings_schema(*(matrix.shape[1] for matrix in vectors))
     own = list(schema)[: -len(vectors)]
     texts = {f.name: pa.array([row.get(f.name) for row in out.rows], f.type) for f in own}
-    found = {views.column(i): tables.from_matrix(matrix) for i, matrix in enumerate(vectors)}
-    part = pa.table({**texts, **found}, schema=schema)
+    embedded = {views.column(i): tables.from_matrix(matrix) for i, matrix in enumerate(vectors)}
+    part = pa.table({**texts, **embedded}, schema=schema)
     tables.write(paths.embeddings.file(f"{stem}.parquet"), part, **facts)
+    return facts

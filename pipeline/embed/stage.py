@@ -48,7 +48,7 @@ def run(
     With the settings of given embeddings, `shards` are their files; these are imported.
     """
     shards = settled(shards, paths)
-    if not _retries(cfg, paths) and (before := if_done(cfg, shards, paths)):
+    if not _remove_quarantined(cfg, paths) and (before := if_done(cfg, shards, paths)):
         console.log_already_done(log, "embed", paths.embeddings.url)
         return before
     make = partial(embed_shards, cfg) if isinstance(cfg, Config) else importing.prepare(cfg, shards)
@@ -99,12 +99,11 @@ def run(
     return paths.embeddings.manifest()
 
 
-def _retries(cfg: AnyConfig, paths: layout.RunPaths) -> bool:
-    """Whether quarantined shards are to be tried again; removes their parts."""
+def _remove_quarantined(cfg: AnyConfig, paths: layout.RunPaths) -> bool:
+    """Remove the parts of quarantined shards where these are to be tried again; whether any was."""
     if not isinstance(cfg, Config) or not cfg.retry_quarantined:
         return False
-    names = [n.removesuffix(".parquet") for n in paths.embeddings.names() if n.endswith(".parquet")]
-    known = outputs.part_facts(paths.embeddings, names)
+    known = outputs.part_facts(paths.embeddings, paths.embeddings.stems())
     again = {stem for stem, facts in known.items() if QUARANTINED in facts.get("reasons", {})}
     paths.embeddings.remove({f"{stem}.parquet" for stem in again})
     return bool(again)

@@ -12,7 +12,7 @@ from pipeline.embed.settings import Config
 from pipeline.runtime import config
 from pipeline.runtime.errors import UserError
 from pipeline.store.listing import Shard, version_now
-from pipeline.store.storage import content
+from pipeline.store.storage import content, without_query
 
 log = logging.getLogger(__name__)
 AnyConfig = Config | GivenConfig
@@ -87,23 +87,20 @@ def _apart(found: list[Shard], listed: list[Shard]) -> list[Shard]:
 
 def _name(url: str) -> str:
     """The file name of a URL."""
-    return url.partition("?")[0].rpartition("/")[2]
+    return without_query(url).rpartition("/")[2]
 
 
 def _known(paths: layout.RunPaths) -> list[dict[str, Any]]:
     """The shards of the finished parts, by the manifest; without one, by the parts."""
     if manifest := paths.embeddings.peek():
         return [facts["shard"] for facts in manifest["shards"]]
-    stems = [n.removesuffix(".parquet") for n in paths.embeddings.names() if n.endswith(".parquet")]
-    found = outputs.part_facts(paths.embeddings, stems).values()
+    found = outputs.part_facts(paths.embeddings, paths.embeddings.stems()).values()
     return [facts["shard"] for facts in found if "shard" in facts]
 
 
 def survey(cfg: AnyConfig, shards: list[Shard], paths: layout.RunPaths) -> Survey:
     """Read the footer of every part."""
-    names = paths.embeddings.names()
-    stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
-    known = outputs.part_facts(paths.embeddings, stems)
+    known = outputs.part_facts(paths.embeddings, paths.embeddings.stems())
     rejects = paths.rejects.names()
     old = {stem: f for stem, f in known.items() if f.get("stage") != config.fingerprint(cfg)}
     other = {stem: f for stem, f in old.items() if not can_keep(f, cfg)}

@@ -12,7 +12,6 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from pipeline.runtime.redaction import HTTP
 from pipeline.store import storage
 
 SUFFIXES = {  # of compressed shards -> format
@@ -34,7 +33,7 @@ class DamagedStream(Exception):  # noqa: N818 - it is what tar_stream calls dama
 
 def format_of(url: str) -> str | None:
     """The compression of a shard by its name; None for a plain tar."""
-    path = (url.partition("?")[0] if url.startswith(HTTP) else url).lower()
+    path = storage.without_query(url).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if path.endswith(suffix)), None)
 
 

@@ -16,7 +16,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import HTTP
 from pipeline.store import compressed, storage
 from pipeline.store.retry import retry
-from pipeline.store.storage import locate, read_bytes, up_to_date
+from pipeline.store.storage import locate, read_bytes, up_to_date, without_query
 
 log = logging.getLogger(__name__)
 VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -142,7 +142,9 @@ def _matches(pattern: str, wanted: Kind) -> Details:
     if wrong := sorted(set(named).difference(taken)) or ([] if taken else sorted(found)):
         why = f"{wrong[0]} is not a {' or '.join(wanted.suffixes)}; {wanted.remedy}"
         raise UserError(f"{pattern} (taken as {kind}): {why}")
-    if others := [url for url in found if url not in taken and _path(url).endswith(ARCHIVES)]:
+    if others := [
+        url for url in found if url not in taken and without_query(url).endswith(ARCHIVES)
+    ]:
         log.warning("%s: %d archives are left out: %s", pattern, len(others), others[0])
     return taken
 
@@ -162,7 +164,7 @@ def _warn_of_subfolders(folder: str, below: list[str], wanted: Kind) -> None:
 
 
 def _is_wanted(url: str, wanted: Kind) -> bool:
-    return _path(url).lower().endswith(wanted.suffixes)
+    return without_query(url).lower().endswith(wanted.suffixes)
 
 
 def _meaning(pattern: str, wanted: Kind) -> tuple[str, list[str], set[str]]:
@@ -175,7 +177,7 @@ def _meaning(pattern: str, wanted: Kind) -> tuple[str, list[str], set[str]]:
         return "a brace pattern", entries, set(filter(_is_glob, entries))
     if special:
         return "a glob", [pattern], {pattern}
-    if _path(pattern).endswith((".txt", ".list", ".lst")):
+    if without_query(pattern).endswith((".txt", ".list", ".lst")):
         entries = [path for line in _lines(pattern, wanted) for path in _expand(line)]
         return "a list file", entries, set(filter(_is_glob, entries))
     if _is_wanted(pattern, wanted):
@@ -231,11 +233,6 @@ def _canonical(url: str) -> str:
         locate(url)  # raises for secrets in it
         return url  # its path would have the values of its variables
     return _prefix(url) + str(locate(url)[1])
-
-
-def _path(url: str) -> str:
-    """The URL without the query that HTTP allows."""
-    return url.partition("?")[0] if url.startswith(HTTP) else url
 
 
 def _search(pattern: str, glob: bool) -> tuple[Details, list[str]]:
@@ -327,8 +324,10 @@ def _shard(stem: str, url: str, entry: dict[str, Any]) -> Shard:
 
 def _stems(urls: list[str], suffixes: tuple[str, ...]) -> list[str]:
     """File names without suffix; where two are the same, paths below the deepest common folder."""
-    ends = {url: next(s for s in suffixes if _path(url).lower().endswith(s)) for url in urls}
-    parts = [_path(url)[: -len(ends[url])].split("/") for url in urls]
+    ends = {
+        url: next(s for s in suffixes if without_query(url).lower().endswith(s)) for url in urls
+    }
+    parts = [without_query(url)[: -len(ends[url])].split("/") for url in urls]
     stems = [part[-1] for part in parts]
     if len(set(stems)) < len(urls):
         places = list(zip(min(parts), max(parts), strict=False))  # of the first URL and the last

@@ -156,6 +156,11 @@ def open_pieces(url: str) -> IO[bytes]:
     return cast(IO[bytes], retry(lambda: fs.open(path, "rb", cache_type="none"), url))
 
 
+def without_query(url: str) -> str:
+    """The URL without the query that HTTP allows."""
+    return url.partition("?")[0] if url.startswith(HTTP) else url
+
+
 def absolute(url: str) -> str:
     """The URL, or the absolute path of a local one: workers have other working folders."""
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
@@ -210,6 +215,10 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return set()
         return {str(name).rstrip("/").rpartition("/")[2] for name in found}
+
+    def stems(self) -> list[str]:
+        """The names of its Parquet files, without the suffix."""
+        return [n.removesuffix(".parquet") for n in self.names() if n.endswith(".parquet")]
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the finished stage; UserError if it is not finished."""

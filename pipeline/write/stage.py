@@ -310,8 +310,8 @@ def _remove_others(paths: layout.RunPaths, done: set[str]) -> None:
 
     Files that no run has written stay.
     """
-    stems = [n.removesuffix(".parquet") for n in paths.labels.names() if n.endswith(".parquet")]
-    ours = {stem for stem, f in outputs.part_facts(paths.labels, stems).items() if "made_of" in f}
+    facts = outputs.part_facts(paths.labels, paths.labels.stems())
+    ours = {stem for stem, own in facts.items() if "made_of" in own}
     paths.labels.remove({"manifest.json"} | {f"{stem}.parquet" for stem in ours - done})
     embedded = {facts["shard"]["stem"] for facts in paths.embeddings.manifest()["shards"]}
     paths.labeled.remove({f"{stem}.tar" for stem in (ours | embedded) - done})

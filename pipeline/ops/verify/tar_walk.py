@@ -106,7 +106,7 @@ def losses(found: Walk, keys: set[str], end: str) -> Iterator[str]:
         if file.key is not None and _text(file.key) not in keys:
             yield f"has no row for {_text(file.name)} at byte {file.offset} of the input"
     for start, stop in found.gaps:
-        if end == "complete":
+        if not re.search(r"(damaged at|zeros from) byte", end):
             yield f"bytes {start} to {stop} of the input are no files, and no row names them"
 
 
